@@ -1,0 +1,173 @@
+"""Configuration: environment variables and a `.env` file, read once at the start.
+
+The names and defaults of the first version are kept; the rest are listed in README.md and `.env.example`, which a test
+holds against this module. Every bad value is reported, all of them at once, in one line each; no message and no `repr`
+shows a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SEED_IMAGE = "python:3.9-slim"
+
+_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+class ConfigurationError(Exception):
+    """One or more variables hold a value that cannot be used. `str()` has one line for each."""
+
+
+def parse_duration(value: object) -> float:
+    """Read a length of time: plain seconds (`90`, `0.5`), or hours, minutes and seconds (`1h30m`, `5m`, `90s`).
+
+    Returns seconds. Raises ValueError on anything else, negative and infinite values included.
+    """
+    allowed = "a duration such as 90, 90s, 5m or 1h30m"
+    text = str(value).strip().lower()
+    try:
+        seconds = float(text)
+    except ValueError:
+        if text.endswith("ms") and text[:-2].replace(".", "", 1).isdigit():
+            return float(text[:-2]) / 1000
+        match = _DURATION.fullmatch(text)
+        if not text or match is None:
+            raise ValueError(f"use {allowed}") from None
+        parts = match.groupdict(default="0")
+        seconds = float(parts["h"]) * 3600 + float(parts["m"]) * 60 + float(parts["s"])
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"use {allowed}")
+    return seconds
+
+
+def _split_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("name at least one")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class Settings(BaseSettings):
+    """Every setting of a worker. Attribute `db_host` is the variable DB_HOST, and so on. Durations are in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True,
+        env_ignore_empty=True, populate_by_name=True,
+    )
+
+    # Database
+    db_dialect: Literal["auto", "postgres", "cockroach", "embedded"] = "auto"
+    database_url: SecretStr | None = None
+    db_user: str = "user"
+    db_password: SecretStr = SecretStr("password")
+    db_name: str = "continuum"
+    db_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = ("localhost",)
+    db_port: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (5432,)
+    db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    db_sslrootcert: Path | None = None
+    db_sslcert: Path | None = None
+    db_sslkey: Path | None = None
+    embedded_dir: Path = Path(".continuum/postgres")
+
+    # What this worker takes, and how
+    slots: int = Field(default_factory=lambda: 2 * (os.cpu_count() or 1), ge=1, le=1024)
+    min_priority: int = 0
+    max_priority: int = 0
+    polling_interval: Duration = Field(5.0, gt=0)
+    wakeup: Literal["auto", "changefeed", "poll"] = "auto"
+    lease_seconds: Duration = Field(30.0, ge=1)
+    task_timeout: Duration = Field(3600.0, gt=0)
+    shutdown_grace: Duration = 25.0
+    retention_days: float = Field(0.0, ge=0)
+
+    # Sandboxes
+    sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"
+    container_image: str = SEED_IMAGE
+    container_memory_mb: int = Field(512, ge=32)
+    container_cpu_limit: float = Field(0.5, gt=0)
+    container_idle_timeout: Duration = 300.0
+    container_pids_limit: int = Field(128, ge=8)
+    container_disk_mb: int = Field(64, ge=1)
+    container_runtime: str = ""
+    egress: Literal["public", "none"] = "public"
+    output_limit: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+
+    # Status server and logs
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65535)
+    api_token: SecretStr | None = None
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("min_priority", "max_priority")
+    @classmethod
+    def _fits_integer(cls, value: int) -> int:
+        if not -(2**31) <= value < 2**31:
+            raise ValueError("use a number that fits the INTEGER column priority")
+        return value
+
+    @field_validator("db_port")
+    @classmethod
+    def _ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 < port < 65536 for port in value):
+            raise ValueError("use port numbers from 1 to 65535")
+        return value
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between two heartbeats: a third of the lease, so that two may fail before it expires."""
+        return self.lease_seconds / 3
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`. Raises `ConfigurationError` with a line for each bad value."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_explain(error))) from None
+    problems = list(_contradictions(settings))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    if settings.min_priority and settings.max_priority and settings.min_priority > settings.max_priority:
+        problems.append(
+            f"MAX_PRIORITY={settings.max_priority} is below MIN_PRIORITY={settings.min_priority}: "
+            "no task could ever be claimed; use 0 for an open end"
+        )
+    if len(settings.db_port) not in (1, len(settings.db_host)):
+        problems.append(
+            f"DB_PORT lists {len(settings.db_port)} ports for {len(settings.db_host)} hosts in DB_HOST: "
+            "give one port for all, or one for each"
+        )
+    return problems
+
+
+_SECRETS = {"db_password", "database_url", "api_token"}
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=True):
+        name = str(problem["loc"][0])
+        shown = "(hidden)" if name in _SECRETS else repr(os.environ.get(name.upper(), problem.get("input")))
+        reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+        lines.append(f"{name.upper()}={shown}: {reason}")
+    return lines

@@ -1,0 +1,37 @@
+"""What can go wrong with a database, from a caller's point of view.
+
+    DatabaseError                 anything below
+    ├─ DatabaseUnavailable        transient: the same call may succeed later (connection lost, node draining, deadline)
+    │  └─ OutcomeUnknown          transient, and the statement may or may not have taken effect: resolve it by reading
+    ├─ SchemaMismatch             the schema is missing or older than this worker: run `continuum migrate`
+    ├─ DialectMismatch            DB_DIALECT names another database than the one that answers
+    └─ InvalidTask                the database refused what a producer submitted, and says why
+
+Anything else that escapes an adapter (a psycopg ProgrammingError, say) is a bug and ends the worker.
+"""
+
+from __future__ import annotations
+
+
+class DatabaseError(Exception):
+    """Something went wrong with the database."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used right now; the call did nothing and may be repeated later."""
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection broke before the answer came: the statement may or may not have taken effect."""
+
+
+class SchemaMismatch(DatabaseError):
+    """The database's schema is not the one this version needs."""
+
+
+class DialectMismatch(DatabaseError):
+    """DB_DIALECT does not fit the server."""
+
+
+class InvalidTask(DatabaseError):
+    """The database refused a submitted task."""

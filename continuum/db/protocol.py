@@ -1,0 +1,148 @@
+"""The one interface between Continuum and a database: the verbs of the domain.
+
+Implementations: `postgres.PostgresDatabase`, `cockroach.CockroachDatabase`, `memory.MemoryDatabase` (for tests). One
+test suite, tests/db, runs unchanged on each of them.
+
+Every method has a deadline of its own inside the adapter and raises `DatabaseUnavailable` (or `OutcomeUnknown`, where
+a write may have happened) when the database does not answer in time. All methods may be called from several tasks at
+once; `heartbeat` never waits for a connection that another method uses. Leases and due times are compared on the
+database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from continuum.model import (
+    Cancellation,
+    ClaimedTask,
+    Completion,
+    HeartbeatAnswer,
+    Lease,
+    NewTask,
+    PartialOutput,
+    Recovered,
+    Statistics,
+    TaskRecord,
+    Wakeup,
+    WorkerRecord,
+    WorkerReport,
+)
+
+
+class Database(Protocol):
+    """A queue of tasks in a database. Use it inside the `async with open_database(settings)` that made it."""
+
+    @property
+    def dialect(self) -> str:
+        """`postgres`, `cockroach` or `memory`."""
+        ...
+
+    # -- the schema ------------------------------------------------------------------------------------------------
+
+    async def migrate(self) -> int:
+        """Apply the schema (safe to repeat, safe to run concurrently) and return its version."""
+        ...
+
+    async def check_schema(self) -> None:
+        """Raise `SchemaMismatch`, naming the command to run, when the schema is missing or older than ours."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the database answers a trivial query."""
+        ...
+
+    # -- a worker's verbs ------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
+    ) -> list[ClaimedTask]:
+        """Claim up to `limit` due pending tasks in order of priority, then id, and return them in that order.
+
+        lease: seconds until the claim expires unless a heartbeat extends it.
+        min_priority, max_priority: inclusive bounds; 0 leaves that end open.
+        """
+        ...
+
+    async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+        """Write outcomes, each only if its attempt is still `worker_id`'s, and count them in WORKERS, in one
+        statement. Return the leases whose outcome stands in the record because of this call or an earlier
+        identical one; the others had passed to somebody else and nothing of theirs was changed.
+        Safe to repeat after `OutcomeUnknown`."""
+        ...
+
+    async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
+        """Give claimed tasks back to pending, at once claimable, without counting the attempt (a task whose
+        cancellation was requested ends as cancelled instead). Return how many were still ours."""
+        ...
+
+    async def release_except(self, worker_id: str, held: Sequence[Lease]) -> int:
+        """Give back every task that the record says `worker_id` processes but that is not in `held`: claims whose
+        answer never arrived. Call it only while no claim is under way. Return how many."""
+        ...
+
+    async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
+        """Extend the leases in `held` that are still `worker_id`'s, expired or not, to `lease` seconds from now."""
+        ...
+
+    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
+        """Show what running tasks have written so far, each only if its attempt is still `worker_id`'s."""
+        ...
+
+    async def report(self, worker: WorkerReport) -> None:
+        """Insert or refresh the worker's row in WORKERS."""
+        ...
+
+    async def sign_off(self, worker_id: str) -> None:
+        """Say in WORKERS that the worker has stopped."""
+        ...
+
+    # -- housekeeping, by whichever worker comes first -----------------------------------------------------------------
+
+    async def promote(self, limit: int = 1000) -> float | None:
+        """Make up to `limit` scheduled tasks that are due claimable. Return the seconds until the next one is due
+        (0 when there were more than `limit`), or None when nothing is scheduled."""
+        ...
+
+    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+        """End up to `limit` attempts whose lease expired: back to pending with backoff while attempts are left,
+        else failed with a message that starts with "Timeout/Crash: "; cancelled where that was requested.
+        Failures are counted in WORKERS under `worker_id`."""
+        ...
+
+    async def purge(self, older_than: float, limit: int = 1000) -> int:
+        """Delete up to `limit` tasks that finished more than `older_than` seconds ago; return how many."""
+        ...
+
+    # -- a producer's verbs ----------------------------------------------------------------------------------------
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
+        """Insert tasks in one transaction, and their code (one CODES row for each distinct source text), and return
+        their ids in order. A task whose (tenant, idempotency_key) exists already yields the id of the first one.
+        Raises `InvalidTask` when the database refuses one: none of them is inserted then."""
+        ...
+
+    async def cancel(self, task_id: int) -> Cancellation:
+        """Cancel a pending task, or ask the worker of a running one to stop it."""
+        ...
+
+    async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
+        """Read tasks; unknown ids are left out. Order follows `task_ids`."""
+        ...
+
+    async def statistics(self) -> Statistics:
+        """Totals for /global-status, in a time that does not grow with the number of finished tasks."""
+        ...
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The workers seen within the last day, newest first."""
+        ...
+
+    # -- waking up -------------------------------------------------------------------------------------------------
+
+    def wakeups(self) -> AbstractAsyncContextManager[AsyncIterator[Wakeup]]:
+        """Listen for work. Entering returns once nothing committed from now on can be missed; the iterator yields
+        until the connection breaks, which raises `DatabaseUnavailable`. Wake-ups may be spurious and merged."""
+        ...

@@ -1,0 +1,326 @@
+"""The values that the parts of Continuum hand to each other.
+
+Everything here is plain, frozen data: no I/O, no clock, no dependency on another part. A task's way through the
+worker is `ClaimedTask` -> `Outcome` -> `Completion`; `TaskRecord` is what anybody may read back.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Status(enum.StrEnum):
+    """The `status` column of TASKS. A row may hold another text (a foreign hand wrote it): nothing claims it."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    MALICIOUS = "malicious"
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.MALICIOUS})
+"""States that are written once and never left."""
+
+
+class Lease(NamedTuple):
+    """The right to write one task's outcome. `attempt` is the fencing token: it only grows, so an older lease on
+    the same task can be told from a newer one for ever."""
+
+    task_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task to submit. Give `code` (source text) or `code_id` (a row of CODES), not both.
+
+    payload: JSON text, already encoded; None is SQL NULL, which a script sees as `null`.
+    run_at: not before this time (aware, UTC); None means now.
+    timeout: seconds of wall time; None means the worker's TASK_TIMEOUT.
+    """
+
+    name: str = ""
+    description: str | None = None
+    code: str | None = None
+    code_id: str | None = None
+    payload: str | None = None
+    priority: int = 0
+    max_attempts: int = 3
+    timeout: float | None = None
+    run_at: dt.datetime | None = None
+    tenant: str | None = None
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedTask:
+    """One claimed attempt, with all that is needed to run it.
+
+    code: the source text; None when the row names no code, or one that CODES does not hold.
+    payload: JSON text (`null` for SQL NULL).
+    released: attempts that ended without counting (the worker gave them back); see `attempts_left`.
+    timeout: seconds, None where the task leaves it to the worker.
+    created_at: on the database's clock, UTC.
+    """
+
+    id: int
+    attempt: int
+    max_attempts: int
+    released: int
+    name: str
+    code: str | None
+    code_id: str | None
+    payload: str
+    priority: int
+    timeout: float | None
+    tenant: str | None
+    traceparent: str | None
+    created_at: dt.datetime
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.id, self.attempt)
+
+    @property
+    def counted_attempt(self) -> int:
+        """Which try this is, not counting those that workers gave back: 1 is the first."""
+        return self.attempt - self.released
+
+    @property
+    def attempts_left(self) -> bool:
+        """Whether the task may be tried again after this attempt fails."""
+        return self.counted_attempt < self.max_attempts
+
+
+class Ending(enum.StrEnum):
+    """Why an attempt ended. Each has its own plain message in `Outcome.message`."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """The script ended with a non-zero exit code or by a signal of its own."""
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    SANDBOX_LOST = "sandbox_lost"
+    """The sandbox died, or answered wrongly, while the script ran."""
+    INVALID = "invalid"
+    """The task can never run as it is written (its code does not exist): failed without another try."""
+    CANCELLED = "cancelled"
+
+
+class Stream(enum.Enum):
+    """Which of a script's two outputs a piece of text belongs to."""
+
+    OUTPUT = "output"
+    ERROR = "error_output"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended: a plain value, whatever happened.
+
+    exit_code: the script's exit code; 128 + n when signal n ended it; None when there was none.
+    output, error_output: text as the database can hold it (no NUL), capped at OUTPUT_LIMIT bytes each.
+    message: one or more lines for `last_error`, the cause first; empty when completed.
+    """
+
+    ending: Ending
+    exit_code: int | None = None
+    output: str = ""
+    error_output: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What to write for one attempt. `status` is terminal, or PENDING to have the task tried again
+    `retry_in` seconds from now, on the database's clock."""
+
+    task_id: int
+    attempt: int
+    status: Status
+    exit_code: int | None
+    output: str
+    error_output: str
+    last_error: str | None
+    retry_in: float | None = None
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.task_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialOutput:
+    """The outputs of a running attempt so far, for those who watch it."""
+
+    task_id: int
+    attempt: int
+    output: str
+    error_output: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """What a heartbeat learned. `lost` leases belong to somebody else by now (or the task is gone): what runs
+    under them must stop and write nothing. `cancelled` ones are still held and should end as cancelled."""
+
+    lost: frozenset[Lease]
+    cancelled: frozenset[Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How many expired leases the janitor sent back to pending, failed for good, or ended as cancelled."""
+
+    retried: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.retried + self.failed + self.cancelled
+
+
+class Cancellation(enum.StrEnum):
+    """What became of a request to cancel a task."""
+
+    CANCELLED = "cancelled"
+    """It was pending and is cancelled now."""
+    REQUESTED = "requested"
+    """It is running; its worker stops it as soon as it learns of the request."""
+    FINISHED = "finished"
+    """It had already reached a terminal state, which stays."""
+    UNKNOWN = "unknown"
+    """There is no task with this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One row of TASKS, read back. Times are aware and UTC. `status` is a `Status` where it is a known one."""
+
+    id: int
+    name: str
+    description: str | None
+    status: str
+    payload: str | None
+    code_id: str | None
+    priority: int
+    attempt: int
+    released: int
+    max_attempts: int
+    worker_id: str | None
+    created_at: dt.datetime
+    run_at: dt.datetime | None
+    started: dt.datetime | None
+    finished: dt.datetime | None
+    lease_expires_at: dt.datetime | None
+    timeout: float | None
+    exit_code: int | None
+    output: str | None
+    error_output: str | None
+    last_error: str | None
+    tenant: str | None
+    idempotency_key: str | None
+    cancel_requested: bool
+    traceparent: str | None
+
+    @property
+    def finished_for_good(self) -> bool:
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker says of itself in WORKERS with every heartbeat.
+
+    finished_last_hour: attempts that reached a terminal state here within the last hour.
+    """
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    slots: int
+    running: int
+    sandbox: str
+    finished_last_hour: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """One row of WORKERS, read back. `alive` is the database's view: seen within three leases and not stopped."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    slots: int
+    running: int
+    sandbox: str
+    started_at: dt.datetime
+    seen_at: dt.datetime
+    stopped_at: dt.datetime | None
+    alive: bool
+    completed: int
+    failed: int
+    cancelled: int
+    finished_last_hour: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Totals over the whole system, cheap to read however large TASKS is.
+
+    Finished tasks are totals since the schema was created (retention does not lower them); pending and running
+    are counted now. `other` are rows with a status that Continuum does not know.
+    """
+
+    pending: int
+    scheduled: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    avg_execution_seconds: float
+    throughput_tasks_per_hour: float
+    workers: int
+
+    @property
+    def total(self) -> int:
+        return self.pending + self.scheduled + self.running + self.completed + self.failed + self.cancelled
+
+
+class Wakeup(enum.Enum):
+    """Why the database woke us. Spurious ones are harmless; lost ones are caught by the fallback poll."""
+
+    PENDING = "pending"
+    """Some task became claimable."""
+    CANCEL = "cancel"
+    """Somebody asked to cancel a running task."""
+    SCHEDULED = "scheduled"
+    """A task was given a time to run at, which may be sooner than the next one known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One script to run in a sandbox.
+
+    payload: JSON text. timeout: seconds of wall time. output_limit: bytes kept of each output.
+    environment: variables for the script beside the usual ones.
+    """
+
+    task_id: int
+    attempt: int
+    code: str
+    payload: str
+    timeout: float
+    output_limit: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tenant: str | None = None

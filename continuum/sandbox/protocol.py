@@ -1,0 +1,84 @@
+"""What the rest of Continuum knows of sandboxes.
+
+Two backends implement it: `docker` and `bubblewrap`. Both run the same `runner.py` inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Protocol
+
+from continuum.model import Outcome, RunRequest, Stream
+
+OutputSink = Callable[[Stream, str], None]
+"""Called with each piece of output while a script runs: text, already decoded and within the limit. Must not block."""
+
+
+class SandboxError(Exception):
+    """Something went wrong with sandboxes."""
+
+
+class BackendUnavailable(SandboxError):
+    """No sandbox can be started right now (daemon down, image missing); the message says what to do."""
+
+
+class SandboxLost(SandboxError):
+    """This sandbox died or broke the protocol: throw it away. The message says what was seen."""
+
+
+class Sandbox(Protocol):
+    """One started sandbox: runs one script at a time and forgets each before the next."""
+
+    @property
+    def name(self) -> str:
+        """How an operator finds it: a container's name, a process id."""
+        ...
+
+    async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        """Run a script to its end and return how it ended. The runner inside enforces the timeout and the limits
+        and says `ready` once nothing of the script is left; the next `run` waits for that first.
+
+        Raises `SandboxLost` when the sandbox died or misbehaved. After that, or after being cancelled, the sandbox
+        must be closed and not used again."""
+        ...
+
+    async def aclose(self) -> None:
+        """Kill everything inside and remove it. Safe to repeat; bounded in time even when shielded."""
+        ...
+
+
+class Backend(Protocol):
+    """A way of making sandboxes."""
+
+    @property
+    def name(self) -> str:
+        """`docker` or `bubblewrap`."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """The isolation in force, for people: `docker (runc), egress public`."""
+        ...
+
+    async def prepare(self) -> None:
+        """What must be done once per host before the first cold start: find or build the image, make the network.
+        Raises `BackendUnavailable`."""
+        ...
+
+    async def start(self) -> Sandbox:
+        """A cold start: a sandbox whose runner is ready and whose network policy is verified.
+        Raises `BackendUnavailable`."""
+        ...
+
+    async def check(self) -> None:
+        """Raise `BackendUnavailable` when no sandbox could be started now; cheap."""
+        ...
+
+    async def sweep(self, live_workers: Set[str]) -> int:
+        """Remove what dead workers left on this host and return how many sandboxes that was. A worker of this
+        process namespace is dead when its process is; any other is dead when it is not in `live_workers`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what `prepare` took."""
+        ...

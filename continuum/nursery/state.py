@@ -1,0 +1,110 @@
+"""What a worker knows of itself: read by the status server and reported to WORKERS, written by the services."""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import trio
+
+from continuum.model import ClaimedTask, Lease, Status, WorkerReport
+
+HOUR = 3600.0
+
+
+def new_worker_id() -> str:
+    """A name no other worker has or had: host, process id and eight random hex digits."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def version() -> str:
+    """The installed version of Continuum."""
+    return metadata.version("continuum-worker")
+
+
+class Health:
+    """What stands between this worker and useful work, by component. Empty means ready."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str] = {}
+
+    def report(self, component: str, problem: str | None) -> None:
+        """Say what is wrong with a component (`database`, `sandbox`), or None when it is well again."""
+        if problem is None:
+            self._problems.pop(component, None)
+        else:
+            self._problems[component] = problem
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return dict(self._problems)
+
+    @property
+    def ready(self) -> bool:
+        return not self._problems
+
+
+@dataclass(slots=True)
+class Running:
+    """A claimed task that has a slot. `since` is on Trio's clock; output grows while the script runs."""
+
+    task: ClaimedTask
+    since: float
+    scope: trio.CancelScope
+    started_at: dt.datetime
+    stop_reason: str | None = None
+    sandbox: str | None = None
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """One worker's identity, counters and running tasks."""
+
+    id: str
+    slots: int
+    sandbox: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    version: str = field(default_factory=version)
+    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+    processed: int = 0
+    successful: int = 0
+    failed: int = 0
+    database_failures: int = 0
+    stopping: bool = False
+    running: dict[Lease, Running] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+    _finished_minutes: collections.Counter[int] = field(default_factory=collections.Counter)
+
+    def count_finished(self, status: Status) -> None:
+        """Count a task that this worker brought to a terminal state."""
+        self.processed += 1
+        if status is Status.COMPLETED:
+            self.successful += 1
+        else:
+            self.failed += 1
+        self._finished_minutes[int(trio.current_time() // 60)] += 1
+
+    def finished_last_hour(self) -> int:
+        oldest = int((trio.current_time() - HOUR) // 60)
+        for minute in [minute for minute in self._finished_minutes if minute <= oldest]:
+            del self._finished_minutes[minute]
+        return self._finished_minutes.total()
+
+    def report(self) -> WorkerReport:
+        """What this worker says of itself in WORKERS."""
+        return WorkerReport(
+            id=self.id,
+            host=self.host,
+            pid=self.pid,
+            version=self.version,
+            slots=self.slots,
+            running=len(self.running),
+            sandbox=self.sandbox,
+            finished_last_hour=self.finished_last_hour(),
+        )

@@ -324,3 +324,22 @@ class RunRequest:
     output_limit: int
     environment: Mapping[str, str] = field(default_factory=dict)
     tenant: str | None = None
+
+
+RETRY_BASE = 1.0
+"""Seconds before the second try."""
+RETRY_FACTOR = 2.0
+RETRY_CAP = 300.0
+"""Seconds: the longest wait between two tries."""
+RETRY_JITTER = 0.2
+"""Part of the wait by which it is shortened or lengthened at random, so that what failed together does not
+come back together."""
+
+
+def retry_delay(counted_attempt: int, jitter: float) -> float:
+    """Seconds to wait before another try, after `counted_attempt` tries (1 is the first) have failed.
+
+    jitter: from -1 to 1, where in the jitter's range to land.
+    """
+    delay = min(RETRY_CAP, RETRY_BASE * RETRY_FACTOR ** min(counted_attempt - 1, 32))
+    return delay * (1 + RETRY_JITTER * jitter)

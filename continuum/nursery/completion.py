@@ -1,0 +1,139 @@
+"""Outcomes on their way into the database: decided, gathered, written in batches, never lost.
+
+An outcome stays here until the database has confirmed it, or has confirmed that its lease passed to somebody else.
+Through an outage it waits; its lease is kept alive by the heartbeat meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import structlog
+import trio
+
+from continuum.db.protocol import Database
+from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status, retry_delay
+from continuum.nursery.backoff import until_available
+from continuum.nursery.signals import Signal
+from continuum.nursery.state import WorkerState
+from continuum.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+BATCH_LIMIT = 200
+"""Outcomes in one statement: enough to make the round trip cheap, few enough to stay well inside its deadline."""
+BATCH_BYTES = 16 * 1024 * 1024
+"""Text in one statement: outputs may be large, and a statement is one message on the wire."""
+
+
+def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
+    """What to write for an attempt that ended so: a terminal state, or another try after a backoff."""
+    retry_in = None
+    match outcome.ending:
+        case Ending.COMPLETED:
+            status = Status.COMPLETED
+        case Ending.CANCELLED:
+            status = Status.CANCELLED
+        case Ending.INVALID:
+            status = Status.FAILED
+        case _ if task.attempts_left:
+            status = Status.PENDING
+            retry_in = retry_delay(task.counted_attempt, random.uniform(-1, 1))  # noqa: S311 - jitter
+        case _:
+            status = Status.FAILED
+    return Completion(
+        task_id=task.id,
+        attempt=task.attempt,
+        status=status,
+        exit_code=outcome.exit_code,
+        output=outcome.output,
+        error_output=outcome.error_output,
+        last_error=outcome.message or None,
+        retry_in=retry_in,
+    )
+
+
+class Completions:
+    """The outcomes and releases that wait to be written."""
+
+    def __init__(self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal) -> None:
+        self._database = database
+        self._state = state
+        self._telemetry = telemetry
+        self._retry_scheduled = retry_scheduled
+        self._outcomes: dict[Lease, Completion] = {}
+        self._releases: set[Lease] = set()
+        self._work = trio.Event()
+        self._closed = False
+
+    def put(self, completion: Completion) -> None:
+        """Accept an outcome: from here on it is kept until the database has it."""
+        self._outcomes[completion.lease] = completion
+        self._work.set()
+
+    def release(self, lease: Lease) -> None:
+        """Accept a task to give back to pending without counting the attempt."""
+        self._releases.add(lease)
+        self._work.set()
+
+    def close(self) -> None:
+        """Nothing more will come: `run` returns once everything is written."""
+        self._closed = True
+        self._work.set()
+
+    def __len__(self) -> int:
+        return len(self._outcomes) + len(self._releases)
+
+    def leases(self) -> Iterable[Lease]:
+        """Every lease whose end is not written yet."""
+        return [*self._outcomes, *self._releases]
+
+    async def run(self) -> None:
+        """Write what comes until `close`, batch after batch; a batch is whatever came while the last was written."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while self._outcomes or self._releases:
+                await self._write_outcomes()
+                await self._write_releases()
+            if self._closed:
+                return
+
+    async def _write_outcomes(self) -> None:
+        batch = self._next_batch()
+        if not batch:
+            return
+        written = await until_available(
+            self._state, "completion", lambda: self._database.complete(self._state.id, batch)
+        )
+        for completion in batch:
+            del self._outcomes[completion.lease]
+            if completion.lease in written:
+                self._count(completion)
+            else:
+                log.warning("a finished attempt had lost its lease; nothing was written", **completion.lease._asdict())
+        self._telemetry.batch_completed(len(batch))
+
+    async def _write_releases(self) -> None:
+        batch = list(self._releases)
+        if not batch:
+            return
+        await until_available(self._state, "completion", lambda: self._database.release(self._state.id, batch))
+        self._releases.difference_update(batch)
+
+    def _next_batch(self) -> list[Completion]:
+        batch: list[Completion] = []
+        size = 0
+        for completion in self._outcomes.values():
+            size += len(completion.output) + len(completion.error_output)
+            if batch and (len(batch) == BATCH_LIMIT or size > BATCH_BYTES):
+                break
+            batch.append(completion)
+        return batch
+
+    def _count(self, completion: Completion) -> None:
+        if completion.status is Status.PENDING:
+            self._retry_scheduled.notify()
+        else:
+            self._state.count_finished(completion.status)

@@ -23,7 +23,15 @@ class BackendUnavailable(SandboxError):
 
 
 class SandboxLost(SandboxError):
-    """This sandbox died or broke the protocol: throw it away. The message says what was seen."""
+    """This sandbox died or broke the protocol: throw it away. The message says what was seen.
+
+    started: whether the script may have begun. False means that it certainly has not, so that the attempt can go
+    on in another sandbox.
+    """
+
+    def __init__(self, message: str, *, started: bool = True) -> None:
+        super().__init__(message)
+        self.started = started
 
 
 class Sandbox(Protocol):

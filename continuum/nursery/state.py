@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime as dt
+import enum
 import os
 import secrets
 import socket
@@ -12,7 +13,7 @@ from importlib import metadata
 
 import trio
 
-from continuum.model import ClaimedTask, Lease, Status, WorkerReport
+from continuum.model import ClaimedTask, Lease, Status, Stream, WorkerReport
 
 HOUR = 3600.0
 
@@ -49,16 +50,48 @@ class Health:
         return not self._problems
 
 
+class StopReason(enum.Enum):
+    """Why a running task was stopped from outside."""
+
+    CANCELLED = "cancelled"
+    """Somebody asked for it: it ends as cancelled."""
+    LOST = "lost"
+    """Its lease passed to somebody else: nothing may be written."""
+
+
+class Transcript:
+    """What a running script has written so far, for those who watch it."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Stream, list[str]] = {stream: [] for stream in Stream}
+        self.size = 0
+        """Characters written so far, both outputs together."""
+
+    def write(self, stream: Stream, text: str) -> None:
+        self._parts[stream].append(text)
+        self.size += len(text)
+
+    def text(self, stream: Stream) -> str:
+        return "".join(self._parts[stream])
+
+
 @dataclass(slots=True)
 class Running:
-    """A claimed task that has a slot. `since` is on Trio's clock; output grows while the script runs."""
+    """A claimed task that has a slot. `since` is on Trio's clock."""
 
     task: ClaimedTask
-    since: float
-    scope: trio.CancelScope
-    started_at: dt.datetime
-    stop_reason: str | None = None
+    since: float = field(default_factory=trio.current_time)
+    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    transcript: Transcript = field(default_factory=Transcript)
     sandbox: str | None = None
+    stop_reason: StopReason | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """End the run now. The first reason stands, but for a lost lease, which always does."""
+        if self.stop_reason is None or reason is StopReason.LOST:
+            self.stop_reason = reason
+        self.scope.cancel()
 
 
 @dataclass(slots=True)

@@ -1,0 +1,106 @@
+"""One claimed task from its slot to its outcome: one cancel scope, one sandbox, one plain value at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
+from continuum.nursery.completion import Completions, decide
+from continuum.nursery.state import Running, StopReason, WorkerState
+from continuum.sandbox.pool import SandboxPool
+from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
+from continuum.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+FRESH_SANDBOXES = 3
+"""How many sandboxes that were already dead when the script was handed over may be skipped for one task."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """What every script of this worker is bound by: seconds of wall time, bytes of each output."""
+
+    timeout: float
+    output: int
+
+
+@dataclass(slots=True)
+class Executions:
+    """Runs claimed tasks; what it needs is given once, so that a task's story is told by `run` alone."""
+
+    state: WorkerState
+    pool: SandboxPool
+    completions: Completions
+    telemetry: Telemetry
+    limits: Limits
+
+    async def run(self, task: ClaimedTask) -> None:
+        """Run a task and hand its outcome to the completion service, or its lease back."""
+        running = Running(task)
+        self.state.running[task.lease] = running
+        outcome: Outcome | None = None
+        try:
+            with running.scope, self.telemetry.execution(task):
+                outcome = await self._run_in_sandbox(task, running)
+            match running.stop_reason:
+                case StopReason.CANCELLED if outcome is None:
+                    outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")
+                case StopReason.LOST:
+                    outcome = None
+                    log.warning("the lease passed to somebody else; the run was stopped", **task.lease._asdict())
+                    return
+        except BackendUnavailable as error:
+            log.warning("no sandbox; the task goes back to the queue", task_id=task.id, error=str(error))
+            self.state.health.report("sandbox", str(error))
+        finally:
+            del self.state.running[task.lease]
+        if outcome is None:
+            self.completions.release(task.lease)
+        else:
+            self.telemetry.task_ended(task, outcome, trio.current_time() - running.since)
+            self.completions.put(decide(task, outcome))
+
+    async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
+        if task.code is None:
+            return Outcome(Ending.INVALID, message=_missing_code(task))
+        request = RunRequest(
+            task_id=task.id,
+            attempt=task.attempt,
+            code=task.code,
+            payload=task.payload,
+            timeout=min(task.timeout or self.limits.timeout, self.limits.timeout),
+            output_limit=self.limits.output,
+            environment={"TRACEPARENT": task.traceparent} if task.traceparent else {},
+            tenant=task.tenant,
+        )
+        for _ in range(FRESH_SANDBOXES):
+            try:
+                async with self.pool.sandbox() as sandbox:
+                    running.sandbox = sandbox.name
+                    return await sandbox.run(request, running.transcript.write)
+            except SandboxLost as error:
+                if error.started:
+                    return _cut_short(running, Ending.SANDBOX_LOST, f"Sandbox lost: {error}")
+                log.info("a sandbox was dead before the script began; taking another", error=str(error))
+        raise BackendUnavailable(f"{FRESH_SANDBOXES} sandboxes in a row were dead before the script began")
+
+
+def _cut_short(running: Running, ending: Ending, message: str) -> Outcome:
+    """The outcome of a run that did not end by itself: with what it had written until then."""
+    return Outcome(
+        ending,
+        output=running.transcript.text(Stream.OUTPUT),
+        error_output=running.transcript.text(Stream.ERROR),
+        message=message,
+    )
+
+
+def _missing_code(task: ClaimedTask) -> str:
+    if task.code_id is None:
+        return "Invalid task: it names no code; set TASKS.code to the id of a row of CODES"
+    return f"Invalid task: CODES holds no code with id {task.code_id}"
+

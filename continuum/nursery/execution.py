@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from continuum.telemetry import Telemetry
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.sandbox.pool import SandboxPool
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
-from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,9 @@ class Executions:
                     outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")
                 case StopReason.LOST:
                     outcome = None
-                    log.warning("the lease passed to somebody else; the run was stopped", **task.lease._asdict())
+                    log.warning(
+                        "the lease passed to somebody else; the run was stopped", **task.lease._asdict()
+                    )
                     return
         except BackendUnavailable as error:
             log.warning("no sandbox; the task goes back to the queue", task_id=task.id, error=str(error))
@@ -103,4 +105,3 @@ def _missing_code(task: ClaimedTask) -> str:
     if task.code_id is None:
         return "Invalid task: it names no code; set TASKS.code to the id of a row of CODES"
     return f"Invalid task: CODES holds no code with id {task.code_id}"
-

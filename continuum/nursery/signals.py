@@ -15,9 +15,9 @@ class Signal:
     def notify(self) -> None:
         self._raised.set()
 
-    async def wait(self, timeout: float) -> bool:
-        """Wait until it is raised, or `timeout` seconds, and lower it. Returns whether it had been raised."""
-        with trio.move_on_after(timeout):
+    async def wait(self, seconds: float) -> bool:
+        """Wait until it is raised, or `seconds` long, and lower it. Returns whether it had been raised."""
+        with trio.move_on_after(seconds):
             await self._raised.wait()
         raised = self._raised.is_set()
         self._raised = trio.Event()

@@ -33,6 +33,7 @@ class Health:
 
     def __init__(self) -> None:
         self._problems: dict[str, str] = {}
+        self._changed = trio.Event()
 
     def report(self, component: str, problem: str | None) -> None:
         """Say what is wrong with a component (`database`, `sandbox`), or None when it is well again."""
@@ -40,6 +41,13 @@ class Health:
             self._problems.pop(component, None)
         else:
             self._problems[component] = problem
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_for_problem(self, component: str) -> None:
+        """Return once there is something wrong with a component."""
+        while component not in self._problems:
+            await self._changed.wait()
 
     @property
     def problems(self) -> dict[str, str]:

@@ -1,0 +1,116 @@
+"""Claiming: as many tasks as there are free slots, whenever there may be work."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+from continuum.telemetry import Telemetry
+
+from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
+from continuum.db.protocol import Database
+from continuum.model import ClaimedTask
+from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
+from continuum.nursery.completion import Completions
+from continuum.nursery.signals import Shutdown, Signal
+from continuum.nursery.state import WorkerState
+
+log = structlog.get_logger(__name__)
+
+UNWRITTEN_LIMIT = 4
+"""No more is claimed while outcomes for so many times the slots wait to be written: a database that grants claims
+but takes no completions must not fill the worker's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimPolicy:
+    """Which tasks this worker takes. Bounds are inclusive, 0 is an open end; lease and interval in seconds."""
+
+    min_priority: int
+    max_priority: int
+    lease: float
+    polling_interval: float
+
+
+@dataclass(slots=True)
+class Claims:
+    """The claim service: `run` is its whole life."""
+
+    database: Database
+    state: WorkerState
+    completions: Completions
+    telemetry: Telemetry
+    policy: ClaimPolicy
+    work: Signal
+    """Raised when there may be something to claim: work arrived, a slot became free, the sandboxes work again."""
+    shutdown: Shutdown
+    _answer_lost: bool = False
+
+    async def run(self, execute: Callable[[ClaimedTask], Awaitable[None]], executions: trio.Nursery) -> None:
+        """Claim until shutdown is requested, starting `execute` in `executions` for each claimed task."""
+
+        async def hold_slot(task: ClaimedTask) -> None:
+            await execute(task)
+            self.work.notify()
+
+        backoff = Backoff()
+        while not self.shutdown.requested.is_set():
+            wanted = self._free_slots()
+            if wanted == 0:
+                await self.work.wait(self.policy.polling_interval)
+                continue
+            try:
+                tasks = await self._claim(wanted)
+            except DatabaseUnavailable as error:
+                self._answer_lost = self._answer_lost or isinstance(error, OutcomeUnknown)
+                note_database_failure(self.state, "claim", error)
+                await self._pause(backoff.next_delay())
+                continue
+            backoff.reset()
+            note_database_success(self.state)
+            self.telemetry.tasks_claimed(tasks)
+            for task in tasks:
+                if self.shutdown.requested.is_set():
+                    self.completions.release(task.lease)
+                else:
+                    executions.start_soon(hold_slot, task)
+            if len(tasks) < wanted:
+                await self.work.wait(self.policy.polling_interval)
+            else:
+                await (
+                    trio.lowlevel.checkpoint()
+                )  # the executions take their slots before they are counted again
+
+    def _free_slots(self) -> int:
+        if "sandbox" in self.state.health.problems:
+            return 0
+        if "heartbeat" in self.state.health.problems:
+            return 0
+        if len(self.completions) >= UNWRITTEN_LIMIT * self.state.slots:
+            return 0
+        return max(0, self.state.slots - len(self.state.running))
+
+    async def _claim(self, wanted: int) -> list[ClaimedTask]:
+        if self._answer_lost:
+            await self._give_back_unheard_claims()
+        return await self.database.claim(
+            self.state.id,
+            wanted,
+            lease=self.policy.lease,
+            min_priority=self.policy.min_priority,
+            max_priority=self.policy.max_priority,
+        )
+
+    async def _give_back_unheard_claims(self) -> None:
+        """A claim's answer was lost, so the record may hold tasks for us that we never heard of."""
+        held = [*self.state.running, *self.completions.leases()]
+        released = await self.database.release_except(self.state.id, held)
+        self._answer_lost = False
+        if released:
+            log.info("gave back tasks whose claim was never answered", released=released)
+
+    async def _pause(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self.shutdown.requested.wait()

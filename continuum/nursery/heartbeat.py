@@ -1,0 +1,79 @@
+"""Keeping leases alive, and learning which of them were cancelled or lost.
+
+The heartbeat shares nothing with the claim path: its connection is its own, and no queue, slot or sandbox can hold
+it up. A worker whose heartbeat fails stops claiming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from continuum.db.errors import DatabaseUnavailable
+from continuum.db.protocol import Database
+from continuum.model import Lease
+from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
+from continuum.nursery.completion import Completions
+from continuum.nursery.signals import Signal
+from continuum.nursery.state import StopReason, WorkerState
+
+log = structlog.get_logger(__name__)
+
+LATE = 2 / 3
+"""Part of the lease after which, without a heartbeat that worked, nothing new is claimed."""
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """The heartbeat service. `lease` and `interval` in seconds; `now` is raised to have the next one at once."""
+
+    database: Database
+    state: WorkerState
+    completions: Completions
+    lease: float
+    interval: float
+    now: Signal
+    work: Signal
+
+    async def run(self) -> None:
+        """Beat every `interval`, sooner after a failure or when asked; never return."""
+        backoff = Backoff()
+        last_success = trio.current_time()
+        while True:
+            try:
+                await self.beat()
+            except DatabaseUnavailable as error:
+                note_database_failure(self.state, "heartbeat", error)
+                if trio.current_time() - last_success > LATE * self.lease:
+                    self.state.health.report("heartbeat", f"no heartbeat got through: {error}")
+                await trio.sleep(min(backoff.next_delay(), self.interval))
+            else:
+                backoff.reset()
+                last_success = trio.current_time()
+                note_database_success(self.state)
+                if "heartbeat" in self.state.health.problems:
+                    self.state.health.report("heartbeat", None)
+                    self.work.notify()
+                await self.now.wait(self.interval)
+
+    async def beat(self) -> None:
+        """Extend every lease held, stop what was cancelled or lost, and say that this worker lives."""
+        held = [*self.state.running, *self.completions.leases()]
+        if held:
+            answer = await self.database.heartbeat(self.state.id, held, lease=self.lease)
+            for lost in answer.lost:
+                self._stop(lost, StopReason.LOST)
+            for cancelled in answer.cancelled:
+                self._stop(cancelled, StopReason.CANCELLED)
+        await self.database.report(self.state.report())
+
+    def _stop(self, lease: Lease, reason: StopReason) -> None:
+        # A lease that ended while the heartbeat was under way looks lost; what has left `running` needs no stop.
+        running = self.state.running.get(lease)
+        if running is not None:
+            log.info(
+                "stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value
+            )
+            running.stop(reason)

@@ -1,0 +1,80 @@
+"""Housekeeping in the record: attempts whose worker is gone, and tasks that were kept long enough.
+
+Every worker does it; rows are locked and skipped, so none waits for another.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import structlog
+import trio
+from continuum.telemetry import Telemetry
+
+from continuum.db.protocol import Database
+from continuum.nursery.backoff import until_available
+from continuum.nursery.signals import Signal
+from continuum.nursery.state import WorkerState
+
+log = structlog.get_logger(__name__)
+
+BATCH = 100
+"""Expired leases recovered, or old tasks deleted times ten, in one statement."""
+DAY = 86_400.0
+PURGE_INTERVAL = 60.0
+"""Seconds between two looks for tasks past their retention."""
+
+
+@dataclass(slots=True)
+class Janitor:
+    """The janitor service. `interval` in seconds; `retention` in days, 0 keeps finished tasks for ever."""
+
+    database: Database
+    state: WorkerState
+    telemetry: Telemetry
+    interval: float
+    retention: float
+    retry_scheduled: Signal
+
+    async def run(self) -> None:
+        """Recover at once and then every `interval`, a little apart from other workers; never return."""
+        next_purge = trio.current_time()
+        while True:
+            await self.recover()
+            if self.retention and trio.current_time() >= next_purge:
+                await self.purge()
+                next_purge = trio.current_time() + PURGE_INTERVAL
+            await trio.sleep(self.interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def recover(self) -> int:
+        """End every attempt whose lease has expired; return how many there were."""
+        total = 0
+        while True:
+            recovered = await until_available(
+                self.state, "janitor", lambda: self.database.recover(self.state.id, BATCH)
+            )
+            total += recovered.total
+            if recovered.total:
+                log.warning(
+                    "recovered tasks whose lease had expired",
+                    retried=recovered.retried,
+                    failed=recovered.failed,
+                    cancelled=recovered.cancelled,
+                )
+                self.telemetry.leases_recovered(recovered)
+            if recovered.retried:
+                self.retry_scheduled.notify()
+            if recovered.total < BATCH:
+                return total
+
+    async def purge(self) -> int:
+        """Delete every task that finished longer ago than the retention; return how many there were."""
+        total = 0
+        while True:
+            deleted = await until_available(
+                self.state, "janitor", lambda: self.database.purge(self.retention * DAY, BATCH * 10)
+            )
+            total += deleted
+            if deleted < BATCH * 10:
+                return total

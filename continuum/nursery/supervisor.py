@@ -1,0 +1,174 @@
+"""The supervision tree of one worker, and the order in which it ends.
+
+    supervise
+    ├─ pool          the sandboxes, removed last
+    └─ services      heartbeat, wake-up, janitor, reaper, progress: alive until the last outcome is written
+        └─ completion   ends once nothing runs and everything is written
+            └─ executions   one task each, until done or out of grace
+                └─ claim       ends as soon as shutdown is requested
+
+A transient error never gets here: each service outlives it by itself. Any other exception ends the whole tree, from
+the inside out; what ran is given back to the queue in `_hand_back`.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from continuum.telemetry import Telemetry
+
+from continuum.config import Settings
+from continuum.db.errors import DatabaseUnavailable
+from continuum.db.protocol import Database
+from continuum.nursery.backoff import until_available
+from continuum.nursery.claim import ClaimPolicy, Claims
+from continuum.nursery.completion import Completions
+from continuum.nursery.execution import Executions, Limits
+from continuum.nursery.heartbeat import Heartbeat
+from continuum.nursery.janitor import Janitor
+from continuum.nursery.progress import Progress
+from continuum.nursery.reaper import Reaper
+from continuum.nursery.signals import Shutdown, Signal
+from continuum.nursery.state import WorkerState
+from continuum.nursery.wakeup import WakeUps
+from continuum.sandbox.pool import open_pool
+from continuum.sandbox.protocol import Backend
+
+log = structlog.get_logger(__name__)
+
+HAND_BACK_DEADLINE = 5.0
+"""Seconds for giving back what still ran, at the very end; whatever is not given back expires with its lease."""
+WRITE_DEADLINE = 10.0
+"""Seconds that outcomes get to be written after the last execution ended, when the grace is shorter than that."""
+
+
+async def supervise(
+    settings: Settings,
+    state: WorkerState,
+    database: Database,
+    backend: Backend,
+    telemetry: Telemetry,
+    shutdown: Shutdown,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
+
+    Says that it is up once its schema is found to fit; sandboxes may still be starting then.
+    Raises `SchemaMismatch` or `DialectMismatch`, and whatever a service did not expect.
+    """
+    state.health.report("sandbox", f"{backend.name} is starting")
+    if not await _schema_fits(state, database, shutdown):
+        return
+    work, heartbeat_now, schedule_changed = Signal(), Signal(), Signal()
+    completions = Completions(database, state, telemetry, schedule_changed)
+    try:
+        async with open_pool(backend, settings.slots) as pool, trio.open_nursery() as services:
+            heartbeat = Heartbeat(
+                database,
+                state,
+                completions,
+                settings.lease_seconds,
+                settings.heartbeat_interval,
+                heartbeat_now,
+                work,
+            )
+            wakeups = WakeUps(
+                database, state, settings.polling_interval, work, heartbeat_now, schedule_changed
+            )
+            janitor = Janitor(
+                database,
+                state,
+                telemetry,
+                settings.lease_seconds / 2,
+                settings.retention_days,
+                schedule_changed,
+            )
+            reaper = Reaper(backend, pool, database, state, work, settings.container_idle_timeout)
+            telemetry.observe(state, pool)
+            services.start_soon(heartbeat.run)
+            services.start_soon(wakeups.run)
+            services.start_soon(janitor.run)
+            services.start_soon(reaper.run)
+            services.start_soon(Progress(database, state).run)
+            services.start_soon(_announce_shutdown, state, shutdown, work)
+            task_status.started()
+
+            async with trio.open_nursery() as completing:
+                completing.start_soon(completions.run)
+                async with trio.open_nursery() as executing:
+                    completing.start_soon(
+                        _end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope
+                    )
+                    executions = Executions(
+                        state,
+                        pool,
+                        completions,
+                        telemetry,
+                        Limits(settings.task_timeout, settings.output_limit),
+                    )
+                    policy = ClaimPolicy(
+                        settings.min_priority,
+                        settings.max_priority,
+                        settings.lease_seconds,
+                        settings.polling_interval,
+                    )
+                    claims = Claims(database, state, completions, telemetry, policy, work, shutdown)
+                    await claims.run(executions.run, executing)
+                completions.close()
+                completing.cancel_scope.deadline = trio.current_time() + max(
+                    WRITE_DEADLINE, settings.shutdown_grace
+                )
+            services.cancel_scope.cancel()
+    finally:
+        await _hand_back(state, database, completions)
+        await backend.aclose()
+
+
+async def _schema_fits(state: WorkerState, database: Database, shutdown: Shutdown) -> bool:
+    """Wait for a database whose schema fits; False when shutdown came first."""
+    fits = False
+    async with trio.open_nursery() as nursery:
+
+        async def check() -> None:
+            nonlocal fits
+            await until_available(state, "start", database.check_schema)
+            fits = True
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(check)
+        await shutdown.requested.wait()
+        nursery.cancel_scope.cancel()
+    return fits
+
+
+async def _announce_shutdown(state: WorkerState, shutdown: Shutdown, work: Signal) -> None:
+    await shutdown.requested.wait()
+    state.stopping = True
+    state.health.report("worker", "shutting down")
+    log.info("stopping: nothing new is claimed", running=len(state.running))
+    work.notify()
+
+
+async def _end_grace(shutdown: Shutdown, grace: float, executions: trio.CancelScope) -> None:
+    """End what still runs when the grace is over, or at once when asked a second time."""
+    await shutdown.requested.wait()
+    with trio.move_on_after(grace):
+        await shutdown.urgent.wait()
+    executions.cancel()
+
+
+async def _hand_back(state: WorkerState, database: Database, completions: Completions) -> None:
+    """Give back to the queue whatever the record still holds for this worker, write what is still unwritten (after
+    an unexpected end), and sign off."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + HAND_BACK_DEADLINE):
+        try:
+            released = await database.release_except(state.id, list(completions.leases()))
+            await database.sign_off(state.id)
+        except DatabaseUnavailable as error:
+            log.warning("could not sign off; what this worker held is recovered after its lease", error=str(error))
+        else:
+            log.info("signed off", given_back=released, processed=state.processed)
+            completions.close()
+            await completions.run()
+    if len(completions):
+        log.error("outcomes were not written before the end", leases=[tuple(lease) for lease in completions.leases()])

@@ -1,0 +1,74 @@
+"""Learning that there is work: from the database where it can tell, by asking every POLLING_INTERVAL in any case.
+
+A wake-up may be spurious or repeated, never lost: after every new connection the claim service is woken once for
+what may have come while nobody listened, and its own wait never lasts longer than the polling interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from continuum.db.errors import DatabaseUnavailable
+from continuum.db.protocol import Database
+from continuum.model import Wakeup
+from continuum.nursery.backoff import Backoff, note_database_failure, until_available
+from continuum.nursery.signals import Signal
+from continuum.nursery.state import WorkerState
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class WakeUps:
+    """The wake-up service: passes the database's wake-ups on to the services they concern."""
+
+    database: Database
+    state: WorkerState
+    polling_interval: float
+    work: Signal
+    heartbeat_now: Signal
+    schedule_changed: Signal
+
+    async def run(self) -> None:
+        """Listen and keep the schedule; never return."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.listen)
+            nursery.start_soon(self.promote_when_due)
+
+    async def listen(self) -> None:
+        """Pass wake-ups on, connecting again whenever the connection breaks."""
+        backoff = Backoff()
+        while True:
+            try:
+                async with self.database.wakeups() as wakeups:
+                    backoff.reset()
+                    for wakeup in Wakeup:
+                        self._pass_on(wakeup)
+                    async for wakeup in wakeups:
+                        self._pass_on(wakeup)
+            except DatabaseUnavailable as error:
+                note_database_failure(self.state, "wake-up", error)
+                await trio.sleep(backoff.next_delay())
+
+    async def promote_when_due(self) -> None:
+        """Make scheduled tasks claimable when their time has come."""
+        came_due = False
+        while True:
+            delay = await until_available(self.state, "wake-up", self.database.promote)
+            if came_due:
+                self.work.notify()
+            wait = self.polling_interval if delay is None else min(delay, self.polling_interval)
+            changed = await self.schedule_changed.wait(wait)
+            came_due = not changed and delay is not None and delay <= wait
+
+    def _pass_on(self, wakeup: Wakeup) -> None:
+        match wakeup:
+            case Wakeup.PENDING:
+                self.work.notify()
+            case Wakeup.CANCEL:
+                self.heartbeat_now.notify()
+            case Wakeup.SCHEDULED:
+                self.schedule_changed.notify()

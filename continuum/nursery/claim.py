@@ -79,9 +79,7 @@ class Claims:
             if len(tasks) < wanted:
                 await self.work.wait(self.policy.polling_interval)
             else:
-                await (
-                    trio.lowlevel.checkpoint()
-                )  # the executions take their slots before they are counted again
+                await trio.lowlevel.checkpoint()  # the executions take their slots before they are counted again
 
     def _free_slots(self) -> int:
         if "sandbox" in self.state.health.problems:

@@ -57,9 +57,7 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
 class Completions:
     """The outcomes and releases that wait to be written."""
 
-    def __init__(
-        self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal
-    ) -> None:
+    def __init__(self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal) -> None:
         self._database = database
         self._state = state
         self._telemetry = telemetry
@@ -114,18 +112,14 @@ class Completions:
             if completion.lease in written:
                 self._count(completion)
             else:
-                log.warning(
-                    "a finished attempt had lost its lease; nothing was written", **completion.lease._asdict()
-                )
+                log.warning("a finished attempt had lost its lease; nothing was written", **completion.lease._asdict())
         self._telemetry.batch_completed(len(batch))
 
     async def _write_releases(self) -> None:
         batch = list(self._releases)
         if not batch:
             return
-        await until_available(
-            self._state, "completion", lambda: self._database.release(self._state.id, batch)
-        )
+        await until_available(self._state, "completion", lambda: self._database.release(self._state.id, batch))
         self._releases.difference_update(batch)
 
     def _next_batch(self) -> list[Completion]:

@@ -51,9 +51,7 @@ class Executions:
                     outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")
                 case StopReason.LOST:
                     outcome = None
-                    log.warning(
-                        "the lease passed to somebody else; the run was stopped", **task.lease._asdict()
-                    )
+                    log.warning("the lease passed to somebody else; the run was stopped", **task.lease._asdict())
                     return
         except BackendUnavailable as error:
             log.warning("no sandbox; the task goes back to the queue", task_id=task.id, error=str(error))

@@ -73,7 +73,5 @@ class Heartbeat:
         # A lease that ended while the heartbeat was under way looks lost; what has left `running` needs no stop.
         running = self.state.running.get(lease)
         if running is not None:
-            log.info(
-                "stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value
-            )
+            log.info("stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value)
             running.stop(reason)

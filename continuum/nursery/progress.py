@@ -48,11 +48,7 @@ class Progress:
         """Write the outputs that have grown; return how many."""
         now = trio.current_time()
         self._shown = {lease: shown for lease, shown in self._shown.items() if lease in self.state.running}
-        grown = {
-            lease: running
-            for lease, running in self.state.running.items()
-            if self._is_due(lease, running, now)
-        }
+        grown = {lease: running for lease, running in self.state.running.items() if self._is_due(lease, running, now)}
         if grown:
             sizes = {lease: running.transcript.size for lease, running in grown.items()}
             await self.database.progress(self.state.id, [_partial(*item) for item in grown.items()])

@@ -13,6 +13,8 @@ the inside out; what ran is given back to the queue in `_hand_back`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 import trio
 from continuum.telemetry import Telemetry
@@ -49,11 +51,12 @@ async def supervise(
     backend: Backend,
     telemetry: Telemetry,
     shutdown: Shutdown,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    on_up: Callable[[], None] = lambda: None,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
-    Says that it is up once its schema is found to fit; sandboxes may still be starting then.
+    on_up: called once the schema is found to fit; sandboxes may still be starting then.
+
     Raises `SchemaMismatch` or `DialectMismatch`, and whatever a service did not expect.
     """
     state.health.report("sandbox", f"{backend.name} is starting")
@@ -72,9 +75,7 @@ async def supervise(
                 heartbeat_now,
                 work,
             )
-            wakeups = WakeUps(
-                database, state, settings.polling_interval, work, heartbeat_now, schedule_changed
-            )
+            wakeups = WakeUps(database, state, settings.polling_interval, work, heartbeat_now, schedule_changed)
             janitor = Janitor(
                 database,
                 state,
@@ -91,14 +92,12 @@ async def supervise(
             services.start_soon(reaper.run)
             services.start_soon(Progress(database, state).run)
             services.start_soon(_announce_shutdown, state, shutdown, work)
-            task_status.started()
+            on_up()
 
             async with trio.open_nursery() as completing:
                 completing.start_soon(completions.run)
                 async with trio.open_nursery() as executing:
-                    completing.start_soon(
-                        _end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope
-                    )
+                    completing.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
                     executions = Executions(
                         state,
                         pool,
@@ -115,9 +114,7 @@ async def supervise(
                     claims = Claims(database, state, completions, telemetry, policy, work, shutdown)
                     await claims.run(executions.run, executing)
                 completions.close()
-                completing.cancel_scope.deadline = trio.current_time() + max(
-                    WRITE_DEADLINE, settings.shutdown_grace
-                )
+                completing.cancel_scope.deadline = trio.current_time() + max(WRITE_DEADLINE, settings.shutdown_grace)
             services.cancel_scope.cancel()
     finally:
         await _hand_back(state, database, completions)

@@ -1,0 +1,61 @@
+"""A whole worker: opens what the supervision tree needs, serves its status, and turns signals into a shutdown."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import structlog
+import trio
+from continuum.telemetry import start_telemetry
+
+from continuum.config import Settings
+from continuum.db import open_database
+from continuum.nursery.signals import Shutdown
+from continuum.nursery.state import WorkerState, new_worker_id
+from continuum.nursery.supervisor import supervise
+from continuum.sandbox import choose_backend
+from continuum.status import serve_status
+
+log = structlog.get_logger(__name__)
+
+
+async def run_worker(
+    settings: Settings,
+    *,
+    shutdown: Shutdown | None = None,
+    on_started: Callable[[WorkerState, str], None] | None = None,
+) -> None:
+    """Run one worker until SIGTERM or SIGINT, or until `shutdown` is requested.
+
+    on_started: called with the worker's state and its status address (`http://host:port`) once its services run.
+
+    Raises what an operator can mend (`SchemaMismatch`, `DialectMismatch`, `BackendUnavailable`, `StatusServerError`)
+    and, unexpected, anything else; in an exception group where several services failed.
+    """
+    shutdown = shutdown or Shutdown()
+    state = WorkerState(id=new_worker_id(), slots=settings.slots)
+    structlog.contextvars.bind_contextvars(worker=state.id)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
+        backend = await choose_backend(settings, state.id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey_signals, shutdown)
+            address = await nursery.start(serve_status, settings, state, database, telemetry)
+            log.info("worker started", status=address, slots=settings.slots, database=settings.db_dialect)
+
+            def report_start() -> None:
+                if on_started is not None:
+                    on_started(state, address)
+
+            await supervise(settings, state, database, backend, telemetry, shutdown, report_start)
+            nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(shutdown: Shutdown) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("signal received", signal=signal.Signals(number).name)
+            shutdown.request()

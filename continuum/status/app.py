@@ -1,0 +1,103 @@
+"""The status application: its endpoints, its errors and its headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from quart import Response, render_template, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from continuum.config import Settings
+from continuum.db.protocol import Database
+from continuum.nursery.state import WorkerState
+from continuum.status.access import may_see_contents
+from continuum.status.overview import Overview, OverviewUnavailable
+from continuum.status.views import Json, worker_status
+from continuum.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def create_app(settings: Settings, state: WorkerState, database: Database, telemetry: Telemetry) -> QuartTrio:
+    """The application of one worker. It changes nothing: every endpoint only reads."""
+    app = QuartTrio(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    overview = Overview(database)
+
+    @app.get("/status")
+    async def status() -> Json:
+        return worker_status(state, contents=_contents_allowed(settings))
+
+    @app.get("/global-status")
+    async def global_status() -> Json | tuple[Json, int]:
+        try:
+            return await overview.read()
+        except OverviewUnavailable as error:
+            return _error("database unavailable", str(error)), 503
+
+    @app.get("/healthz")
+    async def healthz() -> Json:
+        return {"alive": True}
+
+    @app.get("/readyz")
+    async def readyz() -> tuple[Json, int]:
+        answer = {"ready": state.health.ready, "problems": state.health.problems}
+        return answer, 200 if state.health.ready else 503
+
+    @app.get("/metrics")
+    async def metrics() -> Response | tuple[Json, int]:
+        exposition = await telemetry.metrics_text()
+        if exposition is None:
+            return _error("no metrics", telemetry.no_metrics), 501
+        text, content_type = exposition
+        return Response(text, content_type=content_type)
+
+    @app.get("/")
+    async def first_page() -> str:
+        totals, problem = None, None
+        try:
+            totals = await overview.read()
+        except OverviewUnavailable as error:
+            problem = str(error)
+        worker = worker_status(state, contents=False)
+        return await render_template("index.html", worker=worker, totals=totals, problem=problem)
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Response:
+        body = app.json.dumps(_error(error.name, error.description or ""))
+        response = Response(body, status=error.code or 500, content_type="application/json")
+        for name, value in error.get_headers():
+            if name.lower() not in ("content-type", "content-length"):
+                response.headers[name] = value
+        return response
+
+    @app.after_request
+    async def secure(response: Response) -> Response:
+        response.headers.update(SECURITY_HEADERS)
+        return response
+
+    return app
+
+
+def _contents_allowed(settings: Settings) -> bool:
+    # The client comes from the socket: `request.remote_addr` is a header, which a request could carry as well.
+    client: Any = request.scope.get("client")
+    return may_see_contents(client[0] if client else None, request.headers, settings.api_token)
+
+
+def _error(error: str, message: str) -> Json:
+    return {"error": error, "message": message}

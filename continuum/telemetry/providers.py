@@ -1,0 +1,154 @@
+"""The SDK's providers, from the environment to their end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+import structlog
+import trio
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from continuum.config import Settings
+from continuum.telemetry.environment import (
+    ExporterUnavailable,
+    exporter_names,
+    make_exporter,
+    read_dotenv,
+    sdk_disabled,
+)
+from continuum.telemetry.instruments import Instruments
+from continuum.telemetry.recorder import Exposition, Telemetry
+from continuum.telemetry.tracing import SCOPE, own_tracer
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_DEADLINE = 2.0
+"""Seconds at the end to push what is left; after that it is given up, in daemon threads that end with the process."""
+PROMETHEUS_MISSING = "install the extra: pip install 'continuum-worker[prometheus]'"
+
+
+class _Seldom(logging.Filter):
+    """Lets one record of a logger pass each minute: a collector that is away is worth a line, not one per export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + 60
+        return True
+
+
+_seldom = _Seldom()
+_NOISY_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "urllib3.connectionpool",
+)
+
+
+@asynccontextmanager
+async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[Telemetry]:
+    """Telemetry for the life of the block, as the OTEL_* variables ask for it. Never raises for a bad or absent
+    exporter: it warns once and goes on without. Leaving takes at most `SHUTDOWN_DEADLINE`, however it is left."""
+    read_dotenv(settings.model_config.get("env_file"))
+    if sdk_disabled():
+        yield Telemetry(no_metrics="metrics are off: OTEL_SDK_DISABLED is true")
+        return
+    problems: list[str] = []
+    resource = _resource(worker_id)
+    tracer_provider = _tracer_provider(resource, problems)
+    exposition, readers = _metric_readers(problems)
+    meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
+    if problems:
+        log.warning("some telemetry is off", problems=list(dict.fromkeys(problems)))
+    for name in _NOISY_LOGGERS[: 4 if tracer_provider or meter_provider else 0]:
+        logging.getLogger(name).addFilter(_seldom)
+    version = metadata.version("continuum-worker")
+    telemetry = Telemetry(
+        tracer=tracer_provider.get_tracer(SCOPE, version) if tracer_provider else None,
+        instruments=Instruments(meter_provider.get_meter(SCOPE, version)) if meter_provider else None,
+        exposition=exposition,
+        no_metrics=PROMETHEUS_MISSING,
+    )
+    previous = own_tracer.get()
+    if tracer_provider is not None:
+        own_tracer.set(tracer_provider.get_tracer(SCOPE, version))
+    try:
+        yield telemetry
+    finally:
+        own_tracer.set(previous)
+        telemetry.close()
+        await _shut_down([provider.shutdown for provider in (tracer_provider, meter_provider) if provider])
+
+
+def _resource(worker_id: str) -> Resource:
+    attributes: dict[str, str | int] = {
+        "service.version": metadata.version("continuum-worker"),
+        "service.instance.id": worker_id,
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+    }
+    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    if not named:
+        attributes["service.name"] = "continuum"
+    return Resource.create(attributes)
+
+
+def _tracer_provider(resource: Resource, problems: list[str]) -> TracerProvider | None:
+    exporters = []
+    for name in exporter_names("traces"):
+        try:
+            exporters.append(make_exporter("traces", name))
+        except ExporterUnavailable as error:
+            problems.append(str(error))
+    if not exporters:
+        return None
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def _metric_readers(problems: list[str]) -> tuple[Exposition | None, list[MetricReader]]:
+    readers: list[MetricReader] = []
+    for name in exporter_names("metrics"):
+        if name == "prometheus":
+            continue  # served at /metrics in any case
+        try:
+            readers.append(PeriodicExportingMetricReader(make_exporter("metrics", name)))
+        except ExporterUnavailable as error:
+            problems.append(str(error))
+    try:
+        from continuum.telemetry.prometheus import PrometheusExposition
+    except ImportError:
+        return None, readers
+    exposition = PrometheusExposition()
+    return exposition, [exposition.reader, *readers]
+
+
+async def _shut_down(shutdowns: list[Callable[[], object]]) -> None:
+    """Push what is left, in threads that are abandoned at the deadline: a collector may never answer."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + SHUTDOWN_DEADLINE) as scope:
+        async with trio.open_nursery() as nursery:
+            for shutdown in shutdowns:
+                nursery.start_soon(_run_abandonable, shutdown)
+    if scope.cancelled_caught:
+        log.warning("the collector took no telemetry within the deadline; what was left is dropped")
+
+
+async def _run_abandonable(shutdown: Callable[[], object]) -> None:
+    await trio.to_thread.run_sync(shutdown, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))

@@ -1,0 +1,164 @@
+"""`Telemetry`: what a worker tells of its work, as spans and metrics."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar, cast
+
+import trio
+from opentelemetry.trace import Tracer
+
+from continuum.model import ClaimedTask, Completion, Lease, Outcome, Recovered
+from continuum.telemetry.attempts import Attempts
+from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState
+from continuum.telemetry.timing import Timed
+from continuum.telemetry.tracing import COMMON
+
+T = TypeVar("T")
+
+DATABASE_VERBS = frozenset(
+    {"claim", "complete", "release", "release_except", "heartbeat", "progress", "report", "sign_off"}
+    | {"promote", "recover", "purge", "submit", "cancel", "fetch", "statistics", "workers", "ping", "check_schema"}
+)
+_DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
+_CLAIM = {**COMMON, "messaging.operation.name": "claim"}
+_EXECUTE = {**COMMON, "messaging.operation.name": "execute"}
+
+
+class Exposition(Protocol):
+    """Where `/metrics` comes from."""
+
+    content_type: str
+
+    def render(self) -> bytes:
+        """The metrics as text. Takes milliseconds: call it in a thread, one at a time."""
+        ...
+
+
+class Telemetry:
+    """Records spans and metrics; `Telemetry()` records nothing, at no cost. Methods never block and never raise.
+
+    no_metrics: why there is no exposition, for the answer to `/metrics`.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer | None = None,
+        instruments: Instruments | None = None,
+        exposition: Exposition | None = None,
+        no_metrics: str = "metrics are off",
+    ) -> None:
+        self._tracer = tracer
+        self._instruments = instruments
+        self._exposition = exposition
+        self.no_metrics = no_metrics
+        self._attempts = Attempts(tracer)
+        self._enabled = tracer is not None or instruments is not None
+        self._one_scrape = trio.CapacityLimiter(1)
+
+    def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:
+        """Tasks were claimed just now, in one call that took `seconds`."""
+        if not self._enabled:
+            return
+        for task in tasks:
+            self._attempts.claimed(task, seconds)
+        if self._instruments is not None and tasks:
+            self._instruments.claimed.add(len(tasks), _CLAIM)
+            for task in tasks:
+                self._instruments.queue_wait.record(_age(task.created_at))
+
+    def execution(self, task: ClaimedTask) -> AbstractContextManager[None]:
+        """A span around the run of a task; it is the current one inside."""
+        return nullcontext() if self._tracer is None else self._attempts.executing(task)
+
+    def task_ended(self, task: ClaimedTask, outcome: Outcome, seconds: float) -> None:
+        """A run that took `seconds` has ended so; its outcome is on its way into the database."""
+        if not self._enabled:
+            return
+        self._attempts.ended(task, outcome)
+        if self._instruments is not None:
+            self._instruments.run_time.record(seconds, {**_EXECUTE, "continuum.task.ending": outcome.ending.value})
+
+    def batch_completed(self, size: int) -> None:
+        """So many outcomes were written together."""
+        if self._instruments is not None:
+            self._instruments.batch_size.record(size)
+
+    def outcomes_written(self, batch: Sequence[Completion], written: Collection[Lease], seconds: float = 0.0) -> None:
+        """A batch of outcomes was written just now, in `seconds`; those not in `written` had lost their lease."""
+        if not self._enabled:
+            return
+        for completion in batch:
+            stands = completion.lease in written
+            attempt = self._attempts.written(completion, stands, seconds)
+            if self._instruments is None or not stands:
+                continue
+            ending = attempt.ending if attempt is not None else None
+            self._instruments.finished.add(
+                1,
+                {
+                    "continuum.task.status": completion.status.value,
+                    "continuum.task.ending": ending.value if ending is not None else "unknown",
+                },
+            )
+            if attempt is not None and completion.retry_in is None:
+                self._instruments.end_to_end.record(_age(attempt.created_at))
+
+    def leases_recovered(self, recovered: Recovered) -> None:
+        """The janitor recovered expired leases."""
+        if self._instruments is None:
+            return
+        counts = {"retried": recovered.retried, "failed": recovered.failed, "cancelled": recovered.cancelled}
+        for result, count in counts.items():
+            if count:
+                self._instruments.recovered.add(count, {"continuum.recovery.result": result})
+
+    def observe(self, state: ObservedState, pool: ObservedPool) -> None:
+        """Read the gauges (running tasks, slots, idle sandboxes, ready) from these from now on."""
+        if self._instruments is not None:
+            self._instruments.observe(state, pool)
+
+    def timed_database(self, database: T) -> T:
+        """The same database with the time of each call recorded, by verb."""
+        if self._instruments is None:
+            return database
+        histogram = self._instruments.database_call
+        dialect = str(getattr(database, "dialect", "other_sql"))
+        system = _DATABASE_SYSTEMS.get(dialect, dialect)
+
+        def record(verb: str, seconds: float, failure: str | None) -> None:
+            attributes = {"db.system.name": system, "db.operation.name": verb}
+            histogram.record(seconds, attributes if failure is None else {**attributes, "error.type": failure})
+
+        return cast("T", Timed(database, DATABASE_VERBS, record))
+
+    def timed_backend(self, backend: T) -> T:
+        """The same sandbox backend with the time of each cold start recorded."""
+        if self._instruments is None:
+            return backend
+        histogram = self._instruments.cold_start
+        name = str(getattr(backend, "name", "unknown"))
+
+        def record(_: str, seconds: float, failure: str | None) -> None:
+            attributes = {"continuum.sandbox.backend": name}
+            histogram.record(seconds, attributes if failure is None else {**attributes, "error.type": failure})
+
+        return cast("T", Timed(backend, frozenset({"start"}), record))
+
+    async def metrics_text(self) -> tuple[bytes, str] | None:
+        """The metrics in Prometheus' text format and its content type; None (see `no_metrics`) without them."""
+        if self._exposition is None:
+            return None
+        text = await trio.to_thread.run_sync(self._exposition.render, limiter=self._one_scrape, abandon_on_cancel=True)
+        return text, self._exposition.content_type
+
+    def close(self) -> None:
+        """End the spans that are still open."""
+        self._attempts.close()
+
+
+def _age(created_at: dt.datetime) -> float:
+    """Seconds since a time on the database's clock, whose difference from ours must not make it negative."""
+    return max(0.0, (dt.datetime.now(dt.UTC) - created_at).total_seconds())

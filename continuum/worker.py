@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 
 import structlog
 import trio
-from continuum.telemetry import start_telemetry
 
 from continuum.config import Settings
 from continuum.db import open_database
@@ -17,6 +16,7 @@ from continuum.nursery.state import WorkerState, new_worker_id
 from continuum.nursery.supervisor import supervise
 from continuum.sandbox import choose_backend
 from continuum.status import serve_status
+from continuum.telemetry import start_telemetry
 
 log = structlog.get_logger(__name__)
 

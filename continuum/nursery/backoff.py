@@ -32,7 +32,7 @@ class Backoff:
 
     def next_delay(self) -> float:
         """Seconds to wait after one more failure: between half of the exponential step and all of it."""
-        step = min(self._longest, self._first * 2 ** min(self._failures, 16))
+        step: float = min(self._longest, self._first * 2 ** min(self._failures, 16))
         self._failures += 1
         return step * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no cryptography
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from continuum.telemetry import Telemetry
 
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.protocol import Database
@@ -16,6 +15,7 @@ from continuum.nursery.backoff import Backoff, note_database_failure, note_datab
 from continuum.nursery.completion import Completions
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
+from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -46,14 +46,18 @@ class Claims:
     work: Signal
     """Raised when there may be something to claim: work arrived, a slot became free, the sandboxes work again."""
     shutdown: Shutdown
+    _taken: int = 0
     _answer_lost: bool = False
 
     async def run(self, execute: Callable[[ClaimedTask], Awaitable[None]], executions: trio.Nursery) -> None:
         """Claim until shutdown is requested, starting `execute` in `executions` for each claimed task."""
 
         async def hold_slot(task: ClaimedTask) -> None:
-            await execute(task)
-            self.work.notify()
+            try:
+                await execute(task)
+            finally:
+                self._taken -= 1
+                self.work.notify()
 
         backoff = Backoff()
         while not self.shutdown.requested.is_set():
@@ -61,6 +65,7 @@ class Claims:
             if wanted == 0:
                 await self.work.wait(self.policy.polling_interval)
                 continue
+            began = trio.current_time()
             try:
                 tasks = await self._claim(wanted)
             except DatabaseUnavailable as error:
@@ -70,16 +75,15 @@ class Claims:
                 continue
             backoff.reset()
             note_database_success(self.state)
-            self.telemetry.tasks_claimed(tasks)
+            self.telemetry.tasks_claimed(tasks, trio.current_time() - began)
             for task in tasks:
                 if self.shutdown.requested.is_set():
                     self.completions.release(task.lease)
                 else:
+                    self._taken += 1
                     executions.start_soon(hold_slot, task)
             if len(tasks) < wanted:
                 await self.work.wait(self.policy.polling_interval)
-            else:
-                await trio.lowlevel.checkpoint()  # the executions take their slots before they are counted again
 
     def _free_slots(self) -> int:
         if "sandbox" in self.state.health.problems:
@@ -88,7 +92,7 @@ class Claims:
             return 0
         if len(self.completions) >= UNWRITTEN_LIMIT * self.state.slots:
             return 0
-        return max(0, self.state.slots - len(self.state.running))
+        return self.state.slots - self._taken
 
     async def _claim(self, wanted: int) -> list[ClaimedTask]:
         if self._answer_lost:

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 
 import structlog
 import trio
-from continuum.telemetry import Telemetry
 
 from continuum.db.protocol import Database
 from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status, retry_delay
 from continuum.nursery.backoff import until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
+from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +104,7 @@ class Completions:
         batch = self._next_batch()
         if not batch:
             return
+        began = trio.current_time()
         written = await until_available(
             self._state, "completion", lambda: self._database.complete(self._state.id, batch)
         )
@@ -114,6 +115,7 @@ class Completions:
             else:
                 log.warning("a finished attempt had lost its lease; nothing was written", **completion.lease._asdict())
         self._telemetry.batch_completed(len(batch))
+        self._telemetry.outcomes_written(batch, written, trio.current_time() - began)
 
     async def _write_releases(self) -> None:
         batch = list(self._releases)

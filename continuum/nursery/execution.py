@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from continuum.telemetry import Telemetry
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.sandbox.pool import SandboxPool
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
+from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 

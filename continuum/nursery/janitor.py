@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import structlog
 import trio
-from continuum.telemetry import Telemetry
 
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
+from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 

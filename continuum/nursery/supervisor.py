@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import structlog
 import trio
-from continuum.telemetry import Telemetry
 
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
@@ -35,6 +34,7 @@ from continuum.nursery.state import WorkerState
 from continuum.nursery.wakeup import WakeUps
 from continuum.sandbox.pool import open_pool
 from continuum.sandbox.protocol import Backend
+from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ async def supervise(
             async with trio.open_nursery() as completing:
                 completing.start_soon(completions.run)
                 async with trio.open_nursery() as executing:
-                    completing.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
+                    services.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
                     executions = Executions(
                         state,
                         pool,

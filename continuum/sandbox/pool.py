@@ -115,9 +115,7 @@ class SandboxPool:
             self._failure = error
             self._changed.unpark_all()
         except trio.TooSlowError:
-            self._failure = BackendUnavailable(
-                f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s"
-            )
+            self._failure = BackendUnavailable(f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s")
             self._changed.unpark_all()
         else:
             self.cold_starts += 1

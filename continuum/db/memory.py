@@ -1,0 +1,413 @@
+"""A database in memory, for tests of the worker and of programs that submit tasks: no server, no file, and time is
+Trio's, so that leases and schedules run on a virtual clock. It passes the same suite as the real adapters."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
+from continuum.db.validation import check_new_tasks
+from continuum.model import (
+    Cancellation,
+    ClaimedTask,
+    Completion,
+    HeartbeatAnswer,
+    Lease,
+    NewTask,
+    PartialOutput,
+    Recovered,
+    Statistics,
+    Status,
+    TaskRecord,
+    Wakeup,
+    WorkerRecord,
+    WorkerReport,
+    retry_delay,
+)
+
+EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+ALIVE_FOR = 90.0
+"""Seconds since its last report for which a worker counts as alive."""
+
+
+def _now() -> dt.datetime:
+    return EPOCH + dt.timedelta(seconds=trio.current_time())
+
+
+def _in(seconds: float) -> dt.datetime:
+    return _now() + dt.timedelta(seconds=seconds)
+
+
+@dataclass
+class MemoryDatabase:
+    """One queue in memory; several workers may share it.
+
+    unavailable: every method raises `DatabaseUnavailable` while it is True. schema_problem: what `check_schema`
+    complains of.
+    """
+
+    unavailable: bool = False
+    schema_problem: str | None = None
+    dialect: str = "memory"
+    tasks: dict[int, TaskRecord] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
+    _workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    _execution_seconds: float = 0.0
+    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "failed", "cancelled"), 0))
+    _listeners: set[trio.MemorySendChannel[Wakeup]] = field(default_factory=set)
+
+    async def _answer(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.unavailable:
+            raise DatabaseUnavailable("the in-memory database was made unavailable")
+
+    # -- the schema ------------------------------------------------------------------------------------------------
+
+    async def migrate(self) -> int:
+        await self._answer()
+        self.schema_problem = None
+        return 1
+
+    async def check_schema(self) -> None:
+        await self._answer()
+        if self.schema_problem is not None:
+            raise SchemaMismatch(self.schema_problem)
+
+    async def ping(self) -> None:
+        await self._answer()
+
+    # -- a worker's verbs ------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
+    ) -> list[ClaimedTask]:
+        await self._answer()
+        due = [
+            task
+            for task in self.tasks.values()
+            if task.status == Status.PENDING
+            and task.run_at is None
+            and (not min_priority or task.priority >= min_priority)
+            and (not max_priority or task.priority <= max_priority)
+        ]
+        due.sort(key=lambda task: (task.priority, task.id))
+        return [self._claim(task, worker_id, lease) for task in due[:limit]]
+
+    def _claim(self, task: TaskRecord, worker_id: str, lease: float) -> ClaimedTask:
+        task = self.tasks[task.id] = replace(
+            task,
+            status=Status.PROCESSING,
+            worker_id=worker_id,
+            attempt=task.attempt + 1,
+            started=_now(),
+            finished=None,
+            lease_expires_at=_in(lease),
+            exit_code=None,
+            output=None,
+            error_output=None,
+        )
+        return ClaimedTask(
+            id=task.id,
+            attempt=task.attempt,
+            max_attempts=task.max_attempts,
+            released=task.released,
+            name=task.name,
+            code=self.codes.get(task.code_id or ""),
+            code_id=task.code_id,
+            payload="null" if task.payload is None else task.payload,
+            priority=task.priority,
+            timeout=task.timeout,
+            tenant=task.tenant,
+            traceparent=task.traceparent,
+            created_at=task.created_at,
+        )
+
+    def _holds(self, worker_id: str, lease: Lease) -> TaskRecord | None:
+        task = self.tasks.get(lease.task_id)
+        if task is None or task.status != Status.PROCESSING:
+            return None
+        return task if (task.worker_id, task.attempt) == (worker_id, lease.attempt) else None
+
+    async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+        await self._answer()
+        written = set()
+        for completion in completions:
+            task = self._holds(worker_id, completion.lease)
+            if task is not None:
+                self._end(
+                    task,
+                    completion.status,
+                    completion.last_error,
+                    completion.retry_in,
+                    exit_code=completion.exit_code,
+                    output=completion.output,
+                    error_output=completion.error_output,
+                )
+                written.add(completion.lease)
+            elif self._stands(worker_id, completion):
+                written.add(completion.lease)
+        return frozenset(written)
+
+    def _stands(self, worker_id: str, completion: Completion) -> bool:
+        """Whether an earlier identical call wrote this outcome."""
+        task = self.tasks.get(completion.task_id)
+        return task is not None and (task.attempt, task.status, task.worker_id) == (
+            completion.attempt,
+            completion.status,
+            worker_id if completion.status is not Status.PENDING else None,
+        )
+
+    def _end(
+        self, task: TaskRecord, status: Status, error: str | None, retry_in: float | None, **values: object
+    ) -> None:
+        if status is Status.PENDING and task.cancel_requested:
+            status, error = Status.CANCELLED, "Cancelled before its next attempt"
+        again = status is Status.PENDING
+        self.tasks[task.id] = replace(
+            task,
+            status=status,
+            last_error=error,
+            finished=None if again else _now(),
+            worker_id=None if again else task.worker_id,
+            run_at=_in(retry_in) if again and retry_in else None,
+            lease_expires_at=None,
+            **values,  # type: ignore[arg-type]
+        )
+        if again:
+            self._notify(Wakeup.SCHEDULED if retry_in else Wakeup.PENDING)
+            return
+        self._totals[status] += 1
+        if status is Status.COMPLETED and task.started is not None:
+            self._execution_seconds += (_now() - task.started).total_seconds()
+
+    async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
+        await self._answer()
+        held = [task for task in (self._holds(worker_id, lease) for lease in leases) if task is not None]
+        for task in held:
+            self._end(replace(task, released=task.released + 1), Status.PENDING, task.last_error, None)
+        return len(held)
+
+    async def release_except(self, worker_id: str, held: Sequence[Lease]) -> int:
+        leases = [
+            Lease(task.id, task.attempt)
+            for task in self.tasks.values()
+            if task.status == Status.PROCESSING and task.worker_id == worker_id
+        ]
+        return await self.release(worker_id, [lease for lease in leases if lease not in held])
+
+    async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
+        await self._answer()
+        lost, cancelled = set(), set()
+        for each in held:
+            task = self._holds(worker_id, each)
+            if task is None:
+                lost.add(each)
+                continue
+            self.tasks[task.id] = replace(task, lease_expires_at=_in(lease))
+            if task.cancel_requested:
+                cancelled.add(each)
+        return HeartbeatAnswer(frozenset(lost), frozenset(cancelled))
+
+    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
+        await self._answer()
+        for output in outputs:
+            task = self._holds(worker_id, Lease(output.task_id, output.attempt))
+            if task is not None:
+                self.tasks[task.id] = replace(task, output=output.output, error_output=output.error_output)
+
+    async def report(self, worker: WorkerReport) -> None:
+        await self._answer()
+        known = self._workers.get(worker.id)
+        self._workers[worker.id] = WorkerRecord(
+            id=worker.id,
+            host=worker.host,
+            pid=worker.pid,
+            version=worker.version,
+            slots=worker.slots,
+            running=worker.running,
+            sandbox=worker.sandbox,
+            started_at=known.started_at if known else _now(),
+            seen_at=_now(),
+            stopped_at=None,
+            alive=True,
+            completed=0,
+            failed=0,
+            cancelled=0,
+            finished_last_hour=worker.finished_last_hour,
+        )
+
+    async def sign_off(self, worker_id: str) -> None:
+        await self._answer()
+        if worker_id in self._workers:
+            self._workers[worker_id] = replace(self._workers[worker_id], running=0, stopped_at=_now())
+
+    # -- housekeeping ------------------------------------------------------------------------------------------------
+
+    async def promote(self, limit: int = 1000) -> float | None:
+        await self._answer()
+        parked = sorted(
+            (task.run_at, task.id) for task in self.tasks.values() if task.status == Status.PENDING and task.run_at
+        )
+        due = [task_id for run_at, task_id in parked if run_at <= _now()]
+        for task_id in due[:limit]:
+            self.tasks[task_id] = replace(self.tasks[task_id], run_at=None)
+        if due:
+            self._notify(Wakeup.PENDING)
+        later = parked[min(len(due), limit) :]
+        return max(0.0, (later[0][0] - _now()).total_seconds()) if later else None
+
+    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+        await self._answer()
+        expired = [
+            task
+            for task in self.tasks.values()
+            if task.status == Status.PROCESSING and task.lease_expires_at is not None and task.lease_expires_at < _now()
+        ]
+        counts = dict.fromkeys(("retried", "failed", "cancelled"), 0)
+        for task in expired[:limit]:
+            tried = task.attempt - task.released
+            message = f"Timeout/Crash: the lease of attempt {task.attempt} expired (worker {task.worker_id})"
+            if task.cancel_requested:
+                self._end(task, Status.CANCELLED, message, None)
+                counts["cancelled"] += 1
+            elif tried >= task.max_attempts:
+                self._end(task, Status.FAILED, message, None)
+                counts["failed"] += 1
+            else:
+                self._end(task, Status.PENDING, message, retry_delay(tried, random.uniform(-1, 1)))  # noqa: S311
+                counts["retried"] += 1
+        return Recovered(**counts)
+
+    async def purge(self, older_than: float, limit: int = 1000) -> int:
+        await self._answer()
+        old = [
+            task.id
+            for task in self.tasks.values()
+            if task.finished_for_good and task.finished and task.finished < _in(-older_than)
+        ]
+        for task_id in old[:limit]:
+            del self.tasks[task_id]
+        return len(old[:limit])
+
+    # -- a producer's verbs ------------------------------------------------------------------------------------------
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
+        await self._answer()
+        check_new_tasks(tasks)
+        for task in tasks:
+            if task.code_id is not None:
+                try:
+                    uuid.UUID(task.code_id)
+                except ValueError:
+                    raise InvalidTask(f"code_id is not a UUID: {task.code_id!r}") from None
+        return [self._insert(task) for task in tasks]
+
+    def _insert(self, task: NewTask) -> int:
+        if task.idempotency_key is not None:
+            for known in self.tasks.values():
+                if (known.tenant, known.idempotency_key) == (task.tenant, task.idempotency_key):
+                    return known.id
+        code_id = task.code_id
+        if task.code is not None:
+            code_id = str(uuid.uuid5(uuid.NAMESPACE_OID, task.code))
+            self.codes[code_id] = task.code
+        number = max(self.tasks, default=0) + 1
+        parked = task.run_at is not None and task.run_at > _now()
+        self.tasks[number] = TaskRecord(
+            id=number,
+            name=task.name,
+            description=task.description,
+            status=Status.PENDING,
+            payload=task.payload,
+            code_id=code_id,
+            priority=task.priority,
+            attempt=0,
+            released=0,
+            max_attempts=task.max_attempts,
+            worker_id=None,
+            created_at=_now(),
+            run_at=task.run_at if parked else None,
+            started=None,
+            finished=None,
+            lease_expires_at=None,
+            timeout=task.timeout,
+            exit_code=None,
+            output=None,
+            error_output=None,
+            last_error=None,
+            tenant=task.tenant,
+            idempotency_key=task.idempotency_key,
+            cancel_requested=False,
+            traceparent=task.traceparent,
+        )
+        self._notify(Wakeup.SCHEDULED if parked else Wakeup.PENDING)
+        return number
+
+    async def cancel(self, task_id: int) -> Cancellation:
+        await self._answer()
+        task = self.tasks.get(task_id)
+        if task is None:
+            return Cancellation.UNKNOWN
+        if task.status == Status.PENDING:
+            self._end(replace(task, cancel_requested=True), Status.CANCELLED, "Cancelled before it ran", None)
+            return Cancellation.CANCELLED
+        if task.status == Status.PROCESSING:
+            self.tasks[task_id] = replace(task, cancel_requested=True)
+            self._notify(Wakeup.CANCEL)
+            return Cancellation.REQUESTED
+        return Cancellation.FINISHED
+
+    async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
+        await self._answer()
+        return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
+
+    async def statistics(self) -> Statistics:
+        await self._answer()
+        pending = [task for task in self.tasks.values() if task.status == Status.PENDING]
+        scheduled = sum(task.run_at is not None for task in pending)
+        completed = self._totals["completed"]
+        alive = [worker for worker in await self.workers() if worker.alive]
+        return Statistics(
+            pending=len(pending) - scheduled,
+            scheduled=scheduled,
+            running=sum(task.status == Status.PROCESSING for task in self.tasks.values()),
+            completed=completed,
+            failed=self._totals["failed"],
+            cancelled=self._totals["cancelled"],
+            avg_execution_seconds=self._execution_seconds / completed if completed else 0.0,
+            throughput_tasks_per_hour=float(sum(worker.finished_last_hour for worker in alive)),
+            workers=len(alive),
+        )
+
+    async def workers(self) -> list[WorkerRecord]:
+        await self._answer()
+        known = [
+            replace(worker, alive=worker.stopped_at is None and worker.seen_at > _in(-ALIVE_FOR))
+            for worker in self._workers.values()
+        ]
+        return sorted(known, key=lambda worker: worker.started_at, reverse=True)
+
+    # -- waking up -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
+        await self._answer()
+        send, receive = trio.open_memory_channel[Wakeup](100)
+        self._listeners.add(send)
+        try:
+            async with send, receive:
+                yield receive
+        finally:
+            self._listeners.discard(send)
+
+    def _notify(self, wakeup: Wakeup) -> None:
+        for listener in self._listeners:
+            if listener.statistics().current_buffer_used < 100:
+                listener.send_nowait(wakeup)

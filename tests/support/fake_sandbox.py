@@ -1,0 +1,116 @@
+"""A backend without processes, for tests of the worker on the virtual clock.
+
+A "script" is a line of words: `hello`, `sleep 5`, `exit 3`, `hog`, `lost`, or `say TEXT` and then a sleep. The fake
+enforces the request's timeout as the real runner does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+import trio
+
+from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+
+
+@dataclass
+class FakeBackend:
+    """Counts what happens to it. Set `unavailable` to a message to make it fail."""
+
+    cold_start: float = 0.5
+    unavailable: str | None = None
+    name: str = "fake"
+    description: str = "fake, no isolation"
+    started: int = 0
+    closed: int = 0
+    prepared: int = 0
+    swept_with: list[frozenset[str]] = field(default_factory=list)
+    running: int = 0
+    most_running: int = 0
+    ran: list[RunRequest] = field(default_factory=list)
+    dead_on_arrival: int = 0
+
+    async def prepare(self) -> None:
+        await self.check()
+        self.prepared += 1
+
+    async def start(self) -> FakeSandbox:
+        await self.check()
+        await trio.sleep(self.cold_start)
+        await self.check()
+        self.started += 1
+        return FakeSandbox(self, f"fake-{self.started}")
+
+    async def check(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.unavailable is not None:
+            raise BackendUnavailable(self.unavailable)
+
+    async def sweep(self, live_workers: Set[str]) -> int:
+        await self.check()
+        self.swept_with.append(frozenset(live_workers))
+        return 0
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def alive(self) -> int:
+        return self.started - self.closed
+
+
+@dataclass
+class FakeSandbox:
+    """One fake sandbox; refuses to be used by two tasks at once, or after it was closed."""
+
+    backend: FakeBackend
+    name: str
+    busy: bool = False
+    closed: bool = False
+
+    async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        assert not self.busy, "two tasks in one sandbox"
+        assert not self.closed, "a closed sandbox was used"
+        if self.backend.dead_on_arrival:
+            self.backend.dead_on_arrival -= 1
+            raise SandboxLost("it was dead", started=False)
+        self.busy = True
+        self.backend.running += 1
+        self.backend.most_running = max(self.backend.most_running, self.backend.running)
+        self.backend.ran.append(request)
+        try:
+            return await self._run(request, sink)
+        finally:
+            self.busy = False
+            self.backend.running -= 1
+
+    async def _run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        word, _, rest = request.code.partition(" ")
+        with trio.move_on_after(request.timeout):
+            match word:
+                case "hello":
+                    await trio.lowlevel.checkpoint()
+                case "sleep":
+                    await trio.sleep(float(rest))
+                case "say":
+                    sink(Stream.OUTPUT, rest)
+                    await trio.sleep(10)
+                case "exit":
+                    return Outcome(Ending.FAILED, exit_code=int(rest), message=f"exit code {rest}")
+                case "hog":
+                    return Outcome(Ending.OUT_OF_MEMORY, message="Out of memory")
+                case "lost":
+                    await trio.sleep(0.1)
+                    raise SandboxLost("it died")
+                case _:
+                    raise AssertionError(f"no such script: {request.code}")
+            return Outcome(Ending.COMPLETED, exit_code=0, output=f"{word} {request.payload}")
+        return Outcome(Ending.TIMED_OUT, message=f"Timeout: ran longer than {request.timeout:g} s")
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self.closed:
+            self.closed = True
+            self.backend.closed += 1

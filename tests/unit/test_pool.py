@@ -1,0 +1,145 @@
+"""The sandbox pool, on the virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from continuum.sandbox.pool import PARALLEL_STARTS, open_pool
+from continuum.sandbox.protocol import BackendUnavailable
+from tests.support.fake_sandbox import FakeBackend
+
+
+async def test_a_sandbox_is_started_on_demand_and_used_again(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 4) as pool:
+        for _ in range(10):
+            async with pool.sandbox():
+                pass
+        assert backend.started == 1
+        assert pool.idle == 1
+    assert backend.alive == 0
+
+
+async def test_no_sandbox_is_shared_and_no_more_than_the_size_are_made(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend()
+    in_use: set[str] = set()
+    async with open_pool(backend, 3) as pool:
+
+        async def use() -> None:
+            async with pool.sandbox() as sandbox:
+                assert sandbox.name not in in_use
+                in_use.add(sandbox.name)
+                await trio.sleep(1)
+                in_use.remove(sandbox.name)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(use)
+        assert backend.started == 3
+
+
+async def test_a_task_takes_a_sandbox_that_became_idle_rather_than_wait_for_its_own_cold_start(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backend = FakeBackend(cold_start=50)
+    async with open_pool(backend, 2) as pool:
+        await pool.warm()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def use(seconds: float) -> None:
+                async with pool.sandbox():
+                    await trio.sleep(seconds)
+
+            nursery.start_soon(use, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(use, 1)
+        assert trio.current_time() - began == pytest.approx(2)
+
+
+async def test_a_sandbox_whose_task_raised_or_was_cancelled_is_removed(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 2) as pool:
+        with pytest.raises(ValueError, match="boom"):
+            async with pool.sandbox():
+                raise ValueError("boom")
+        with trio.move_on_after(1):
+            async with pool.sandbox():
+                await trio.sleep_forever()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (backend.started, backend.closed) == (2, 2)
+        assert pool.total == 0
+
+
+async def test_waiting_tasks_all_learn_that_no_sandbox_can_be_started(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend(unavailable="no daemon")
+    async with open_pool(backend, 4) as pool:
+        failures = []
+
+        async def use() -> None:
+            try:
+                async with pool.sandbox():
+                    pass
+            except BackendUnavailable as error:
+                failures.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(use)
+        assert failures == ["no daemon"] * 6
+        backend.unavailable = None
+        async with pool.sandbox():
+            pass
+
+
+async def test_cold_starts_run_side_by_side_up_to_a_limit(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend(cold_start=1)
+    async with open_pool(backend, 2 * PARALLEL_STARTS) as pool:
+        began = trio.current_time()
+
+        async def use() -> None:
+            async with pool.sandbox():
+                await trio.sleep(10)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2 * PARALLEL_STARTS):
+                nursery.start_soon(use)
+        assert trio.current_time() - began == pytest.approx(12)
+
+
+async def test_idle_sandboxes_are_removed_after_the_timeout_and_busy_ones_are_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 3) as pool:
+        await pool.warm(2)
+        await trio.sleep(100)
+        async with pool.sandbox():
+            assert pool.remove_idle(60) == 1
+            await trio.testing.wait_all_tasks_blocked()
+            assert pool.total == 1
+        assert pool.remove_idle(60) == 0
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.25, 0.5, 0.75, 1.5])
+async def test_cancelling_at_any_moment_leaves_the_pool_usable_and_no_sandbox_behind(
+    autojump_clock: trio.testing.MockClock, moment: float
+) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 2) as pool:
+
+        async def use() -> None:
+            async with pool.sandbox():
+                await trio.sleep(1)
+
+        with trio.move_on_after(moment):
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(use)
+        with trio.fail_after(10):
+            async with pool.sandbox():
+                pass
+        assert pool.total <= 2
+    assert backend.alive == 0

@@ -1,0 +1,126 @@
+"""The network of the sandboxes on a Docker host, and the setting of its policy in each sandbox."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_owner import Owner
+from continuum.sandbox.docker_stream import EngineRefused
+from continuum.sandbox.network import POLICY_VERSION, EgressPolicy, PolicyError
+
+NETWORK = "continuum"
+NETWORK_LABEL = "continuum.network"
+POLICY_DEADLINE = 20.0
+"""Seconds for a helper container to set a sandbox's rules; it takes a fifth of one."""
+
+_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
+_HELPER_CAPABILITIES = ["NET_ADMIN", "NET_RAW"]
+_HELPER_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KERNEL_NETWORKED = {"runc", "crun", "youki", "nvidia-container-runtime"}
+"""Runtimes whose containers use the host kernel's network, where iptables rules bind them. gVisor and Kata bring a
+network stack or a kernel of their own: the rules would be there, look right and filter nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxNetwork:
+    """A bridge network whose members cannot reach each other, and what its members may not reach."""
+
+    id: str
+    policy: EgressPolicy
+
+
+def enforceable(info: dict[str, Any], runtime: str) -> bool:
+    """Whether iptables rules bind the containers of a runtime (empty: the daemon's default).
+
+    info: what the daemon says of itself (`GET /info`).
+    """
+    name = runtime or info.get("DefaultRuntime") or "runc"
+    program = (info.get("Runtimes") or {}).get(name, {}).get("path") or name
+    return program.rpartition("/")[2] in _KERNEL_NETWORKED or (name == "io.containerd.runc.v2" and program == name)
+
+
+async def ensure_network(engine: Engine) -> SandboxNetwork:
+    """The network, found or made. Raises `PolicyError` when this host cannot have it, and `EngineError`."""
+    network = await _find(engine)
+    if network is None:
+        try:
+            await engine.call(
+                lambda api: api.create_network(
+                    NETWORK,
+                    driver="bridge",
+                    options=_OPTIONS,
+                    check_duplicate=True,
+                    labels={NETWORK_LABEL: str(POLICY_VERSION)},
+                )
+            )
+        except EngineRefused as error:
+            if "already exists" not in str(error):
+                raise PolicyError(f"the network {NETWORK} cannot be made: {error}") from error
+        network = await _find(engine)
+    if network is None:
+        raise PolicyError(f"the network {NETWORK} vanished as soon as it was made")
+    subnets = [config["Subnet"] for config in network["IPAM"].get("Config") or [] if config.get("Subnet")]
+    return SandboxNetwork(network["Id"], EgressPolicy(tuple(ipaddress.ip_network(subnet) for subnet in subnets)))
+
+
+async def _find(engine: Engine) -> dict[str, Any] | None:
+    """The network that all workers of this host use: the oldest, should several have been made at once."""
+    listed: list[dict[str, Any]] = await engine.call(lambda api: api.networks(names=[NETWORK]))
+    # The daemon takes a name for a part of one.
+    networks = [network for network in listed if network["Name"] == NETWORK]
+    if not networks:
+        return None
+    usable = [network for network in networks if _isolates_members(network)]
+    if not usable:
+        raise PolicyError(
+            f"there is a network {NETWORK} that Continuum did not make, or whose options were changed: "
+            f"remove it (docker network rm {NETWORK})"
+        )
+    return min(usable, key=lambda network: (network["Created"], network["Id"]))
+
+
+def _isolates_members(network: dict[str, Any]) -> bool:
+    options = network.get("Options") or {}
+    ours = NETWORK_LABEL in (network.get("Labels") or {})
+    return ours and network["Driver"] == "bridge" and _OPTIONS.items() <= options.items()
+
+
+async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
+    """Set a policy in the network namespace of a running sandbox, and read it back.
+
+    Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
+    """
+    specification = {
+        "Image": image,
+        "User": "0:0",
+        "Entrypoint": policy.command(),
+        "Cmd": [],
+        "Env": [_HELPER_PATH],
+        "WorkingDir": "/",
+        "Labels": owner.labels("network-policy"),
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": f"container:{sandbox}",
+            "AutoRemove": True,
+            "CapDrop": ["ALL"],
+            "CapAdd": _HELPER_CAPABILITIES,
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/tmp": "size=1m", "/run": "size=1m"},  # noqa: S108
+            "LogConfig": {"Type": "none"},
+        },
+    }
+    try:
+        printed = await engine.run(f"{sandbox}-{secrets.token_hex(3)}", specification, deadline=POLICY_DEADLINE)
+    except EngineRefused as error:
+        if (await engine.inspect(sandbox))["State"]["Running"]:
+            raise PolicyError(f"the container that sets the rules cannot run: {error}") from error
+        raise
+    try:
+        policy.verify(printed.output)
+    except PolicyError as error:
+        raise PolicyError(f"{error}; {printed.errors}" if printed.errors else str(error)) from None

@@ -68,6 +68,7 @@ class ClaimedTask:
     released: attempts that ended without counting (the worker gave them back); see `attempts_left`.
     timeout: seconds, None where the task leaves it to the worker.
     created_at: on the database's clock, UTC.
+    description, last_error: shown to those who watch; last_error is the attempt's before this one.
     """
 
     id: int
@@ -83,6 +84,8 @@ class ClaimedTask:
     tenant: str | None
     traceparent: str | None
     created_at: dt.datetime
+    description: str | None = None
+    last_error: str | None = None
 
     @property
     def lease(self) -> Lease:

@@ -19,7 +19,7 @@ CONTENT_LIMIT = 64 * 1024
 
 
 def worker_status(state: WorkerState, *, contents: bool) -> Json:
-    """`/status`. contents: whether payload, code and output may be shown."""
+    """`/status`. contents: whether payload, code and output (and the error that quotes it) may be shown."""
     now = dt.datetime.now(dt.UTC)
     running = sorted(state.running.values(), key=lambda one: one.since)
     status: Json = {
@@ -82,11 +82,11 @@ def _current_task(running: Running, contents: bool) -> Json:
         "ID": task.id,
         **({"ID_str": str(task.id)} if abs(task.id) > SAFE_INTEGER else {}),
         "Name": task.name,
-        "Description": None,
+        "Description": task.description,
         "Started": started,
         "Finished": None,
         "LockedAt": started,
-        "LastError": None,
+        "LastError": task.last_error if contents else None,
         "Priority": task.priority,
         "Status": Status.PROCESSING.value,
         "Payload": _cut(task.payload) if contents else None,

@@ -48,17 +48,15 @@ def exporter_names(signal: SignalType) -> list[str]:
 
 
 def make_exporter(signal: SignalType, name: str) -> Any:
-    """An exporter of the SDK, by the name that OTEL_*_EXPORTER gives it. Raises `ExporterUnavailable`."""
+    """An exporter of the SDK, by the name that OTEL_*_EXPORTER gives it. Raises `ExporterUnavailable`, and whatever the
+    exporter raises for bad values."""
     entry = _entry_point(signal, name)
     options: dict[str, Any] = {}
     timeouts = ("OTEL_EXPORTER_OTLP_TIMEOUT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_TIMEOUT")
     if entry in _TO_INSTALL and not any(os.environ.get(variable) for variable in timeouts):
         options["timeout"] = EXPORT_TIMEOUT
     for found in entry_points(group=f"opentelemetry_{signal}_exporter", name=entry):
-        try:
-            return found.load()(**options)
-        except Exception as error:  # whatever a misconfigured exporter raises, the worker goes on without it
-            raise ExporterUnavailable(f"the {signal} exporter {name!r} cannot start: {error}") from error
+        return found.load()(**options)
     to_do = _TO_INSTALL.get(entry, f"install the package that provides {name!r}, or use otlp, console or none")
     raise ExporterUnavailable(f"no {signal} exporter {name!r} is installed: {to_do}")
 

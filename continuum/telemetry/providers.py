@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib import metadata
 
 import structlog
@@ -75,7 +75,7 @@ async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[T
     meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
     if problems:
         log.warning("some telemetry is off", problems=list(dict.fromkeys(problems)))
-    for name in _NOISY_LOGGERS[: 4 if tracer_provider or meter_provider else 0]:
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_seldom)
     version = metadata.version("continuum-worker")
     telemetry = Telemetry(
@@ -109,18 +109,14 @@ def _resource(worker_id: str) -> Resource:
 
 
 def _tracer_provider(resource: Resource, problems: list[str]) -> TracerProvider | None:
-    exporters = []
-    for name in exporter_names("traces"):
-        try:
-            exporters.append(make_exporter("traces", name))
-        except ExporterUnavailable as error:
-            problems.append(str(error))
-    if not exporters:
-        return None
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    exporting = None
+    with _noting(problems, "traces"):
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        for name in exporter_names("traces"):
+            with _noting(problems, f"traces exporter {name!r}"):
+                provider.add_span_processor(BatchSpanProcessor(make_exporter("traces", name)))
+                exporting = provider
+    return exporting
 
 
 def _metric_readers(problems: list[str]) -> tuple[Exposition | None, list[MetricReader]]:
@@ -128,16 +124,25 @@ def _metric_readers(problems: list[str]) -> tuple[Exposition | None, list[Metric
     for name in exporter_names("metrics"):
         if name == "prometheus":
             continue  # served at /metrics in any case
-        try:
+        with _noting(problems, f"metrics exporter {name!r}"):
             readers.append(PeriodicExportingMetricReader(make_exporter("metrics", name)))
-        except ExporterUnavailable as error:
-            problems.append(str(error))
     try:
         from continuum.telemetry.prometheus import PrometheusExposition
     except ImportError:
         return None, readers
     exposition = PrometheusExposition()
     return exposition, [exposition.reader, *readers]
+
+
+@contextmanager
+def _noting(problems: list[str], what: str) -> Iterator[None]:
+    """Note why something could not be made, instead of raising: the SDK raises all sorts of things for bad values."""
+    try:
+        yield
+    except ExporterUnavailable as error:
+        problems.append(str(error))
+    except Exception as error:
+        problems.append(f"{what}: {error}")
 
 
 async def _shut_down(shutdowns: list[Callable[[], object]]) -> None:

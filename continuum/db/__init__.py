@@ -1,1 +1,70 @@
+"""Databases: one protocol of verbs, PostgreSQL and CockroachDB behind it, and one in memory for tests."""
 
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from psycopg.conninfo import make_conninfo
+
+from continuum.config import Settings
+from continuum.db.cockroach import COCKROACH
+from continuum.db.database import SqlDatabase
+from continuum.db.postgres import POSTGRES
+from continuum.db.protocol import Database
+
+DIALECTS = {dialect.name: dialect for dialect in (POSTGRES, COCKROACH)}
+POOL_SIZE = 4
+"""Connections of one worker beside the heartbeat's and the listener's: claim, completion, progress and housekeeping
+rarely wait for each other."""
+CONNECT_TIMEOUT = 3
+"""Seconds for one host to accept a connection before the next is tried; libpq's smallest useful value is 2."""
+
+
+@asynccontextmanager
+async def open_database(
+    settings: Settings, *, application: str = "continuum", pool_size: int = POOL_SIZE
+) -> AsyncIterator[Database]:
+    """The database that the settings name. Connections are opened when they are needed, so that this succeeds while
+    the server is down. With DB_DIALECT=embedded it starts the embedded server and applies the schema."""
+    async with AsyncExitStack() as stack:
+        if settings.db_dialect == "embedded":
+            from continuum.db.embedded import open_embedded
+
+            conninfo = await stack.enter_async_context(open_embedded(settings.embedded_dir))
+            database = SqlDatabase(conninfo, DIALECTS, "postgres", pool_size)
+            stack.callback(database.close)
+            await database.migrate()
+        else:
+            database = SqlDatabase(conninfo_of(settings, application), DIALECTS, settings.db_dialect, pool_size)
+            stack.callback(database.close)
+        yield database
+
+
+def conninfo_of(settings: Settings, application: str) -> str:
+    """The settings as a libpq connection string. It holds the password: never log it."""
+    base = settings.database_url.get_secret_value() if settings.database_url else ""
+    parts: dict[str, str | int] = {
+        "application_name": application,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "tcp_user_timeout": 10_000,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+    if not base:
+        parts |= {
+            "host": ",".join(settings.db_host),
+            "port": ",".join(map(str, settings.db_port)),
+            "user": settings.db_user,
+            "password": settings.db_password.get_secret_value(),
+            "dbname": settings.db_name,
+            "sslmode": settings.db_sslmode,
+        }
+        if len(settings.db_host) > 1:
+            parts["load_balance_hosts"] = "random"
+        for name in ("sslrootcert", "sslcert", "sslkey"):
+            path = getattr(settings, f"db_{name}")
+            if path is not None:
+                parts[name] = str(path)
+    return make_conninfo(base, **parts)

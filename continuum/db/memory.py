@@ -127,6 +127,8 @@ class MemoryDatabase:
             tenant=task.tenant,
             traceparent=task.traceparent,
             created_at=task.created_at,
+            description=task.description,
+            last_error=task.last_error,
         )
 
     def _holds(self, worker_id: str, lease: Lease) -> TaskRecord | None:

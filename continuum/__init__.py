@@ -1,0 +1,1 @@
+"""Continuum: run Python code that you do not trust, from a SQL table, without losing a task."""

@@ -1,0 +1,389 @@
+"""The adapter for real databases: each verb of the domain is one method here and one statement in `statements`.
+
+What differs between PostgreSQL and CockroachDB is a `Dialect`, found at the first connection. Every call has a deadline;
+conflicts are tried again here, everything else that is transient is told to the caller as `DatabaseUnavailable`.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+import trio
+
+from continuum.db import rows, statements
+from continuum.db.classify import Kind, classify, describe
+from continuum.db.connection import TrioConnection, connect
+from continuum.db.dialect import SCHEMA_VERSION, Dialect
+from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
+from continuum.db.pool import ConnectionPool, discard
+from continuum.db.validation import INTEGER, check_new_tasks
+from continuum.model import (
+    RETRY_BASE,
+    RETRY_CAP,
+    RETRY_FACTOR,
+    RETRY_JITTER,
+    Cancellation,
+    ClaimedTask,
+    Completion,
+    HeartbeatAnswer,
+    Lease,
+    NewTask,
+    PartialOutput,
+    Recovered,
+    Statistics,
+    Status,
+    TaskRecord,
+    Wakeup,
+    WorkerRecord,
+    WorkerReport,
+)
+
+DEADLINE = 5.0
+"""Seconds for an ordinary call, waiting for a connection and opening it included: well inside the shortest useful lease."""
+LONG_DEADLINE = 30.0
+"""Seconds for calls that carry much text, or that count."""
+MIGRATION_DEADLINE = 600.0
+STATEMENT_TIMEOUT = "35s"
+"""When the server gives up a statement whose client has long gone."""
+CONFLICT_TRIES = 6
+"""How often a statement that lost a conflict with another is run before the database is called unavailable."""
+
+CODE_NAMESPACE = uuid.UUID("6f1d2a9c-0a52-5d7e-9a53-0f3d51c0de00")
+"""For the UUIDv5 by which equal source texts share one row of CODES."""
+
+Rows = list[tuple[Any, ...]]
+T = TypeVar("T")
+
+
+class SqlDatabase:
+    """One queue in a PostgreSQL or CockroachDB database; `continuum.db.open_database` makes it."""
+
+    def __init__(self, conninfo: str, dialects: Mapping[str, Dialect], wanted: str, pool_size: int) -> None:
+        self._conninfo = conninfo
+        self._dialects = dialects
+        self._wanted = wanted
+        self._dialect: Dialect | None = None
+        self._pool = ConnectionPool(self._connect, pool_size)
+        # The heartbeat's connection is its own: whatever the others do, it never waits for them.
+        self._heartbeat_pool = ConnectionPool(self._connect, 1)
+
+    @property
+    def dialect(self) -> str:
+        return self._dialect.name if self._dialect else self._wanted
+
+    def close(self) -> None:
+        """Drop all connections."""
+        self._pool.close()
+        self._heartbeat_pool.close()
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> TrioConnection:
+        connection = await connect(self._conninfo)
+        try:
+            self._dialect = self._detect(connection)
+            for statement in (f"SET statement_timeout = '{STATEMENT_TIMEOUT}'", *self._dialect.prepare_session):
+                await connection.execute(statement.encode())
+        except BaseException:
+            discard(connection)
+            raise
+        return connection
+
+    def _detect(self, connection: TrioConnection) -> Dialect:
+        found = "cockroach" if connection.info.parameter_status("crdb_version") else "postgres"
+        if self._wanted not in ("auto", found):
+            raise DialectMismatch(
+                f"DB_DIALECT={self._wanted}, but {connection.info.host or 'the server'} is "
+                f"{self._dialects[found].title}: set DB_DIALECT={found} or auto"
+            )
+        return self._dialects[found]
+
+    async def _run(
+        self,
+        statement: str | Callable[[Dialect], str],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        deadline: float = DEADLINE,
+        writes: bool = False,
+        pool: ConnectionPool | None = None,
+    ) -> Rows:
+        """Run one statement and return its rows, trying again while it loses conflicts."""
+
+        async def body(connection: TrioConnection) -> Rows:
+            assert self._dialect is not None
+            text = statement if isinstance(statement, str) else statement(self._dialect)
+            cursor = await connection.execute(text.encode(), parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+        return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)
+
+    async def _with_connection(
+        self,
+        body: Callable[[TrioConnection], Awaitable[T]],
+        *,
+        deadline: float,
+        writes: bool = False,
+        pool: ConnectionPool | None = None,
+    ) -> T:
+        sent = False
+        with _translated(lambda: sent and writes), trio.fail_after(deadline):
+            for attempt in range(CONFLICT_TRIES):
+                try:
+                    async with (pool or self._pool).connection() as connection:
+                        sent = True
+                        return await body(connection)
+                except psycopg.Error as error:
+                    if classify(error) is not Kind.CONFLICT or attempt == CONFLICT_TRIES - 1:
+                        raise
+                await trio.sleep(0.01 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        raise AssertionError("unreachable")
+
+    # -- the schema --------------------------------------------------------------------------------------------------
+
+    async def migrate(self) -> int:
+        async def body(connection: TrioConnection) -> None:
+            assert self._dialect is not None
+            await connection.execute(b"SET statement_timeout = 0")
+            await self._dialect.migrate(connection, self._dialect.schema())
+            discard(connection)
+
+        await self._with_connection(body, deadline=MIGRATION_DEADLINE)
+        return await self._schema_version()
+
+    async def _schema_version(self) -> int:
+        ((version,),) = await self._run(statements.SCHEMA_VERSION)
+        return version or 0
+
+    async def check_schema(self) -> None:
+        version = await self._schema_version()
+        if version < SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the database has schema version {version}, this worker needs {SCHEMA_VERSION}: run `continuum migrate`"
+            )
+
+    async def ping(self) -> None:
+        await self._run("SELECT 1")
+
+    # -- a worker's verbs --------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
+    ) -> list[ClaimedTask]:
+        parameters = {
+            "worker": worker_id,
+            "limit": limit,
+            "lease": lease,
+            "min_priority": min_priority or INTEGER.start,
+            "max_priority": max_priority or INTEGER.stop - 1,
+        }
+        found = await self._run(lambda dialect: dialect.claim, parameters, writes=True)
+        return [rows.claimed_task(row) for row in found]
+
+    async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+        parameters = {
+            "worker": worker_id,
+            **_leases([completion.lease for completion in completions]),
+            "statuses": [completion.status.value for completion in completions],
+            "exit_codes": [completion.exit_code for completion in completions],
+            "outputs": [completion.output for completion in completions],
+            "error_outputs": [completion.error_output for completion in completions],
+            "last_errors": [completion.last_error for completion in completions],
+            "delays": [completion.retry_in for completion in completions],
+        }
+        found = await self._run(statements.COMPLETE, parameters, deadline=LONG_DEADLINE, writes=True)
+        if len(found) < len(completions):
+            found += await self._run(statements.FIND_STANDING, parameters, deadline=LONG_DEADLINE)
+        return frozenset(Lease(*row) for row in found)
+
+    async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
+        ((count,),) = await self._run(statements.RELEASE, {"worker": worker_id, **_leases(leases)}, writes=True)
+        return int(count)
+
+    async def release_except(self, worker_id: str, held: Sequence[Lease]) -> int:
+        parameters = {"worker": worker_id, **_leases(held)}
+        ((count,),) = await self._run(statements.RELEASE_EXCEPT, parameters, writes=True)
+        return int(count)
+
+    async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
+        parameters = {"worker": worker_id, "lease": lease, **_leases(held)}
+        found = await self._run(statements.HEARTBEAT, parameters, pool=self._heartbeat_pool)
+        kept = {Lease(task_id, attempt): cancel for task_id, attempt, cancel in found}
+        return HeartbeatAnswer(
+            lost=frozenset(each for each in held if each not in kept),
+            cancelled=frozenset(each for each, cancel in kept.items() if cancel),
+        )
+
+    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
+        parameters = {
+            "worker": worker_id,
+            **_leases([Lease(output.task_id, output.attempt) for output in outputs]),
+            "outputs": [output.output for output in outputs],
+            "error_outputs": [output.error_output for output in outputs],
+        }
+        await self._run(statements.PROGRESS, parameters, deadline=LONG_DEADLINE)
+
+    async def report(self, worker: WorkerReport) -> None:
+        parameters = {name: getattr(worker, name) for name in WorkerReport.__slots__}
+        await self._run(statements.REPORT, parameters, pool=self._heartbeat_pool)
+
+    async def sign_off(self, worker_id: str) -> None:
+        await self._run(statements.SIGN_OFF, {"worker": worker_id})
+
+    # -- housekeeping ------------------------------------------------------------------------------------------------
+
+    async def promote(self, limit: int = 1000) -> float | None:
+        ((promoted, next_in),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
+        if promoted == limit:
+            return 0.0
+        return None if next_in is None else max(0.0, float(next_in))
+
+    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+        parameters = {
+            "worker": worker_id,
+            "limit": limit,
+            "base": RETRY_BASE,
+            "factor": RETRY_FACTOR,
+            "cap": RETRY_CAP,
+            "jitter": RETRY_JITTER,
+        }
+        counts: dict[str, int] = dict(await self._run(statements.RECOVER, parameters, writes=True))
+        return Recovered(
+            retried=counts.get(Status.PENDING, 0),
+            failed=counts.get(Status.FAILED, 0),
+            cancelled=counts.get(Status.CANCELLED, 0),
+        )
+
+    async def purge(self, older_than: float, limit: int = 1000) -> int:
+        async def body(connection: TrioConnection) -> int:
+            cursor = await connection.execute(statements.PURGE.encode(), {"older_than": older_than, "limit": limit})
+            return cursor.rowcount
+
+        return await self._with_connection(body, deadline=LONG_DEADLINE)
+
+    # -- a producer's verbs ------------------------------------------------------------------------------------------
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
+        check_new_tasks(tasks)
+        if not tasks:
+            return []
+        codes = {str(uuid.uuid5(CODE_NAMESPACE, task.code)): task.code for task in tasks if task.code is not None}
+
+        async def body(connection: TrioConnection) -> list[int]:
+            async with connection.transaction():
+                if codes:
+                    parameters = {"ids": list(codes), "codes": list(codes.values())}
+                    await connection.execute(statements.INSERT_CODES.encode(), parameters)
+                return await _insert_tasks(connection, tasks)
+
+        try:
+            return await self._with_connection(body, deadline=LONG_DEADLINE, writes=True)
+        except psycopg.Error as error:
+            if error.sqlstate is not None and error.sqlstate.startswith(("22", "23", "54")):
+                raise InvalidTask(f"the database refused a task: {describe(error)}") from error
+            raise
+
+    async def cancel(self, task_id: int) -> Cancellation:
+        found = await self._run(statements.CANCEL, {"id": task_id, "worker": "client"}, writes=True)
+        if found:
+            return Cancellation.CANCELLED if found[0][0] == Status.CANCELLED else Cancellation.REQUESTED
+        return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
+
+    async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
+        found = await self._run(statements.FETCH, {"ids": list(task_ids)}, deadline=LONG_DEADLINE)
+        records = {record.id: record for record in map(rows.task_record, found)}
+        return [records[task_id] for task_id in task_ids if task_id in records]
+
+    async def statistics(self) -> Statistics:
+        (row,) = await self._run(statements.STATISTICS, deadline=LONG_DEADLINE)
+        return Statistics(*row)
+
+    async def workers(self) -> list[WorkerRecord]:
+        return [WorkerRecord(*row) for row in await self._run(statements.WORKERS)]
+
+    # -- waking up ---------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
+        with _translated(lambda: False), trio.fail_after(DEADLINE):
+            connection = await self._connect()
+        assert self._dialect is not None
+        try:
+            async with aclosing(_unavailable_when_broken(self._dialect.listen(connection))) as wakeups:
+                with trio.move_on_after(DEADLINE) as scope:
+                    await anext(wakeups)
+                if scope.cancelled_caught:
+                    raise DatabaseUnavailable("the database did not begin to listen in time")
+                yield wakeups
+        finally:
+            discard(connection)
+
+
+async def _unavailable_when_broken(wakeups: AsyncGenerator[Wakeup, None]) -> AsyncGenerator[Wakeup, None]:
+    with _translated(lambda: False):
+        async for wakeup in wakeups:
+            yield wakeup
+
+
+async def _insert_tasks(connection: TrioConnection, tasks: Sequence[NewTask]) -> list[int]:
+    """Insert tasks and return their ids in order, those of earlier ones for idempotency keys that are taken."""
+    parameters = {
+        "names": [task.name for task in tasks],
+        "descriptions": [task.description for task in tasks],
+        "codes": [task.code_id if task.code is None else str(uuid.uuid5(CODE_NAMESPACE, task.code)) for task in tasks],
+        "payloads": [task.payload for task in tasks],
+        "priorities": [task.priority for task in tasks],
+        "max_attempts": [task.max_attempts for task in tasks],
+        "timeouts": [task.timeout for task in tasks],
+        "run_ats": [task.run_at for task in tasks],
+        "tenants": [task.tenant for task in tasks],
+        "idempotency_keys": [task.idempotency_key for task in tasks],
+        "traceparents": [task.traceparent for task in tasks],
+    }
+    cursor = await connection.execute(statements.INSERT_TASKS.encode(), parameters)
+    inserted = await cursor.fetchall()
+    by_key = {(tenant, key): task_id for task_id, tenant, key in inserted if key is not None}
+    without_key = iter(sorted(task_id for task_id, _, key in inserted if key is None))
+    keys = [(task.tenant or "", task.idempotency_key) for task in tasks if task.idempotency_key is not None]
+    missing = [key for key in keys if key not in by_key]
+    if missing:
+        tenants, names = zip(*missing, strict=True)
+        cursor = await connection.execute(
+            statements.FIND_KEYS.encode(), {"tenants": list(tenants), "keys": list(names)}
+        )
+        by_key |= {(tenant, key): task_id for task_id, tenant, key in await cursor.fetchall()}
+    return [
+        next(without_key) if task.idempotency_key is None else by_key[task.tenant or "", task.idempotency_key]
+        for task in tasks
+    ]
+
+
+def _leases(leases: Sequence[Lease]) -> dict[str, list[int]]:
+    return {"ids": [lease.task_id for lease in leases], "attempts": [lease.attempt for lease in leases]}
+
+
+@contextmanager
+def _translated(write_sent: Callable[[], bool]) -> Iterator[None]:
+    """Turn the driver's errors, and a deadline that passed, into ours."""
+    try:
+        yield
+    except trio.TooSlowError:
+        if write_sent():
+            raise OutcomeUnknown("the database did not answer in time; the write may have happened") from None
+        raise DatabaseUnavailable("the database did not answer in time") from None
+    except psycopg.Error as error:
+        match classify(error):
+            case Kind.UNKNOWN if write_sent():
+                raise OutcomeUnknown(describe(error)) from error
+            case Kind.UNAVAILABLE | Kind.UNKNOWN | Kind.CONFLICT:
+                raise DatabaseUnavailable(describe(error)) from error
+            case Kind.SCHEMA:
+                raise SchemaMismatch(
+                    f"the database has no schema, or an older one ({describe(error)}): run `continuum migrate`"
+                ) from error
+            case Kind.BUG:
+                raise

@@ -1,0 +1,296 @@
+"""Every statement of the hot path and of the housekeeping, each with its name and its reason.
+
+They are the same on PostgreSQL and CockroachDB unless a constant says otherwise. `utc` is what the TIMESTAMP columns of the
+first version hold. Every write to a claimed task is fenced: it names the task, the attempt and the worker, and changes
+nothing when one of them is no longer so.
+"""
+
+from __future__ import annotations
+
+_UTC = "(now() AT TIME ZONE 'utc')"
+
+# What a claim hands to the worker. The code comes with it: CODES rows may be edited, so that nothing may be remembered.
+_CLAIMED = """
+    SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
+           claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
+           claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error
+    FROM claimed LEFT JOIN codes ON codes.id = claimed.code
+    ORDER BY claimed.priority, claimed.id
+"""
+
+_PICK = """
+        SELECT id FROM tasks
+        WHERE status = 'pending' AND run_at IS NULL
+          AND priority >= %(min_priority)s AND priority <= %(max_priority)s
+        ORDER BY priority, id LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+"""
+
+_TAKE = f"""
+        UPDATE tasks SET
+            status = 'processing', worker_id = %(worker)s, attempt = attempt + 1,
+            started = {_UTC}, locked_at = {_UTC}, finished = NULL,
+            lease_expires_at = now() + %(lease)s * interval '1 second',
+            output = NULL, error_output = NULL, exit_code = NULL
+"""
+
+_TAKEN = """
+        RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
+                  tenant, traceparent, created_at, description, last_error
+"""
+
+CLAIM_POSTGRES = f"WITH claimed AS ({_TAKE} WHERE id = ANY (ARRAY ({_PICK})) {_TAKEN}) {_CLAIMED}"
+"""Claim due tasks. The array is made once and looked up by primary key: a join might be planned as a scan of the table,
+and would make the LIMIT a matter of the plan."""
+
+CLAIM_COCKROACH = f"WITH claimed AS ({_TAKE} WHERE id IN ({_PICK}) {_TAKEN}) {_CLAIMED}"
+"""Claim due tasks. CockroachDB looks the ids up one by one in this form only."""
+
+_OUTCOMES = """
+    outcome AS (
+        SELECT * FROM unnest(
+            %(ids)s::int8[], %(attempts)s::int4[], %(statuses)s::text[], %(exit_codes)s::int4[], %(outputs)s::text[],
+            %(error_outputs)s::text[], %(last_errors)s::text[], %(delays)s::float8[]
+        ) AS o (id, attempt, status, exit_code, output, error_output, last_error, delay)
+    )
+"""
+
+# What a terminal write adds to the totals of a worker, in the same statement, so that they are exact.
+_COUNT = """
+        INSERT INTO workers AS w (id, completed, failed, cancelled, execution_seconds)
+        SELECT %(worker)s,
+               count(*) FILTER (WHERE status = 'completed'),
+               count(*) FILTER (WHERE status = 'failed'),
+               count(*) FILTER (WHERE status = 'cancelled'),
+               coalesce(sum(seconds) FILTER (WHERE status = 'completed'), 0)
+        FROM ended
+        HAVING count(*) FILTER (WHERE status <> 'pending') > 0
+        ON CONFLICT (id) DO UPDATE SET
+            completed = w.completed + excluded.completed,
+            failed = w.failed + excluded.failed,
+            cancelled = w.cancelled + excluded.cancelled,
+            execution_seconds = w.execution_seconds + excluded.execution_seconds
+        RETURNING 1
+"""
+
+_SECONDS = "extract(epoch FROM tasks.finished - tasks.started) AS seconds"
+
+COMPLETE = f"""
+WITH {_OUTCOMES},
+    ended AS (
+        UPDATE tasks SET
+            status = CASE WHEN outcome.status = 'pending' AND cancel_requested THEN 'cancelled' ELSE outcome.status END,
+            exit_code = outcome.exit_code, output = outcome.output, error_output = outcome.error_output,
+            last_error = outcome.last_error, lease_expires_at = NULL,
+            finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_UTC} END,
+            worker_id = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE worker_id END,
+            run_at = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested AND outcome.delay > 0
+                          THEN now() + outcome.delay * interval '1 second' END
+        FROM outcome
+        WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt
+          AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+        RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
+    ),
+    counted AS ({_COUNT})
+SELECT id, attempt FROM ended
+"""
+"""Write a batch of outcomes, each only under its own lease."""
+
+FIND_STANDING = f"""
+WITH {_OUTCOMES}
+SELECT tasks.id, tasks.attempt FROM tasks JOIN outcome ON tasks.id = outcome.id AND tasks.attempt = outcome.attempt
+WHERE (tasks.worker_id = %(worker)s AND tasks.status IN (outcome.status, 'cancelled'))
+   OR (outcome.status = 'pending' AND tasks.status = 'pending')
+"""
+"""Which outcomes stand already, because an earlier identical call wrote them and its answer was lost."""
+
+_HELD = "unnest(%(ids)s::int8[], %(attempts)s::int4[]) AS held (id, attempt)"
+
+_GIVE_BACK = f"""
+        UPDATE tasks SET
+            status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
+            finished = CASE WHEN cancel_requested THEN {_UTC} END,
+            worker_id = CASE WHEN cancel_requested THEN worker_id END,
+            released = released + 1, lease_expires_at = NULL, run_at = NULL
+"""
+
+RELEASE = f"""
+WITH ended AS (
+        {_GIVE_BACK}
+        FROM {_HELD}
+        WHERE tasks.id = held.id AND tasks.attempt = held.attempt
+          AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+        RETURNING tasks.id, tasks.status, 0 AS seconds
+    ),
+    counted AS ({_COUNT})
+SELECT count(*) FROM ended
+"""
+"""Give tasks back without counting the attempt."""
+
+RELEASE_EXCEPT = f"""
+WITH ended AS (
+        {_GIVE_BACK}
+        WHERE worker_id = %(worker)s AND status = 'processing'
+          AND NOT EXISTS (SELECT 1 FROM {_HELD} WHERE held.id = tasks.id AND held.attempt = tasks.attempt)
+        RETURNING tasks.id, tasks.status, 0 AS seconds
+    ),
+    counted AS ({_COUNT})
+SELECT count(*) FROM ended
+"""
+"""Give back what the record says we process, but for what we know of: claims whose answer never came."""
+
+HEARTBEAT = f"""
+UPDATE tasks SET lease_expires_at = now() + %(lease)s * interval '1 second'
+FROM {_HELD}
+WHERE tasks.id = held.id AND tasks.attempt = held.attempt
+  AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+RETURNING tasks.id, tasks.attempt, tasks.cancel_requested
+"""
+"""Extend the leases that are still ours; what is not returned is lost."""
+
+PROGRESS = """
+UPDATE tasks SET output = part.output, error_output = part.error_output
+FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(outputs)s::text[], %(error_outputs)s::text[])
+     AS part (id, attempt, output, error_output)
+WHERE tasks.id = part.id AND tasks.attempt = part.attempt
+  AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+"""
+"""Show what running tasks have written so far."""
+
+REPORT = """
+INSERT INTO workers AS w (id, host, pid, version, sandbox, slots, running, finished_last_hour)
+VALUES (%(id)s, %(host)s, %(pid)s, %(version)s, %(sandbox)s, %(slots)s, %(running)s, %(finished_last_hour)s)
+ON CONFLICT (id) DO UPDATE SET
+    host = excluded.host, pid = excluded.pid, version = excluded.version, sandbox = excluded.sandbox,
+    slots = excluded.slots, running = excluded.running, finished_last_hour = excluded.finished_last_hour,
+    seen_at = now(), stopped_at = NULL
+"""
+"""Say that a worker lives."""
+
+SIGN_OFF = "UPDATE workers SET running = 0, stopped_at = now(), seen_at = now() WHERE id = %(worker)s"
+"""Say that a worker has stopped in good order."""
+
+PROMOTE = """
+WITH due AS (
+        SELECT id FROM tasks WHERE status = 'pending' AND run_at <= now()
+        ORDER BY run_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ),
+    promoted AS (UPDATE tasks SET run_at = NULL WHERE id IN (SELECT id FROM due) RETURNING 1)
+SELECT (SELECT count(*) FROM promoted),
+       (SELECT extract(epoch FROM min(run_at) - now()) FROM tasks WHERE status = 'pending' AND run_at > now())
+"""
+"""Make what has come due claimable, and say when the next one will be."""
+
+RECOVER = f"""
+WITH expired AS (
+        SELECT id, worker_id AS lost_worker FROM tasks WHERE status = 'processing' AND lease_expires_at < now()
+        ORDER BY lease_expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ),
+    ended AS (
+        UPDATE tasks SET
+            status = CASE WHEN cancel_requested THEN 'cancelled'
+                          WHEN attempt - released >= max_attempts THEN 'failed' ELSE 'pending' END,
+            last_error = 'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
+                         || ' stopped extending its lease on attempt ' || attempt::text,
+            finished = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN {_UTC} END,
+            worker_id = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN worker_id END,
+            run_at = CASE WHEN NOT cancel_requested AND attempt - released < max_attempts
+                THEN now() + least(%(cap)s::float8, %(base)s::float8 * power(%(factor)s::float8,
+                        greatest(0, attempt - released - 1)::float8))
+                     * (1 + %(jitter)s::float8 * (2 * random() - 1)) * interval '1 second' END,
+            lease_expires_at = NULL
+        FROM expired
+        WHERE tasks.id = expired.id
+        RETURNING tasks.id, tasks.status, 0 AS seconds
+    ),
+    counted AS ({_COUNT})
+SELECT status, count(*) FROM ended GROUP BY status
+"""
+"""End attempts whose worker is gone. `processing` and an expired lease are seen under the lock: nobody else ends them."""
+
+PURGE = """
+DELETE FROM tasks WHERE id IN (
+    SELECT id FROM tasks
+    WHERE finished < (now() - %(older_than)s * interval '1 second') AT TIME ZONE 'utc'
+      AND status IN ('completed', 'failed', 'cancelled', 'malicious')
+    ORDER BY finished LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+"""
+"""Delete a small batch of tasks that were kept long enough."""
+
+INSERT_CODES = """
+INSERT INTO codes (id, code) SELECT * FROM unnest(%(ids)s::uuid[], %(codes)s::text[]) ON CONFLICT (id) DO NOTHING
+"""
+"""Store each distinct source text once: its id is made from the text."""
+
+INSERT_TASKS = """
+INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
+                   idempotency_key, traceparent)
+SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
+       CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.traceparent
+FROM unnest(
+    %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)s::text[], %(priorities)s::int4[],
+    %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
+    %(idempotency_keys)s::text[], %(traceparents)s::text[]
+) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
+                        idempotency_key, traceparent, position)
+ORDER BY t.position
+ON CONFLICT DO NOTHING
+RETURNING id, coalesce(tenant, ''), idempotency_key
+"""
+"""Insert tasks in order. Those whose idempotency key is taken are left out."""
+
+FIND_KEYS = """
+SELECT tasks.id, coalesce(tasks.tenant, ''), tasks.idempotency_key
+FROM unnest(%(tenants)s::text[], %(keys)s::text[]) AS k (tenant, key)
+JOIN tasks ON coalesce(tasks.tenant, '') = k.tenant AND tasks.idempotency_key = k.key
+"""
+"""The tasks that were there first."""
+
+CANCEL = f"""
+WITH ended AS (
+        UPDATE tasks SET
+            cancel_requested = true,
+            finished = CASE WHEN status = 'pending' THEN {_UTC} ELSE finished END,
+            last_error = CASE WHEN status = 'pending' THEN 'Cancelled before it ran' ELSE last_error END,
+            run_at = NULL,
+            status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END
+        WHERE id = %(id)s AND status IN ('pending', 'processing')
+        RETURNING id, CASE WHEN status = 'processing' THEN 'pending' ELSE status END AS status, 0 AS seconds
+    ),
+    counted AS ({_COUNT})
+SELECT status FROM ended
+"""
+"""Cancel a pending task, or ask for a running one to be stopped."""
+
+FETCH = """
+SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
+       created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
+       output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent
+FROM tasks WHERE id = ANY (%(ids)s::int8[])
+"""
+"""Read whole tasks."""
+
+STATISTICS = """
+SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
+       (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),
+       (SELECT count(*) FROM tasks WHERE status = 'processing'),
+       coalesce(sum(completed), 0)::int8, coalesce(sum(failed), 0)::int8, coalesce(sum(cancelled), 0)::int8,
+       coalesce(sum(execution_seconds) / nullif(sum(completed), 0), 0)::float8,
+       coalesce(sum(finished_last_hour) FILTER (WHERE seen_at > now() - interval '2 minutes'), 0)::float8,
+       count(*) FILTER (WHERE stopped_at IS NULL AND seen_at > now() - interval '90 seconds' AND slots > 0)
+FROM workers
+"""
+"""Totals without a look at any finished task: open ones by their partial indexes, the rest from the workers' counters."""
+
+WORKERS = """
+SELECT id, host, pid, version, slots, running, sandbox, started_at, seen_at, stopped_at,
+       stopped_at IS NULL AND seen_at > now() - interval '90 seconds',
+       completed, failed, cancelled, finished_last_hour
+FROM workers WHERE slots > 0 AND seen_at > now() - interval '1 day'
+ORDER BY started_at DESC, id
+"""
+"""The workers of the last day. Rows without slots only carry totals."""
+
+SCHEMA_VERSION = "SELECT max(version) FROM continuum_schema"
+"""Which schema this database has."""

@@ -1,0 +1,66 @@
+"""A whole installation for end-to-end tests: a server of its own, a schema, and the means to look for leftovers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from continuum.config import Settings
+from continuum.db import open_database
+from continuum.db.protocol import Database
+from tests.support.postgres import PostgresServer, start_postgres
+from tests.support.proxy import FaultProxy, fault_proxy
+
+
+@dataclass
+class Installation:
+    """What a test needs of it: `database` for producing and reading, `environment` for its workers."""
+
+    server: PostgresServer
+    database: Database
+    environment: dict[str, str]
+    sandbox: str
+
+    @asynccontextmanager
+    async def proxied(self) -> AsyncIterator[tuple[FaultProxy, dict[str, str]]]:
+        """A fault proxy in front of the server, and the variables of a worker that goes through it."""
+        async with fault_proxy(self.server.port) as proxy:
+            yield proxy, self.environment | {"DATABASE_URL": _url(proxy.port)}
+
+    async def sandboxes(self) -> list[str]:
+        """The sandboxes on this host that belong to workers of this installation's tests, running or not."""
+        if self.sandbox != "docker":
+            found = subprocess.run(["pgrep", "-x", "bwrap"], capture_output=True, text=True, check=False).stdout
+            return found.split()
+        command = ["docker", "ps", "-a", "--filter", "label=continuum.worker", "--format", "{{json .}}"]
+        lines = (await trio.run_process(command, capture_stdout=True)).stdout.decode().splitlines()
+        return [json.loads(line)["Names"] for line in lines]
+
+    async def no_sandbox_left(self, seconds: float = 20) -> None:
+        """Wait until no sandbox is left on this host."""
+        left: list[str] = []
+        with trio.move_on_after(seconds):
+            while left := await self.sandboxes():
+                await trio.sleep(0.2)
+            return
+        raise AssertionError(f"sandboxes left after {seconds} s: {left}")
+
+
+def _url(port: int) -> str:
+    return f"postgresql://continuum@127.0.0.1:{port}/continuum"
+
+
+@asynccontextmanager
+async def installation(sandbox: str) -> AsyncIterator[Installation]:
+    """A migrated PostgreSQL, removed when the block ends. sandbox: `docker` or `bubblewrap`."""
+    async with start_postgres() as server:
+        settings = Settings.model_validate({"database_url": _url(server.port)})
+        async with open_database(settings) as database:
+            await database.migrate()
+            environment = {"DATABASE_URL": _url(server.port), "SANDBOX": sandbox, "EGRESS": "none"}
+            yield Installation(server, database, environment, sandbox)

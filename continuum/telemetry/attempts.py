@@ -83,8 +83,9 @@ class Attempts:
     def executing(self, task: ClaimedTask) -> Iterator[None]:
         """A span around a run, current inside; it is kept until `ended` tells the outcome, if the run had one."""
         assert self._tracer is not None
-        unknown = Attempt(task.created_at, context_of(task.traceparent))
-        attempt = self._attempts.setdefault(task.lease, unknown)
+        attempt = self._attempts.get(task.lease)
+        if attempt is None:
+            attempt = self._attempts[task.lease] = Attempt(task.created_at, context_of(task.traceparent))
         span = self._tracer.start_span(
             "continuum.execute",
             attempt.parent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar, cast
@@ -90,21 +91,20 @@ class Telemetry:
         """A batch of outcomes was written just now, in `seconds`; those not in `written` had lost their lease."""
         if not self._enabled:
             return
+        finished: Counter[tuple[str, str]] = Counter()
         for completion in batch:
             stands = completion.lease in written
             attempt = self._attempts.written(completion, stands, seconds)
-            if self._instruments is None or not stands:
+            if not stands:
                 continue
             ending = attempt.ending if attempt is not None else None
-            self._instruments.finished.add(
-                1,
-                {
-                    "continuum.task.status": completion.status.value,
-                    "continuum.task.ending": ending.value if ending is not None else "unknown",
-                },
-            )
-            if attempt is not None and completion.retry_in is None:
+            finished[completion.status.value, ending.value if ending is not None else "unknown"] += 1
+            if self._instruments is not None and attempt is not None and completion.retry_in is None:
                 self._instruments.end_to_end.record(_age(attempt.created_at))
+        if self._instruments is not None:
+            for (status, how), count in finished.items():
+                attributes = {"continuum.task.status": status, "continuum.task.ending": how}
+                self._instruments.finished.add(count, attributes)
 
     def leases_recovered(self, recovered: Recovered) -> None:
         """The janitor recovered expired leases."""

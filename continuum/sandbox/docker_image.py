@@ -11,6 +11,7 @@ import hashlib
 import secrets
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,8 +169,8 @@ async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, 
     specification = {
         "Image": base_id,
         "User": "0:0",
-        "Entrypoint": ["/bin/sh", "-c"],
-        "Cmd": [_ADD, "sh", "install" if network else "keep"],
+        "Entrypoint": [""],  # not the image's own
+        "Cmd": ["/bin/sh", "-c", _ADD, "sh", "install" if network else "keep"],
         "WorkingDir": "/",
         "Labels": owner.labels("image"),
         "Healthcheck": {"Test": ["NONE"]},
@@ -199,7 +200,6 @@ async def _commit(engine: Engine, container: str, tag: str, iptables: str) -> di
         f"LABEL {_IPTABLES_LABEL}={iptables}",
         # Otherwise inherited from this container: a container of the image is nobody's unless it says so.
         f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""',
-        "ENTRYPOINT []",
         'CMD ["python3"]',
     ]
     made: str = (await engine.call(lambda api: api.commit(container, changes=changes)))["Id"]
@@ -209,4 +209,7 @@ async def _commit(engine: Engine, container: str, tag: str, iptables: str) -> di
         return current
     repository, _, version = tag.partition(":")
     await engine.call(lambda api: api.tag(made, repository, version, force=True))
+    if current is not None:
+        with suppress(EngineRefused):  # a sandbox still runs it
+            await engine.call(lambda api: api.remove_image(current["Id"], noprune=True))
     return await engine.call(lambda api: api.inspect_image(made))

@@ -20,7 +20,7 @@ POLICY_DEADLINE = 20.0
 _OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 _HELPER_CAPABILITIES = ["NET_ADMIN", "NET_RAW"]
 _HELPER_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_KERNEL_NETWORKED = {"runc", "crun", "youki", "nvidia-container-runtime"}
+_KERNEL_NETWORKED = {"runc", "io.containerd.runc.v2", "crun", "youki", "nvidia-container-runtime"}
 """Runtimes whose containers use the host kernel's network, where iptables rules bind them. gVisor and Kata bring a
 network stack or a kernel of their own: the rules would be there, look right and filter nothing."""
 
@@ -40,7 +40,7 @@ def enforceable(info: dict[str, Any], runtime: str) -> bool:
     """
     name = runtime or info.get("DefaultRuntime") or "runc"
     program = (info.get("Runtimes") or {}).get(name, {}).get("path") or name
-    return program.rpartition("/")[2] in _KERNEL_NETWORKED or (name == "io.containerd.runc.v2" and program == name)
+    return program.rpartition("/")[2] in _KERNEL_NETWORKED
 
 
 async def ensure_network(engine: Engine) -> SandboxNetwork:

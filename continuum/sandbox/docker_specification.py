@@ -16,6 +16,14 @@ CAPABILITIES = ("SETUID", "SETGID", "KILL", "DAC_OVERRIDE")
 REDIRECTED_HOSTS = ("host.docker.internal", "gateway.docker.internal", "metadata.google.internal")
 """Names that elsewhere lead out of the sandbox to its host; here they lead to the sandbox itself."""
 
+TEMPORARY_DIRECTORIES = {
+    # A script may install a package with compiled parts where it works, and import it.
+    WORK_DIRECTORY: "exec",
+    "/tmp": "noexec",  # noqa: S108
+    "/dev/shm": "noexec",  # noqa: S108
+}
+"""The places that scripts may write to; the runner empties them after each."""
+
 FILES_PER_MEBIBYTE = 256
 """Files a temporary directory may hold: more than scripts need, and few enough that empty ones exhaust no memory."""
 
@@ -55,10 +63,7 @@ def sandbox_specification(
             "Tmpfs": {
                 # A volume that the image declares would be a writable place that nobody empties.
                 **dict.fromkeys(image.volumes, "ro,noexec,nosuid,nodev,size=4k"),
-                # Executable: a script may install a package with compiled parts here and import it.
-                WORK_DIRECTORY: f"exec,mode=1777,{disk}",
-                "/tmp": f"noexec,mode=1777,{disk}",  # noqa: S108
-                "/dev/shm": f"noexec,mode=1777,{disk}",  # noqa: S108
+                **{place: f"{executable},mode=1777,{disk}" for place, executable in TEMPORARY_DIRECTORIES.items()},
             },
             "Memory": memory,
             "MemorySwap": memory,

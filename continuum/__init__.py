@@ -1,1 +1,34 @@
-"""Continuum: run Python code that you do not trust, from a SQL table, without losing a task."""
+"""Continuum: run Python code that you do not trust, from a SQL table, without losing a task.
+
+Producers use `Client` (Trio) or `BlockingClient`; see `continuum.client`. Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from continuum.client import BlockingClient, Client, TaskNotFound, WaitTimeout, connect, new_task
+    from continuum.model import Cancellation, NewTask, Status, TaskRecord
+
+__all__ = [
+    "BlockingClient",
+    "Cancellation",
+    "Client",
+    "NewTask",
+    "Status",
+    "TaskNotFound",
+    "TaskRecord",
+    "WaitTimeout",
+    "connect",
+    "new_task",
+]
+
+_IN_MODEL = {"Cancellation", "NewTask", "Status", "TaskRecord"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'continuum' has no attribute {name!r}")
+    return getattr(importlib.import_module("continuum.model" if name in _IN_MODEL else "continuum.client"), name)

@@ -1,0 +1,240 @@
+"""`continuum` and its commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+import typer
+
+from continuum.cli import views
+from continuum.cli.errors import FAILED, OK, explained
+from continuum.client import Client, new_task
+from continuum.config import Settings, load_settings
+from continuum.db import open_database
+from continuum.db.errors import InvalidTask
+from continuum.logs import configure_logs
+from continuum.model import Status, Stream, TaskRecord
+
+app = typer.Typer(
+    help="Run Python tasks from a SQL table in hardened sandboxes.\n\n"
+    "Exit codes: 0 done, 1 the task failed, 2 wrong usage or configuration, 3 no database, 4 no sandbox, "
+    "5 no such task, 6 waited too long.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.")]
+Seconds = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script."""
+    app(arguments)
+
+
+def _settings(**overrides: Any) -> Settings:
+    settings = load_settings(**overrides)
+    configure_logs(settings)
+    return settings
+
+
+@app.command()
+def worker() -> None:
+    """Claim tasks and run them until SIGTERM or Ctrl-C (a second one skips the grace)."""
+    from continuum.worker import run_worker
+
+    with explained():
+        trio.run(run_worker, _settings())
+
+
+@app.command()
+def migrate(as_json: AsJson = False) -> None:
+    """Apply the database schema. Safe to repeat, and while workers run."""
+
+    async def run() -> None:
+        async with open_database(_settings(), application="continuum-migrate") as database:
+            version = await database.migrate()
+            views.say(as_json, {"version": version}, f"the schema is at version {version} ({database.dialect})")
+
+    with explained():
+        trio.run(run)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The script; - reads it from stdin.")],
+    payload: Annotated[str | None, typer.Option(help="JSON, or @FILE that holds it.")] = None,
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    priority: Annotated[int, typer.Option(help="Lower runs first.")] = 0,
+    task_timeout: Annotated[float | None, typer.Option("--task-timeout", help="Seconds it may run.")] = None,
+    max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
+    tenant: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and print its output.")] = False,
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a script."""
+
+    async def run() -> int:
+        task = new_task(
+            _read_script(file),
+            name=name or (file.name if str(file) != "-" else "stdin"),
+            priority=priority,
+            max_attempts=max_attempts,
+            timeout=task_timeout,
+            tenant=tenant,
+            idempotency_key=idempotency_key,
+            **({} if payload is None else {"payload": _read_payload(payload)}),
+        )
+        async with Client(_settings()) as client:
+            (task_id,) = await client.submit_many([task])
+            if not wait:
+                views.say(as_json, {"id": task_id}, str(task_id))
+                return OK
+            return _print_end(await client.wait(task_id, seconds), as_json)
+
+    with explained():
+        raise typer.Exit(trio.run(run))
+
+
+@app.command("wait")
+def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) -> None:
+    """Wait for a task's end and print its output."""
+
+    async def run() -> int:
+        async with Client(_settings()) as client:
+            return _print_end(await client.wait(task_id, seconds), as_json)
+
+    with explained():
+        raise typer.Exit(trio.run(run))
+
+
+@app.command()
+def logs(
+    task_id: TaskId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a task has written."""
+
+    async def run() -> None:
+        async with Client(_settings()) as client, client.logs(task_id, follow=follow) as pieces:
+            async for stream, text in pieces:
+                if as_json:
+                    typer.echo(json.dumps({"stream": stream.value, "text": text}))
+                else:
+                    typer.echo(text, nl=False, err=stream is Stream.ERROR)
+
+    with explained():
+        trio.run(run)
+
+
+@app.command()
+def cancel(task_id: TaskId, as_json: AsJson = False) -> None:
+    """Cancel a pending task, or stop a running one."""
+
+    async def run() -> None:
+        async with Client(_settings()) as client:
+            result = await client.cancel(task_id)
+            views.say(
+                as_json, {"id": task_id, "result": result.value}, f"task {task_id}: {views.CANCELLATIONS[result]}"
+            )
+
+    with explained():
+        trio.run(run)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the queue and the workers."""
+
+    async def run() -> None:
+        async with open_database(_settings(), application="continuum-status") as database:
+            if watch and not as_json and sys.stdout.isatty():
+                await views.watch_system(database)
+                return
+            while True:
+                views.print_system(await database.statistics(), await database.workers(), as_json)
+                if not watch:
+                    return
+                await trio.sleep(views.REFRESH)
+
+    with explained():
+        trio.run(run)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check configuration, database and sandbox, and say what to do about what is wrong."""
+    from continuum.cli.doctor import examine
+
+    with explained():
+        raise typer.Exit(trio.run(examine, _settings(), as_json))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's database lives.")] = Path(".continuum/demo"),
+    tasks: Annotated[int, typer.Option(min=8, help="How many tasks of mixed kinds.")] = 300,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the dashboard up until Ctrl-C.")] = False,
+) -> None:
+    """Run a real workload on an embedded PostgreSQL, from nothing, and check every outcome."""
+    from continuum.demo import run_demo
+
+    with explained():
+        raise typer.Exit(trio.run(run_demo, folder, tasks, keep))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure sandboxes on this machine (in a checkout): arguments go to benchmarks/runner_ceiling.py."""
+    import subprocess
+
+    script = Path(__file__).parents[2] / "benchmarks" / "runner_ceiling.py"
+    if not script.exists():
+        typer.echo("continuum: benchmarks are part of a checkout, not of the installed package", err=True)
+        raise typer.Exit(2)
+    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)  # noqa: S603
+
+
+def _read_script(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidTask(f"the script {file} cannot be read: {error}") from None
+
+
+def _read_payload(text: str) -> object:
+    source = text
+    try:
+        if text.startswith("@"):
+            source = Path(text[1:]).read_text(encoding="utf-8")
+        return json.loads(source)
+    except OSError as error:
+        raise InvalidTask(f"--payload {text}: {error}") from None
+    except ValueError as error:
+        raise InvalidTask(f"--payload is not JSON: {error}") from None
+
+
+def _print_end(record: TaskRecord, as_json: bool) -> int:
+    if as_json:
+        typer.echo(json.dumps(views.task_as_json(record)))
+    else:
+        typer.echo(record.output or "", nl=False)
+        typer.echo(record.error_output or "", nl=False, err=True)
+        if record.status != Status.COMPLETED:
+            cause = (record.last_error or "").splitlines()
+            typer.echo(
+                f"continuum: task {record.id} {record.status}: {cause[0] if cause else 'no reason given'}", err=True
+            )
+    return OK if record.status == Status.COMPLETED else FAILED

@@ -1,0 +1,105 @@
+"""`continuum doctor`: each thing a worker needs, tried for real, with what to do about what fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+
+import trio
+import typer
+
+from continuum.cli.errors import DATABASE, OK, SANDBOX
+from continuum.config import Settings
+from continuum.db import open_database
+from continuum.db.errors import DatabaseError
+from continuum.model import Ending, RunRequest
+from continuum.nursery.state import version
+from continuum.sandbox import choose_backend
+from continuum.sandbox.protocol import BackendUnavailable, SandboxError
+
+DEADLINE = 120.0
+"""Seconds for one check; pulling an image may be part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was looked at, whether it is well, and what was seen or is to be done."""
+
+    what: str
+    well: bool
+    detail: str
+
+
+async def examine(settings: Settings, as_json: bool) -> int:
+    """Run every check, print the findings, and return the exit code that fits the first that is not well."""
+    findings = [Finding("configuration", True, f"continuum {version()} on Python {sys.version.split()[0]}")]
+    findings += await _within(DEADLINE, "database", lambda: _examine_database(settings))
+    findings += await _within(DEADLINE, "sandbox", lambda: _examine_sandbox(settings))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.well else 'FAIL'}  {finding.what}: {finding.detail}")
+    for finding in findings:
+        if not finding.well:
+            return DATABASE if finding.what in ("database", "schema") else SANDBOX
+    return OK
+
+
+async def _within(seconds: float, what: str, check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    with trio.move_on_after(seconds):
+        return await check()
+    return [Finding(what, False, f"no answer within {seconds:g} s")]
+
+
+async def _examine_database(settings: Settings) -> list[Finding]:
+    findings = []
+    try:
+        async with open_database(settings, application="continuum-doctor") as database:
+            began = trio.current_time()
+            await database.ping()
+            first = trio.current_time()
+            await database.ping()
+            second = trio.current_time() - first
+            findings.append(
+                Finding(
+                    "database",
+                    True,
+                    f"{database.dialect} answers in {second * 1000:.1f} ms (connected in {(first - began) * 1000:.0f} ms)",
+                )
+            )
+            await database.check_schema()
+            findings.append(Finding("schema", True, "present and current"))
+    except DatabaseError as error:
+        findings.append(Finding("schema" if findings else "database", False, str(error)))
+    return findings
+
+
+async def _examine_sandbox(settings: Settings) -> list[Finding]:
+    findings = []
+    try:
+        backend = await choose_backend(settings, f"doctor-{trio.current_time():.0f}")
+        try:
+            await backend.prepare()
+            findings.append(Finding("sandbox", True, backend.description))
+            began = trio.current_time()
+            sandbox = await backend.start()
+            cold = trio.current_time() - began
+            try:
+                began = trio.current_time()
+                outcome = await sandbox.run(RunRequest(0, 0, "print('hello')", "null", 30.0, 4096), lambda *_: None)
+                warm = trio.current_time() - began
+            finally:
+                await sandbox.aclose()
+            well = outcome.ending is Ending.COMPLETED and outcome.output == "hello\n"
+            seen = f"cold start {cold * 1000:.0f} ms, a hello task {warm * 1000:.1f} ms"
+            findings.append(Finding("hello task", well, seen if well else outcome.message))
+        finally:
+            await backend.aclose()
+    except BackendUnavailable as error:
+        findings.append(Finding("sandbox", False, str(error)))
+    except SandboxError as error:
+        findings.append(Finding("hello task", False, str(error)))
+    return findings

@@ -1,0 +1,92 @@
+"""How results are shown: tables and live views where a person watches, plain lines or JSON where none does."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import asdict
+from typing import Any
+
+import trio
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from continuum.db.protocol import Database
+from continuum.model import Cancellation, Statistics, TaskRecord, WorkerRecord
+
+REFRESH = 1.0
+"""Seconds between two looks of a live view."""
+
+CANCELLATIONS = {
+    Cancellation.CANCELLED: "cancelled before it ran",
+    Cancellation.REQUESTED: "its worker was asked to stop it",
+    Cancellation.FINISHED: "had already ended; nothing was changed",
+}
+
+
+def say(as_json: bool, values: dict[str, Any], sentence: str) -> None:
+    """One result, for a script or for a person."""
+    typer.echo(json.dumps(values) if as_json else sentence)
+
+
+def task_as_json(record: TaskRecord) -> dict[str, Any]:
+    """A record as JSON can hold it; an id that JavaScript would round is a string as well."""
+    values = asdict(record)
+    for name, value in values.items():
+        if isinstance(value, dt.datetime):
+            values[name] = value.isoformat()
+    if record.payload is not None:
+        values["payload"] = json.loads(record.payload)
+    return values | {"id_str": str(record.id)}
+
+
+def print_system(statistics: Statistics, workers: list[WorkerRecord], as_json: bool) -> None:
+    """The queue and the workers, once."""
+    if as_json:
+        living = [
+            {
+                name: value.isoformat() if isinstance(value, dt.datetime) else value
+                for name, value in asdict(each).items()
+            }
+            for each in workers
+        ]
+        typer.echo(json.dumps(asdict(statistics) | {"total": statistics.total, "worker_list": living}))
+        return
+    Console().print(_system(statistics, workers))
+
+
+async def watch_system(database: Database) -> None:
+    """The queue and the workers, refreshed until cancelled."""
+    with Live(console=Console(), auto_refresh=False, screen=False) as live:
+        while True:
+            live.update(_system(await database.statistics(), await database.workers()), refresh=True)
+            await trio.sleep(REFRESH)
+
+
+def _system(statistics: Statistics, workers: list[WorkerRecord]) -> Group:
+    queue = Table(title="Tasks", title_justify="left")
+    for name in ("pending", "scheduled", "running", "completed", "failed", "cancelled", "mean time", "per hour"):
+        queue.add_column(name, justify="right")
+    counts = (
+        statistics.pending,
+        statistics.scheduled,
+        statistics.running,
+        statistics.completed,
+        statistics.failed,
+        statistics.cancelled,
+    )
+    queue.add_row(
+        *map(str, counts),
+        f"{statistics.avg_execution_seconds:.3f} s",
+        f"{statistics.throughput_tasks_per_hour:.0f}",
+    )
+    crew = Table(title="Workers", title_justify="left")
+    for name in ("worker", "state", "running", "slots", "completed", "failed", "sandbox", "version"):
+        crew.add_column(name)
+    for each in workers:
+        state = "alive" if each.alive else "stopped" if each.stopped_at else "lost"
+        counters = map(str, (each.running, each.slots, each.completed, each.failed))
+        crew.add_row(each.id, state, *counters, each.sandbox, each.version)
+    return Group(queue, crew)

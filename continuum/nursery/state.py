@@ -49,6 +49,11 @@ class Health:
         while component not in self._problems:
             await self._changed.wait()
 
+    async def wait_until_well(self, component: str) -> None:
+        """Return once there is nothing wrong with a component."""
+        while component in self._problems:
+            await self._changed.wait()
+
     @property
     def problems(self) -> dict[str, str]:
         return dict(self._problems)

@@ -36,7 +36,13 @@ async def open_database(
             stack.callback(database.close)
             await database.migrate()
         else:
-            database = SqlDatabase(conninfo_of(settings, application), DIALECTS, settings.db_dialect, pool_size)
+            database = SqlDatabase(
+                conninfo_of(settings, application),
+                DIALECTS,
+                settings.db_dialect,
+                pool_size,
+                poll=settings.wakeup == "poll",
+            )
             stack.callback(database.close)
         yield database
 
@@ -59,8 +65,9 @@ def conninfo_of(settings: Settings, application: str) -> str:
             "user": settings.db_user,
             "password": settings.db_password.get_secret_value(),
             "dbname": settings.db_name,
-            "sslmode": settings.db_sslmode,
         }
+        if "db_sslmode" in settings.model_fields_set:  # else libpq's own PGSSLMODE, which the first version used
+            parts["sslmode"] = settings.db_sslmode
         if len(settings.db_host) > 1:
             parts["load_balance_hosts"] = "random"
         for name in ("sslrootcert", "sslcert", "sslkey"):

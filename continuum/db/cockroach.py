@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
-import trio
-
 from continuum.db import statements
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect
-from continuum.model import Wakeup
-
-QUICKEST = 0.02
-"""Seconds between two looks right after there was work."""
-SLOWEST = 1.0
-"""Seconds between two looks when there has been none for a while."""
-SLOWER = 1.5
-"""Each look that finds nothing makes the next pause longer by this."""
-
-_LOOK = "SELECT 1 FROM tasks WHERE status = 'pending' AND run_at IS NULL LIMIT 1"
-
-
-async def listen(connection: TrioConnection) -> AsyncGenerator[Wakeup, None]:
-    """Yield once, and then whenever a look finds something claimable."""
-    yield Wakeup.PENDING
-    pause = QUICKEST
-    while True:
-        await trio.sleep(pause)
-        cursor = await connection.execute(_LOOK)
-        if await cursor.fetchone() is None:
-            pause = min(SLOWEST, pause * SLOWER)
-        else:
-            pause = QUICKEST
-            yield Wakeup.PENDING
+from continuum.db.polling import poll_for_work
 
 
 async def migrate(connection: TrioConnection, schema: str) -> None:
@@ -48,7 +21,7 @@ COCKROACH = Dialect(
     title="CockroachDB",
     schema_file="cockroach.sql",
     claim=statements.CLAIM_COCKROACH,
-    listen=listen,
+    listen=poll_for_work,
     migrate=migrate,
     prepare_session=("SET optimizer_use_lock_op_for_serializable = on",),
 )

@@ -20,6 +20,7 @@ from continuum.db.classify import Kind, classify, describe
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.dialect import SCHEMA_VERSION, Dialect
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
+from continuum.db.polling import poll_for_work
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.validation import INTEGER, check_new_tasks
 from continuum.model import (
@@ -63,11 +64,14 @@ T = TypeVar("T")
 class SqlDatabase:
     """One queue in a PostgreSQL or CockroachDB database; `continuum.db.open_database` makes it."""
 
-    def __init__(self, conninfo: str, dialects: Mapping[str, Dialect], wanted: str, pool_size: int) -> None:
+    def __init__(
+        self, conninfo: str, dialects: Mapping[str, Dialect], wanted: str, pool_size: int, *, poll: bool = False
+    ) -> None:
         self._conninfo = conninfo
         self._dialects = dialects
         self._wanted = wanted
         self._dialect: Dialect | None = None
+        self._poll = poll
         self._pool = ConnectionPool(self._connect, pool_size)
         # The heartbeat's connection is its own: whatever the others do, it never waits for them.
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
@@ -312,8 +316,9 @@ class SqlDatabase:
         with _translated(lambda: False), trio.fail_after(DEADLINE):
             connection = await self._connect()
         assert self._dialect is not None
+        listen = poll_for_work if self._poll else self._dialect.listen
         try:
-            async with aclosing(_unavailable_when_broken(self._dialect.listen(connection))) as wakeups:
+            async with aclosing(_unavailable_when_broken(listen(connection))) as wakeups:
                 with trio.move_on_after(DEADLINE) as scope:
                     await anext(wakeups)
                 if scope.cancelled_caught:

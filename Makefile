@@ -1,0 +1,68 @@
+# `make demo` runs the main job, `make test` passes all tests; both set up what they need. `make help` lists the rest.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv from PATH, or one of our own in .cache, made with nothing but Python.
+UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e bench build clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: venv ## From a fresh clone to a finished run: embedded PostgreSQL, a sandbox, real tasks
+	@$(BIN)/continuum demo
+
+test: venv services lint ## Everything: services, lint, types, and all tests
+	$(PYTEST) tests
+
+venv: $(VENV)/.complete ## Make .venv from the lock file
+$(VENV)/.complete: pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --quiet --locked --all-extras --all-groups
+	@touch $@
+
+.cache/uv/bin/uv:
+	@sh scripts/install-uv.sh "$(PYTHON)" .cache/uv
+
+services: ## Install and start what the tests need (Debian as root), or say what is missing
+	@sh scripts/install-services.sh
+
+services-stop: ## Stop a dockerd that `make services` started
+	@sh scripts/install-services.sh stop
+
+sandbox-image: ## Build the sandbox image from Debian packages, without a registry
+	@sh scripts/make-sandbox-image.sh
+
+lint: venv ## Check style, formatting, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## Format, and mend what can be mended
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+unit: venv ## Tests without any service, on the virtual clock
+	$(PYTEST) tests/unit
+
+db: venv ## The adapter suite on every database at hand
+	$(PYTEST) tests/db
+
+sandbox: venv ## Sandboxes for real
+	$(PYTEST) tests/sandbox
+
+e2e: venv ## Whole workers, and what happens when their parts die
+	$(PYTEST) tests/e2e
+
+bench: venv ## Measure sandboxes and the whole way of a task on this machine
+	$(BIN)/python benchmarks/throughput.py
+
+build: venv ## Build wheel and sdist into dist/
+	$(UV) build
+
+clean: ## Remove what make made, but for the demo's data
+	rm -rf $(VENV) .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,69 @@
+#!/bin/sh
+# What the tests need besides Python: Docker with a sandbox image, PostgreSQL, Chromium.
+# On Debian as root it installs and starts them; elsewhere it says what is missing, and the tests say what they skip.
+# `install-services.sh stop` stops a dockerd that this script started.
+set -eu
+
+state=.cache/services
+log=$state/dockerd.log
+
+docker_answers() {
+    docker version >/dev/null 2>&1
+}
+
+if [ "${1:-}" = stop ]; then
+    if [ -f "$state/dockerd.pid" ]; then
+        kill "$(cat "$state/dockerd.pid")" 2>/dev/null || true
+        rm -f "$state/dockerd.pid"
+        echo "stopped dockerd"
+    fi
+    exit 0
+fi
+
+missing=
+command -v docker >/dev/null && command -v dockerd >/dev/null || missing="$missing docker.io"
+command -v iptables >/dev/null || missing="$missing iptables"
+command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
+[ -x /usr/bin/chromium ] || missing="$missing chromium"
+command -v psql >/dev/null || missing="$missing postgresql-client"
+command -v runuser >/dev/null || missing="$missing util-linux"
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        docker_answers || echo "continuum: Docker does not answer; tests that need it are skipped" >&2
+        echo "continuum: not installed:$missing (names of Debian's packages); tests that need them are skipped" >&2
+        exit 0
+    fi
+    echo "installing$missing"
+    mkdir -p /etc/postgresql-common
+    # The tests start servers of their own; the package need not start one.
+    [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    apt-get -qq update
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+fi
+
+if ! docker_answers; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "continuum: Docker does not answer; tests that need it are skipped" >&2
+        exit 0
+    fi
+    mkdir -p "$state"
+    echo "starting dockerd (make services-stop stops it; log in $log)"
+    rm -f /var/run/docker.pid
+    setsid dockerd >"$log" 2>&1 </dev/null &
+    echo $! >"$state/dockerd.pid"
+    tries=0
+    until docker_answers; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 120 ]; then
+            echo "continuum: dockerd does not answer after 60 s; the end of $log:" >&2
+            tail -n 5 "$log" >&2
+            exit 1
+        fi
+        sleep 0.5
+    done
+fi
+
+sh scripts/make-sandbox-image.sh

@@ -159,8 +159,7 @@ class DockerBackend:
         try:
             await channel.boot(RUNNER)
         except SandboxLost as lost:
-            said = f"; it said: {stream.diagnosis}" if stream.diagnosis else ""
-            raise BackendUnavailable(f"no runner answers in a new container: {lost}{said}") from lost
+            raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 
     async def sweep(self, live_workers: Set[str]) -> int:
         engine, now = self._engine, time.time()
@@ -228,14 +227,10 @@ class DockerSandbox:
         try:
             return await self._channel.run(request, sink)
         except SandboxLost as lost:
-            raise SandboxLost(f"{lost}; {await self._autopsy()}", started=lost.started) from lost
+            raise SandboxLost(f"{lost}: {await self._autopsy()}", started=lost.started) from lost
 
     async def _autopsy(self) -> str:
         """Why the container ended, as far as the daemon still knows."""
-        seen = await self._state()
-        return f"{seen}; it said: {self._stream.diagnosis}" if self._stream.diagnosis else seen
-
-    async def _state(self) -> str:
         try:
             state = (await self._engine.inspect(self.name, deadline=AUTOPSY_DEADLINE))["State"]
         except EngineNotFound:
@@ -243,10 +238,12 @@ class DockerSandbox:
         except EngineError as error:
             return str(error)
         if state.get("OOMKilled"):
-            return f"the container {self.name} ran out of memory"
-        if state.get("Running"):
-            return f"the container {self.name} still runs"
-        return f"the container {self.name} ended with exit code {state.get('ExitCode')}"
+            seen = "ran out of memory"
+        elif state.get("Running"):
+            seen = "still runs"
+        else:
+            seen = f"ended with exit code {state.get('ExitCode')}"
+        return f"the container {self.name} {seen}{self._stream.last_words}"
 
     async def aclose(self) -> None:
         await self._engine.remove(self.name)

@@ -75,6 +75,8 @@ class Engine:
         """Run `function` with docker-py's `APIClient`, which is not fully typed, in a thread; return what it returns."""
         try:
             with trio.fail_after(deadline):
+                # docker-py tells a daemon that is not there as a chain of three exceptions, and leaks a socket.
+                await (await self.endpoint.connect()).aclose()
                 api = await self._connected()
                 return await trio.to_thread.run_sync(
                     _translated, function, api, abandon_on_cancel=True, limiter=limiter or self._calls
@@ -87,8 +89,6 @@ class Engine:
     async def _connected(self) -> docker.APIClient:
         async with self._connecting:
             if self._api is None:
-                # docker-py's own message for a daemon that is not there is a chain of three exceptions.
-                await ping(self.endpoint)
                 self._api = await trio.to_thread.run_sync(self._connect, abandon_on_cancel=True)
         return self._api
 

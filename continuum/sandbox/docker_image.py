@@ -54,6 +54,8 @@ done
 echo '{SANDBOX_USER}:x:{SANDBOX_UID}:{SANDBOX_UID}::{WORK_DIRECTORY}:/bin/sh' >>/etc/passwd
 echo '{SANDBOX_USER}:x:{SANDBOX_UID}:' >>/etc/group
 mkdir -p {WORK_DIRECTORY} /tmp /run
+# What is mounted there takes over these modes.
+chmod 1777 {WORK_DIRECTORY} /tmp
 has_iptables() {{ command -v iptables-restore >/dev/null && command -v ip6tables-restore >/dev/null; }}
 if ! has_iptables && [ "$1" = install ]; then
     if command -v apt-get >/dev/null; then

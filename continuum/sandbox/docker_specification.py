@@ -49,6 +49,8 @@ def sandbox_specification(
         "WorkingDir": "/",
         "Labels": dict(labels),
         "Healthcheck": {"Test": ["NONE"]},
+        # A daemon that shuts down would otherwise wait ten seconds for a process 1 that no other signal ends.
+        "StopSignal": "SIGKILL",
         "OpenStdin": True,
         "StdinOnce": True,
         "AttachStdin": True,

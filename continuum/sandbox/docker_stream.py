@@ -189,6 +189,12 @@ class ContainerStream(trio.abc.HalfCloseableStream):
         """The end of what the container wrote to stderr so far."""
         return self._stderr.decode(errors="replace").strip()
 
+    @property
+    def last_words(self) -> str:
+        """The last line of it, as the end of a sentence; empty when there is none."""
+        lines = self.diagnosis.splitlines()
+        return f"; it said: {lines[-1]}" if lines else ""
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._transport.send_all(data)
 

@@ -40,7 +40,8 @@ async def run_worker(
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
-        backend = await choose_backend(settings, state.id)
+        database = telemetry.timed_database(database)
+        backend = telemetry.timed_backend(await choose_backend(settings, state.id))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, shutdown)
             address = await nursery.start(serve_status, settings, state, database, telemetry)

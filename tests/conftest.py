@@ -6,6 +6,11 @@ import os
 
 import pytest
 
+CANNOT_EXIST_IN_CI = {
+    "cockroach": "no registry that CI reaches carries a CockroachDB binary; the GitHub workflow downloads one",
+}
+"""What may be missing even where everything else must be there, each with its reason."""
+
 
 def require(name: str, available: bool, reason: str) -> None:
     """Skip the test when something that it needs is not there; fail instead in CI (CI=true), and wherever
@@ -13,6 +18,7 @@ def require(name: str, available: bool, reason: str) -> None:
     if available:
         return
     demanded = {one.strip() for one in os.environ.get("CONTINUUM_REQUIRE", "").split(",")}
-    if os.environ.get("CI", "").lower() == "true" or demanded & {name, "all"}:
+    in_ci = os.environ.get("CI", "").lower() == "true" and name not in CANNOT_EXIST_IN_CI
+    if in_ci or demanded & {name, "all"}:
         pytest.fail(f"{name} is required here: {reason}")
-    pytest.skip(f"{name}: {reason}")
+    pytest.skip(f"{name}: {CANNOT_EXIST_IN_CI.get(name, reason)}")

@@ -15,15 +15,11 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 import trio
-import trio_asyncio
 from psycopg import errors, waiting
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
 RV = TypeVar("RV")
-
-# trio-asyncio replaces this function in `asyncio`; psycopg keeps the one it found when it was imported, maybe earlier.
-vars(waiting)["get_running_loop"] = asyncio.get_running_loop
 
 
 class TrioConnection(psycopg.AsyncConnection[TupleRow]):
@@ -82,6 +78,10 @@ async def connect(conninfo: str) -> TrioConnection:
 
     Raises `psycopg.Error`. Cancelling it leaves nothing behind.
     """
+    import trio_asyncio  # not before it is needed: importing it changes the event loop policy of the whole process
+
+    # It replaces this function in `asyncio`; psycopg keeps the one it found when it was imported.
+    vars(waiting)["get_running_loop"] = asyncio.get_running_loop
     failure: psycopg.Error | None = None
     async with trio_asyncio.open_loop():
         opening = partial(TrioConnection.connect, conninfo, autocommit=True)

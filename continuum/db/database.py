@@ -62,7 +62,13 @@ T = TypeVar("T")
 
 
 class SqlDatabase:
-    """One queue in a PostgreSQL or CockroachDB database; `continuum.db.open_database` makes it."""
+    """One queue in a PostgreSQL or CockroachDB database; `continuum.db.open_database` makes it.
+
+    deadline, long_deadline: seconds; see the constants of the same names.
+    """
+
+    deadline = DEADLINE
+    long_deadline = LONG_DEADLINE
 
     def __init__(
         self, conninfo: str, dialects: Mapping[str, Dialect], wanted: str, pool_size: int, *, poll: bool = False
@@ -112,7 +118,7 @@ class SqlDatabase:
         statement: str | Callable[[Dialect], str],
         parameters: Mapping[str, Any] | None = None,
         *,
-        deadline: float = DEADLINE,
+        deadline: float | None = None,
         writes: bool = False,
         pool: ConnectionPool | None = None,
     ) -> Rows:
@@ -130,12 +136,12 @@ class SqlDatabase:
         self,
         body: Callable[[TrioConnection], Awaitable[T]],
         *,
-        deadline: float,
+        deadline: float | None = None,
         writes: bool = False,
         pool: ConnectionPool | None = None,
     ) -> T:
         sent = False
-        with _translated(lambda: sent and writes), trio.fail_after(deadline):
+        with _translated(lambda: sent and writes), trio.fail_after(self.deadline if deadline is None else deadline):
             for attempt in range(CONFLICT_TRIES):
                 try:
                     async with (pool or self._pool).connection() as connection:
@@ -199,9 +205,9 @@ class SqlDatabase:
             "last_errors": [completion.last_error for completion in completions],
             "delays": [completion.retry_in for completion in completions],
         }
-        found = await self._run(statements.COMPLETE, parameters, deadline=LONG_DEADLINE, writes=True)
+        found = await self._run(statements.COMPLETE, parameters, deadline=self.long_deadline, writes=True)
         if len(found) < len(completions):
-            found += await self._run(statements.FIND_STANDING, parameters, deadline=LONG_DEADLINE)
+            found += await self._run(statements.FIND_STANDING, parameters, deadline=self.long_deadline)
         return frozenset(Lease(*row) for row in found)
 
     async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
@@ -229,7 +235,7 @@ class SqlDatabase:
             "outputs": [output.output for output in outputs],
             "error_outputs": [output.error_output for output in outputs],
         }
-        await self._run(statements.PROGRESS, parameters, deadline=LONG_DEADLINE)
+        await self._run(statements.PROGRESS, parameters, deadline=self.long_deadline)
 
     async def report(self, worker: WorkerReport) -> None:
         parameters = {name: getattr(worker, name) for name in WorkerReport.__slots__}
@@ -267,7 +273,7 @@ class SqlDatabase:
             cursor = await connection.execute(statements.PURGE.encode(), {"older_than": older_than, "limit": limit})
             return cursor.rowcount
 
-        return await self._with_connection(body, deadline=LONG_DEADLINE)
+        return await self._with_connection(body, deadline=self.long_deadline)
 
     # -- a producer's verbs ------------------------------------------------------------------------------------------
 
@@ -285,7 +291,7 @@ class SqlDatabase:
                 return await _insert_tasks(connection, tasks)
 
         try:
-            return await self._with_connection(body, deadline=LONG_DEADLINE, writes=True)
+            return await self._with_connection(body, deadline=self.long_deadline, writes=True)
         except psycopg.Error as error:
             if error.sqlstate is not None and error.sqlstate.startswith(("22", "23", "54")):
                 raise InvalidTask(f"the database refused a task: {describe(error)}") from error
@@ -298,12 +304,12 @@ class SqlDatabase:
         return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
-        found = await self._run(statements.FETCH, {"ids": list(task_ids)}, deadline=LONG_DEADLINE)
+        found = await self._run(statements.FETCH, {"ids": list(task_ids)}, deadline=self.long_deadline)
         records = {record.id: record for record in map(rows.task_record, found)}
         return [records[task_id] for task_id in task_ids if task_id in records]
 
     async def statistics(self) -> Statistics:
-        (row,) = await self._run(statements.STATISTICS, deadline=LONG_DEADLINE)
+        (row,) = await self._run(statements.STATISTICS, deadline=self.long_deadline)
         return Statistics(*row)
 
     async def workers(self) -> list[WorkerRecord]:
@@ -313,13 +319,13 @@ class SqlDatabase:
 
     @asynccontextmanager
     async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
-        with _translated(lambda: False), trio.fail_after(DEADLINE):
+        with _translated(lambda: False), trio.fail_after(self.deadline):
             connection = await self._connect()
         assert self._dialect is not None
         listen = poll_for_work if self._poll else self._dialect.listen
         try:
             async with aclosing(_unavailable_when_broken(listen(connection))) as wakeups:
-                with trio.move_on_after(DEADLINE) as scope:
+                with trio.move_on_after(self.deadline) as scope:
                     await anext(wakeups)
                 if scope.cancelled_caught:
                     raise DatabaseUnavailable("the database did not begin to listen in time")
@@ -329,9 +335,10 @@ class SqlDatabase:
 
 
 async def _unavailable_when_broken(wakeups: AsyncGenerator[Wakeup, None]) -> AsyncGenerator[Wakeup, None]:
-    with _translated(lambda: False):
-        async for wakeup in wakeups:
-            yield wakeup
+    async with aclosing(wakeups):
+        with _translated(lambda: False):
+            async for wakeup in wakeups:
+                yield wakeup
 
 
 async def _insert_tasks(connection: TrioConnection, tasks: Sequence[NewTask]) -> list[int]:

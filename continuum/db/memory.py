@@ -4,6 +4,7 @@ Trio's, so that leases and schedules run on a virtual clock. It passes the same 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -309,6 +310,10 @@ class MemoryDatabase:
                     uuid.UUID(task.code_id)
                 except ValueError:
                     raise InvalidTask(f"code_id is not a UUID: {task.code_id!r}") from None
+            try:
+                json.loads("null" if task.payload is None else task.payload)
+            except ValueError as error:
+                raise InvalidTask(f"payload is not JSON: {error}") from None
         return [self._insert(task) for task in tasks]
 
     def _insert(self, task: NewTask) -> int:

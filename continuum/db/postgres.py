@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from continuum.db import statements
 from continuum.db.connection import TrioConnection
@@ -13,6 +14,11 @@ CHANNEL = "tasks_updated"
 PROOF_OF_LIFE = 10.0
 """Seconds without a notification after which the connection is asked whether it still works."""
 
+# A statement whose client has gone ends soon, where the server (14 and newer) can notice.
+_NOTICE_DEAD_CLIENTS = (
+    "SELECT set_config(name, '2s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+)
+
 _WAKEUPS = {wakeup.value: wakeup for wakeup in Wakeup}
 
 
@@ -21,8 +27,9 @@ async def listen(connection: TrioConnection) -> AsyncGenerator[Wakeup, None]:
     await connection.execute(f"LISTEN {CHANNEL}")
     yield Wakeup.PENDING
     while True:
-        async for notification in connection.notifies(timeout=PROOF_OF_LIFE):
-            yield _WAKEUPS.get(notification.payload, Wakeup.PENDING)
+        async with aclosing(connection.notifies(timeout=PROOF_OF_LIFE)) as notifications:
+            async for notification in notifications:
+                yield _WAKEUPS.get(notification.payload, Wakeup.PENDING)
         await connection.execute("SELECT 1")
 
 
@@ -38,4 +45,5 @@ POSTGRES = Dialect(
     claim=statements.CLAIM_POSTGRES,
     listen=listen,
     migrate=migrate,
+    prepare_session=(_NOTICE_DEAD_CLIENTS,),
 )

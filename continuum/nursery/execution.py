@@ -12,7 +12,7 @@ from continuum.nursery.completion import Completions, decide
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.sandbox.pool import SandboxPool
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
-from continuum.telemetry import Telemetry
+from continuum.telemetry import Telemetry, current_traceparent
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,7 @@ class Executions:
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
         if task.code is None:
             return Outcome(Ending.INVALID, message=_missing_code(task))
+        trace = current_traceparent() or task.traceparent
         request = RunRequest(
             task_id=task.id,
             attempt=task.attempt,
@@ -74,7 +75,7 @@ class Executions:
             payload=task.payload,
             timeout=min(task.timeout or self.limits.timeout, self.limits.timeout),
             output_limit=self.limits.output,
-            environment={"TRACEPARENT": task.traceparent} if task.traceparent else {},
+            environment={"TRACEPARENT": trace} if trace else {},
             tenant=task.tenant,
         )
         for _ in range(FRESH_SANDBOXES):

@@ -12,8 +12,8 @@ import docker.errors
 import trio
 
 from continuum.config import Settings
-from continuum.model import RunRequest, Stream
-from continuum.sandbox.docker import DockerBackend
+from continuum.model import Ending, RunRequest, Stream
+from continuum.sandbox.docker import DockerBackend, DockerSandbox
 from continuum.sandbox.docker_owner import WORKER_LABEL
 from tests.conftest import require
 
@@ -110,6 +110,13 @@ def request(code: str, **values: Any) -> RunRequest:
     """A script to run, for a short time."""
     given = {"task_id": 1, "attempt": 1, "payload": "null", "timeout": 20.0, "output_limit": 1 << 20, **values}
     return RunRequest(code=code, **given)
+
+
+async def output_of(sandbox: DockerSandbox, code: str) -> str:
+    """What a script prints that must end well."""
+    outcome = await sandbox.run(request(code), ignore_output)
+    assert outcome.ending is Ending.COMPLETED, outcome
+    return outcome.output
 
 
 def ignore_output(stream: Stream, text: str) -> None:

@@ -52,6 +52,13 @@ class PostgresServer:
     data: Path
     port: int
 
+    @property
+    def url(self) -> str:
+        return self.url_of("continuum")
+
+    def url_of(self, database: str) -> str:
+        return f"postgresql://continuum@127.0.0.1:{self.port}/{database}"
+
     async def start(self) -> None:
         await self._control("start", "-o", f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1")
 
@@ -91,9 +98,8 @@ async def _run(command: list[str | Path]) -> None:
         raise RuntimeError(f"{command[0]} failed: {result.stdout.decode()} {result.stderr.decode()}")
 
 
-@asynccontextmanager
-async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
-    """A running server with an empty database `continuum`, removed when the block ends.
+async def create_server(*options: str) -> PostgresServer:
+    """A running server with an empty database `continuum`; `remove_server` it.
 
     options: lines for postgresql.conf, such as `default_transaction_isolation = serializable`.
     """
@@ -108,17 +114,31 @@ async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
             os.chown(folder, user.pw_uid, user.pw_gid)
     server = PostgresServer(binaries, data, free_port())
     try:
-        await _run(
-            [binaries / "initdb", "-D", data, "-A", "trust", "-U", "continuum", "--encoding=UTF8", "--locale=C", "-N"]
-        )
+        await _run([binaries / "initdb", "-D", data, "-A", "trust", "-U", "continuum", "--encoding=UTF8", "-N"])
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write("\n".join(["max_connections = 200", "log_min_messages = warning", *options, ""]))
         await server.start()
         await _run([binaries / "createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", "continuum", "continuum"])
-        try:
-            yield server
-        finally:
-            with trio.CancelScope(shield=True):
-                await server.stop("immediate")
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await remove_server(server)
+        raise
+    return server
+
+
+async def remove_server(server: PostgresServer) -> None:
+    """Stop a server, if it runs, and remove its data."""
+    if (server.data / "postmaster.pid").exists():
+        await server.stop("immediate")
+    await trio.to_thread.run_sync(partial(shutil.rmtree, server.data.parent, ignore_errors=True))
+
+
+@asynccontextmanager
+async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
+    """A server for the length of the block; options as `create_server`."""
+    server = await create_server(*options)
+    try:
+        yield server
     finally:
-        await trio.to_thread.run_sync(partial(shutil.rmtree, base, ignore_errors=True))
+        with trio.CancelScope(shield=True):
+            await remove_server(server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import trio
@@ -98,10 +98,8 @@ class FaultProxy:
 
 def _reset(stream: trio.SocketStream) -> None:
     """Close with a reset rather than a goodbye, as a machine that dies does."""
-    try:
+    with suppress(OSError):
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    except OSError:
-        pass
     stream.socket.close()
 
 

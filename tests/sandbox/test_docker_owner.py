@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ OLD = UNREGISTERED + 1
 NOBODY: frozenset[str] = frozenset()
 
 
-def settings(**values: object) -> Settings:
-    return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+def settings(**values: Any) -> Settings:
+    return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_workers_of_another_database_are_left_alone(me: Owner) -> None:
 
 
 def test_the_same_database_has_the_same_name_and_shows_no_secret() -> None:
-    def name(**values: object) -> str:
+    def name(**values: Any) -> str:
         return Owner.current(settings(**values), "any").database
 
     assert name(db_host="a,b") == name(db_host=("a", "b"), db_password="other")

@@ -148,7 +148,10 @@ class SqlDatabase:
                         sent = True
                         return await body(connection)
                 except psycopg.Error as error:
-                    if classify(error) is not Kind.CONFLICT or attempt == CONFLICT_TRIES - 1:
+                    kind = classify(error)
+                    # A connection that rested in the pool may be dead: what may be repeated gets a second one at once.
+                    stale = kind is Kind.UNKNOWN and sent and not writes and attempt == 0
+                    if not stale and (kind is not Kind.CONFLICT or attempt == CONFLICT_TRIES - 1):
                         raise
                 await trio.sleep(0.01 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         raise AssertionError("unreachable")

@@ -221,7 +221,7 @@ async def test_a_cancelled_call_leaves_the_pool_usable_and_no_query_running(
             await trio.sleep(0.5)
 
 
-async def test_a_restarted_server_costs_one_failure_and_no_more(server: PostgresServer) -> None:
+async def test_what_may_be_repeated_survives_a_restart_of_the_server(server: PostgresServer) -> None:
     async with open_url(server.url) as database:
         await database.migrate()
         async with trio.open_nursery() as nursery:
@@ -231,13 +231,8 @@ async def test_a_restarted_server_costs_one_failure_and_no_more(server: Postgres
         with pytest.raises(DatabaseUnavailable):
             await database.ping()
         await server.start()
-        failures = 0
         for _ in range(5):
-            try:
-                await database.ping()
-            except DatabaseUnavailable:
-                failures += 1
-        assert failures <= 1
+            await database.ping()
 
 
 @pytest.mark.parametrize(

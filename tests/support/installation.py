@@ -13,6 +13,7 @@ import trio
 from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.protocol import Database
+from continuum.sandbox.docker_owner import WORKER_LABEL
 from tests.support.postgres import PostgresServer, start_postgres
 from tests.support.proxy import FaultProxy, fault_proxy
 
@@ -37,9 +38,25 @@ class Installation:
         if self.sandbox != "docker":
             found = subprocess.run(["pgrep", "-x", "bwrap"], capture_output=True, text=True, check=False).stdout
             return found.split()
-        command = ["docker", "ps", "-a", "--filter", "label=continuum.worker", "--format", "{{json .}}"]
+        command = ["docker", "ps", "-a", "--filter", f"label={WORKER_LABEL}", "--format", "{{json .}}"]
         lines = (await trio.run_process(command, capture_stdout=True)).stdout.decode().splitlines()
         return [json.loads(line)["Names"] for line in lines]
+
+    async def sandboxes_only_of_live_workers(self, seconds: float = 20) -> None:
+        """Wait until every container belongs to a worker that the record calls alive."""
+        dead: list[str] = []
+        with trio.move_on_after(seconds):
+            while True:
+                live = {worker.id for worker in await self.database.workers() if worker.alive}
+                command = ["docker", "ps", "-a", "--filter", f"label={WORKER_LABEL}", "--format"]
+                owners = (
+                    await trio.run_process([*command, f'{{{{.Label "{WORKER_LABEL}"}}}}'], capture_stdout=True)
+                ).stdout.decode()
+                dead = [owner for owner in owners.split() if owner not in live]
+                if not dead:
+                    return
+                await trio.sleep(0.2)
+        raise AssertionError(f"sandboxes of dead workers left after {seconds} s: {dead}")
 
     async def no_sandbox_left(self, seconds: float = 20) -> None:
         """Wait until no sandbox is left on this host."""

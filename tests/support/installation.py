@@ -34,7 +34,7 @@ class Installation:
             yield proxy, self.environment | {"DATABASE_URL": _url(proxy.port)}
 
     async def sandboxes(self) -> list[str]:
-        """The sandboxes on this host that belong to workers of this installation's tests, running or not."""
+        """The sandboxes on this host, of any worker, running or not."""
         if self.sandbox != "docker":
             found = subprocess.run(["pgrep", "-x", "bwrap"], capture_output=True, text=True, check=False).stdout
             return found.split()

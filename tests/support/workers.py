@@ -94,6 +94,9 @@ async def start_worker(environment: Mapping[str, str], *, ready: bool = True) ->
                 process.terminate()
                 try:
                     with trio.CancelScope(shield=True):
+                        with trio.move_on_after(2):
+                            await worker.wait()
+                        process.terminate()  # a second signal skips the grace
                         await worker.wait(20)
                 except AssertionError:
                     process.kill()

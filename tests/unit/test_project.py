@@ -1,0 +1,74 @@
+"""What the project says of itself is true: settings, links, layers, compose files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from continuum.cli import errors
+from continuum.config import Settings
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = sorted(name.upper() for name in Settings.model_fields)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_every_setting_is_in_the_readme_and_in_the_example(variable: str) -> None:
+    assert f"`{variable}`" in (ROOT / "README.md").read_text()
+    assert re.search(rf"^#?{variable}=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+
+
+def test_the_example_holds_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    bare = Settings()
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    assert Settings() == bare
+
+
+def test_the_example_names_nothing_that_does_not_exist() -> None:
+    named = re.findall(r"^#?([A-Z][A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(named) == VARIABLES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
+    readme = (ROOT / "README.md").read_text().split("## Exit codes")[1]
+    assert all(re.search(rf"^\| {code} \|", readme, re.MULTILINE) for code in codes)
+
+
+def test_only_the_bridge_knows_asyncio() -> None:
+    """trio-asyncio and asyncio are imported in one module, and in none by a way around the linter."""
+    users = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "continuum").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and any(
+            name.split(".")[0] in ("asyncio", "trio_asyncio")
+            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        )
+    }
+    assert users == {"continuum/db/connection.py"}
+
+
+def test_the_runner_needs_nothing_but_the_standard_library_of_python_3_8() -> None:
+    source = (ROOT / "continuum/sandbox/runner.py").read_text()
+    ast.parse(source, feature_version=(3, 8))
+    imported = {
+        alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert imported <= {
+        "atexit", "ctypes", "errno", "gc", "json", "os", "resource", "select", "signal", "stat", "struct", "sys", "time",
+    }  # fmt: skip

@@ -107,20 +107,18 @@ class _Server:
     async def join(self) -> int:
         """Make sure that the server runs; return a descriptor that says that we use it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        used = os.open(self.folder / "used.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        used = os.open(self.folder / "used.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             async with self._alone():
                 fcntl.flock(used, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held exclusively by nobody who is not alone
-                self._identity = self._choose_identity()
-                _make_private(self.socket_folder, self._identity)
-                if not self._data.exists():
-                    await self._initialise()
-                if self._postmaster() is None:
-                    await self._start()
-                await self._ensure_database()
+                try:
+                    await self._ensure_running()
+                except BaseException:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_DEADLINE):
+                        await self._stop_unless_used(used)
+                    raise
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self.leave(used)
+            os.close(used)
             raise
         return used
 
@@ -129,9 +127,7 @@ class _Server:
         try:
             with trio.move_on_after(STOP_DEADLINE) as scope:
                 async with self._alone():
-                    with suppress(BlockingIOError):  # somebody else still holds the shared lock
-                        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        await self._stop()
+                    await self._stop_unless_used(used)
             if scope.cancelled_caught:
                 log.warning("the embedded PostgreSQL did not stop in time", data=str(self.folder))
         finally:
@@ -140,7 +136,7 @@ class _Server:
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """Nobody else starts or stops the server within the block."""
-        descriptor = os.open(self.folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.folder / "server.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             while True:
                 with suppress(BlockingIOError):
@@ -150,6 +146,15 @@ class _Server:
             yield
         finally:
             os.close(descriptor)
+
+    async def _ensure_running(self) -> None:
+        self._identity = self._choose_identity()
+        _make_private(self.socket_folder, self._identity)
+        if not self._data.exists():
+            await self._initialise()
+        if self._postmaster() is None:
+            await self._start()
+        await self._ensure_database()
 
     def _choose_identity(self) -> _Identity:
         if os.geteuid() != 0:
@@ -181,13 +186,17 @@ class _Server:
         return pid if os.fsencode(self._data) in command.split(b"\0") else None
 
     async def _start(self) -> None:
-        # Left by a killed server. PostgreSQL would take it for a living one's if its number is in use again.
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        # Left by a killed server. PostgreSQL would take it for a living one's if its number is in use again. That none of
+        # its children lives on with the data is seen by the shared memory they hold.
+        for stale in (self._data / "postmaster.pid", self.socket_folder / ".s.PGSQL.5432.lock"):
+            stale.unlink(missing_ok=True)
         options = f"-c listen_addresses= -c unix_socket_directories={self.socket_folder} -c max_connections=200"
-        try:
-            await self._run("pg_ctl", "-D", self._data, "-w", "-t", "100", "-l", self._log_file, "-o", options, "start")
-        except EmbeddedServerError as error:
-            raise EmbeddedServerError(f"{error}\n{self._last_log_lines()}") from None
+        arguments = ("-D", self._data, "-w", "-t", "100", "-l", self._log_file, "-o", options)
+        while (await self._run("pg_ctl", *arguments, "start", check=False))[0]:
+            said = self._last_log_lines()
+            if "is still in use" not in said:
+                raise EmbeddedServerError(f"the embedded PostgreSQL did not start:\n{said}")
+            await trio.sleep(LOCK_PAUSE)
 
     def _last_log_lines(self) -> str:
         try:
@@ -196,7 +205,11 @@ class _Server:
             return ""
         return "\n".join(lines[-5:])
 
-    async def _stop(self) -> None:
+    async def _stop_unless_used(self, used: int) -> None:
+        try:
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody else still holds the shared lock
         if self._postmaster() is not None:
             await self._run("pg_ctl", "-D", self._data, "-m", "fast", "-w", "-t", "25", "stop", check=False)
 

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from dotenv import dotenv_values
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+ENV_FILE = ".env"
 SEED_IMAGE = "python:3.9-slim"
 
-_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?", re.ASCII)
+_NUMBER = r"\d+(?:\.\d+)?"
+_DURATION = re.compile(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m(?!s))?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?", re.ASCII)
+_UNITS = (3600.0, 60.0, 1.0, 0.001)
+_LONGEST_SHOWN = 80
+"""Characters of a bad value that are shown."""
 
 
 class ConfigurationError(Exception):
@@ -25,24 +34,21 @@ class ConfigurationError(Exception):
 
 
 def parse_duration(value: object) -> float:
-    """Read a length of time: plain seconds (`90`, `0.5`), or hours, minutes and seconds (`1h30m`, `5m`, `90s`).
+    """Read a length of time: plain seconds (`90`, `0.5`), or hours, minutes and seconds (`1h30m`, `5m`, `90s`, `500ms`).
 
     Returns seconds. Raises ValueError on anything else, negative and infinite values included.
     """
-    allowed = "a duration such as 90, 90s, 5m or 1h30m"
+    allowed = "use a duration such as 90, 90s, 5m or 1h30m"
     text = str(value).strip().lower()
     try:
         seconds = float(text)
     except ValueError:
-        if text.endswith("ms") and text[:-2].replace(".", "", 1).isdigit():
-            return float(text[:-2]) / 1000
         match = _DURATION.fullmatch(text)
         if not text or match is None:
-            raise ValueError(f"use {allowed}") from None
-        parts = match.groupdict(default="0")
-        seconds = float(parts["h"]) * 3600 + float(parts["m"]) * 60 + float(parts["s"])
+            raise ValueError(allowed) from None
+        seconds = sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNITS, strict=True))
     if not 0 <= seconds < 1e9:
-        raise ValueError(f"use {allowed}")
+        raise ValueError(allowed)
     return seconds
 
 
@@ -58,6 +64,25 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _connection_string(value: SecretStr | None) -> SecretStr | None:
+    """Found here and not by the driver, whose message may quote a password."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(value.get_secret_value() if value else "")
+    except ProgrammingError:
+        raise ValueError(
+            "use a connection string such as postgresql://user:password@localhost:5432/continuum, "
+            "with special characters in the password as %40"
+        ) from None
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
@@ -65,7 +90,7 @@ class Settings(BaseSettings):
     """Every setting of a worker. Attribute `db_host` is the variable DB_HOST, and so on. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=ENV_FILE,
         env_file_encoding="utf-8",
         extra="ignore",
         frozen=True,
@@ -76,7 +101,7 @@ class Settings(BaseSettings):
 
     # Database
     db_dialect: Literal["auto", "postgres", "cockroach", "embedded"] = "auto"
-    database_url: SecretStr | None = None
+    database_url: Annotated[SecretStr | None, AfterValidator(_connection_string)] = None
     db_user: str = "user"
     db_password: SecretStr = SecretStr("password")
     db_name: str = "continuum"
@@ -84,7 +109,10 @@ class Settings(BaseSettings):
         "localhost",
     )
     db_port: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (5432,)
-    db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    # The first version left this to libpq, which reads PGSSLMODE.
+    db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
+        "prefer", validation_alias=AliasChoices("DB_SSLMODE", "PGSSLMODE")
+    )
     db_sslrootcert: Path | None = None
     db_sslcert: Path | None = None
     db_sslkey: Path | None = None
@@ -99,13 +127,13 @@ class Settings(BaseSettings):
     lease_seconds: Duration = Field(30.0, ge=1)
     task_timeout: Duration = Field(3600.0, gt=0)
     shutdown_grace: Duration = 25.0
-    retention_days: float = Field(0.0, ge=0)
+    retention_days: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     # Sandboxes
     sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"
     container_image: str = SEED_IMAGE
     container_memory_mb: int = Field(512, ge=32)
-    container_cpu_limit: float = Field(0.5, gt=0)
+    container_cpu_limit: float = Field(0.5, gt=0, allow_inf_nan=False)
     container_idle_timeout: Duration = 300.0
     container_pids_limit: int = Field(128, ge=8)
     container_disk_mb: int = Field(64, ge=1)
@@ -118,13 +146,13 @@ class Settings(BaseSettings):
     api_port: int = Field(8080, ge=0, le=65535)
     api_token: SecretStr | None = None
     log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
 
     @field_validator("min_priority", "max_priority")
     @classmethod
     def _fits_integer(cls, value: int) -> int:
         if not -(2**31) <= value < 2**31:
-            raise ValueError("use a number that fits the INTEGER column priority")
+            raise ValueError("use a whole number that fits the INTEGER column priority")
         return value
 
     @field_validator("db_port")
@@ -145,7 +173,9 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(_explain(error))) from None
+        raise ConfigurationError("\n".join(_explain(error, overrides))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{ENV_FILE} cannot be read: {error}") from None
     problems = list(_contradictions(settings))
     if problems:
         raise ConfigurationError("\n".join(problems))
@@ -167,14 +197,32 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-_SECRETS = {"db_password", "database_url", "api_token"}
+def _explain(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
+    """A line for each bad value. A bad item of a list is shown as the whole list."""
+    given = {name.upper(): value for name, value in (dotenv_values(ENV_FILE) | os.environ | overrides).items()}
+    lines = {}
+    for problem in error.errors(include_url=False):
+        variable = str(problem["loc"][0]).upper()
+        field = Settings.model_fields[variable.lower() if variable != "PGSSLMODE" else "db_sslmode"]
+        if variable == "DB_SSLMODE" and variable not in given:
+            variable = "PGSSLMODE"
+        secret = "SecretStr" in str(field.annotation)
+        shown = "(hidden)" if secret else repr(given.get(variable, problem["input"]))
+        lines[variable] = f"{variable}={shown[:_LONGEST_SHOWN]}: {_allowed(problem, field)}"
+    return list(lines.values())
 
 
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors(include_url=False, include_context=True):
-        name = str(problem["loc"][0])
-        shown = "(hidden)" if name in _SECRETS else repr(os.environ.get(name.upper(), problem.get("input")))
-        reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
-        lines.append(f"{name.upper()}={shown}: {reason}")
-    return lines
+def _allowed(problem: ErrorDetails, field: FieldInfo) -> str:
+    """What may be used instead of a bad value."""
+    kind = problem["type"]
+    if kind == "literal_error":
+        return f"use {problem['ctx']['expected']}"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    limits = {name: getattr(each, name) for each in field.metadata for name in _LIMITS if hasattr(each, name)}
+    words = " and ".join(_LIMITS[name].format(limit) for name, limit in limits.items())
+    whole = field.annotation is int or "int" in kind
+    return f"use a {'whole ' if whole else ''}number{', ' if words else ''}{words}"
+
+
+_LIMITS = {"gt": "more than {}", "ge": "at least {}", "le": "at most {}"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,16 +68,18 @@ def _lower(value: object) -> object:
 
 
 def _connection_string(value: SecretStr | None) -> SecretStr | None:
-    """Found here and not by the driver, whose message may quote a password."""
+    """Checked here because the driver's message may quote a password."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        conninfo_to_dict(value.get_secret_value() if value else "")
+        parts = conninfo_to_dict(value.get_secret_value() if value else "")
+        if not all(port.isdecimal() for port in str(parts.get("port", "5432")).split(",")):
+            raise ValueError("use a port number, as in postgresql://user:password@localhost:5432/continuum")
     except ProgrammingError:
         raise ValueError(
             "use a connection string such as postgresql://user:password@localhost:5432/continuum, "
-            "with special characters in the password as %40"
+            "with what is special in the password escaped (@ is %40)"
         ) from None
     return value
 
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
     db_port: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (5432,)
     # The first version left this to libpq, which reads PGSSLMODE.
     db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
-        "prefer", validation_alias=AliasChoices("DB_SSLMODE", "PGSSLMODE")
+        default="prefer", validation_alias=AliasChoices("DB_SSLMODE", "PGSSLMODE")
     )
     db_sslrootcert: Path | None = None
     db_sslcert: Path | None = None
@@ -122,28 +123,28 @@ class Settings(BaseSettings):
     slots: int = Field(default_factory=lambda: 2 * (os.cpu_count() or 1), ge=1, le=1024)
     min_priority: int = 0
     max_priority: int = 0
-    polling_interval: Duration = Field(5.0, gt=0)
+    polling_interval: Duration = Field(default=5.0, gt=0)
     wakeup: Literal["auto", "changefeed", "poll"] = "auto"
-    lease_seconds: Duration = Field(30.0, ge=1)
-    task_timeout: Duration = Field(3600.0, gt=0)
+    lease_seconds: Duration = Field(default=30.0, ge=1)
+    task_timeout: Duration = Field(default=3600.0, gt=0)
     shutdown_grace: Duration = 25.0
-    retention_days: float = Field(0.0, ge=0, allow_inf_nan=False)
+    retention_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     # Sandboxes
     sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"
     container_image: str = SEED_IMAGE
-    container_memory_mb: int = Field(512, ge=32)
-    container_cpu_limit: float = Field(0.5, gt=0, allow_inf_nan=False)
+    container_memory_mb: int = Field(default=512, ge=32)
+    container_cpu_limit: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     container_idle_timeout: Duration = 300.0
-    container_pids_limit: int = Field(128, ge=8)
-    container_disk_mb: int = Field(64, ge=1)
+    container_pids_limit: int = Field(default=128, ge=8)
+    container_disk_mb: int = Field(default=64, ge=1)
     container_runtime: str = ""
     egress: Literal["public", "none"] = "public"
-    output_limit: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+    output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
 
     # Status server and logs
     api_host: str = "127.0.0.1"
-    api_port: int = Field(8080, ge=0, le=65535)
+    api_port: int = Field(default=8080, ge=0, le=65535)
     api_token: SecretStr | None = None
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
@@ -152,7 +153,7 @@ class Settings(BaseSettings):
     @classmethod
     def _fits_integer(cls, value: int) -> int:
         if not -(2**31) <= value < 2**31:
-            raise ValueError("use a whole number that fits the INTEGER column priority")
+            raise ValueError(f"use a whole number from {-(2**31)} to {2**31 - 1}")
         return value
 
     @field_validator("db_port")
@@ -197,7 +198,7 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-def _explain(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
+def _explain(error: ValidationError, overrides: dict[str, Any]) -> list[str]:
     """A line for each bad value. A bad item of a list is shown as the whole list."""
     given = {name.upper(): value for name, value in (dotenv_values(ENV_FILE) | os.environ | overrides).items()}
     lines = {}

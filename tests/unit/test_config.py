@@ -1,0 +1,259 @@
+"""Settings: where they are read from, what they may be, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from continuum.config import ConfigurationError, Settings, load_settings, parse_duration
+from continuum.db import conninfo_of
+
+SECRET = "hunter2-and-more"
+
+
+@pytest.fixture(autouse=True)
+def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and none of our variables."""
+    monkeypatch.chdir(tmp_path)
+    for name in [*Settings.model_fields, "pgsslmode"]:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def env_file(*lines: str) -> None:
+    Path(".env").write_text("\n".join([*lines, ""]))
+
+
+def complaints() -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    return str(caught.value).splitlines()
+
+
+def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
+    found = load_settings().model_dump(exclude={"slots", "db_password"})
+    assert found == {
+        "db_dialect": "auto",
+        "database_url": None,
+        "db_user": "user",
+        "db_name": "continuum",
+        "db_host": ("localhost",),
+        "db_port": (5432,),
+        "db_sslmode": "prefer",
+        "db_sslrootcert": None,
+        "db_sslcert": None,
+        "db_sslkey": None,
+        "embedded_dir": Path(".continuum/postgres"),
+        "min_priority": 0,
+        "max_priority": 0,
+        "polling_interval": 5.0,
+        "wakeup": "auto",
+        "lease_seconds": 30.0,
+        "task_timeout": 3600.0,
+        "shutdown_grace": 25.0,
+        "retention_days": 0.0,
+        "sandbox": "auto",
+        "container_image": "python:3.9-slim",
+        "container_memory_mb": 512,
+        "container_cpu_limit": 0.5,
+        "container_idle_timeout": 300.0,
+        "container_pids_limit": 128,
+        "container_disk_mb": 64,
+        "container_runtime": "",
+        "egress": "public",
+        "output_limit": 1024 * 1024,
+        "api_host": "127.0.0.1",
+        "api_port": 8080,
+        "api_token": None,
+        "log_format": "auto",
+        "log_level": "info",
+    }
+    assert load_settings().slots == 2 * (os.cpu_count() or 1)
+    assert load_settings().db_password.get_secret_value() == "password"
+
+
+def test_an_env_file_of_the_first_version_works_unchanged() -> None:
+    env_file(
+        "DB_USER=worker",
+        f"DB_PASSWORD={SECRET}",
+        "DB_NAME=tasks",
+        "DB_HOST=postgres",
+        "DB_PORT=5433",
+        "PGSSLMODE=disable",
+        "CONTAINER_MEMORY_MB=256",
+        "CONTAINER_CPU_LIMIT=1.5",
+        "CONTAINER_IDLE_TIMEOUT=5m",
+        "POLLING_INTERVAL=7",
+        "MIN_PRIORITY=1",
+        "MAX_PRIORITY=9",
+        "CONTAINER_IMAGE=python:3.12-slim",
+        "SOMETHING_ELSE=left alone",
+    )
+    settings = load_settings()
+    assert (settings.polling_interval, settings.container_idle_timeout) == (7.0, 300.0)
+    assert (settings.container_memory_mb, settings.container_cpu_limit) == (256, 1.5)
+    assert (settings.min_priority, settings.max_priority) == (1, 9)
+    conninfo = conninfo_of(settings, "test")
+    for part in ("host=postgres", "port=5433", "user=worker", "dbname=tasks", "sslmode=disable", SECRET):
+        assert part in conninfo
+
+
+def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    env_file("SLOTS=3", "LEASE_SECONDS=20")
+    monkeypatch.setenv("SLOTS", "5")
+    assert (load_settings().slots, load_settings().lease_seconds) == (5, 20.0)
+    assert load_settings(slots=7).slots == 7
+
+
+def test_our_name_for_the_tls_mode_wins_over_libpqs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    assert load_settings().db_sslmode == "disable"
+    monkeypatch.setenv("DB_SSLMODE", "verify-full")
+    assert load_settings().db_sslmode == "verify-full"
+
+
+@pytest.mark.parametrize("name", ["API_TOKEN", "DATABASE_URL", "CONTAINER_RUNTIME", "DB_SSLCERT", "SLOTS", "DB_HOST"])
+def test_an_empty_variable_is_as_good_as_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_settings()
+    monkeypatch.setenv(name, "")
+    assert load_settings() == before
+
+
+def test_hosts_and_ports_are_lists() -> None:
+    env_file("DB_HOST=one, two,three", "DB_PORT=1,2,3")
+    assert (load_settings().db_host, load_settings().db_port) == (("one", "two", "three"), (1, 2, 3))
+
+
+def test_words_for_the_log_level_may_be_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "WARNING")
+    assert load_settings().log_level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90), ("0.5", 0.5), ("90s", 90), ("5m", 300), ("1h", 3600), ("1h30m", 5400), ("1h1m1s", 3661),
+        ("1.5h", 5400), ("500ms", 0.5), ("1m30s500ms", 90.5), (" 5M ", 300), ("0", 0), (12, 12), (2.5, 2.5),
+    ],
+)  # fmt: skip
+def test_a_duration_is_seconds_or_has_units(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "soon", "5 minutes", "m5", "1m1h", "nan", "inf", "1e12", "5d", "\u0665m", None]
+)
+def test_anything_else_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="use a duration such as"):
+        parse_duration(text)
+
+
+@given(st.text(max_size=12))
+def test_no_text_crashes_the_duration_parser(text: str) -> None:
+    with suppress(ValueError):
+        assert 0 <= parse_duration(text) < 1e9
+
+
+BAD = {
+    "DB_DIALECT": ("mysql", "use 'auto', 'postgres', 'cockroach' or 'embedded'"),
+    "DB_HOST": (",", "name at least one"),
+    "DB_PORT": ("5432,x", "use a whole number"),
+    "DB_SSLMODE": ("on", "use 'disable', 'allow', 'prefer', 'require', 'verify-ca' or 'verify-full'"),
+    "SLOTS": ("many", "use a whole number, at least 1 and at most 1024"),
+    "MAX_PRIORITY": ("99999999999", "use a whole number from -2147483648 to 2147483647"),
+    "POLLING_INTERVAL": ("0", "use a number, more than 0"),
+    "LEASE_SECONDS": ("-3", "use a duration such as 90, 90s, 5m or 1h30m"),
+    "RETENTION_DAYS": ("inf", "use a number, at least 0"),
+    "SANDBOX": ("podman", "use 'auto', 'docker' or 'bubblewrap'"),
+    "CONTAINER_CPU_LIMIT": ("half", "use a number, more than 0"),
+    "OUTPUT_LIMIT": ("3", "use a whole number, at least 1024 and at most 67108864"),
+    "API_PORT": ("65536", "use a whole number, at least 0 and at most 65535"),
+    "LOG_FORMAT": ("xml", "use 'auto', 'json' or 'console'"),
+}
+
+
+@pytest.mark.parametrize("source", ["environment", "env file"])
+def test_all_bad_values_are_told_at_once_each_in_a_line_with_what_is_allowed(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "environment":
+        for name, (value, _) in BAD.items():
+            monkeypatch.setenv(name, value)
+    else:
+        env_file(*(f"{name}={value}" for name, (value, _) in BAD.items()))
+    assert sorted(complaints()) == sorted(f"{name}={value!r}: {allowed}" for name, (value, allowed) in BAD.items())
+
+
+def test_the_line_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "on")
+    (line,) = complaints()
+    assert line.startswith("PGSSLMODE='on': use 'disable'")
+
+
+def test_a_port_outside_the_range_is_refused() -> None:
+    env_file("DB_PORT=5432,0")
+    assert complaints() == ["DB_PORT='5432,0': use port numbers from 1 to 65535"]
+
+
+def test_values_that_contradict_each_other_are_told() -> None:
+    env_file("MIN_PRIORITY=9", "MAX_PRIORITY=3", "DB_HOST=a,b,c", "DB_PORT=1,2")
+    first, second = complaints()
+    assert "MAX_PRIORITY=3 is below MIN_PRIORITY=9" in first
+    assert "DB_PORT lists 2 ports for 3 hosts" in second
+
+
+def test_a_value_without_end_is_shown_in_part() -> None:
+    env_file(f"SANDBOX={'x' * 5000}")
+    (line,) = complaints()
+    assert len(line) < 150
+
+
+def test_an_env_file_that_is_no_text_is_one_line() -> None:
+    Path(".env").write_bytes(b"SLOTS=\xff\xfe\n")
+    (line,) = complaints()
+    assert line.startswith(".env cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://user:{SECRET}%zz@localhost/continuum",
+        f"postgresql://user:{SECRET}@localhost:port/continuum",
+        f"postgresql+psycopg://user:{SECRET}@localhost/continuum",
+        f"user={SECRET} pass",
+    ],
+)
+def test_a_bad_database_url_is_told_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    (line,) = complaints()
+    assert line.startswith("DATABASE_URL=(hidden): use a ")
+    assert "postgresql://user:password@localhost:5432/continuum" in line
+    assert SECRET not in line
+
+
+def test_no_representation_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@localhost/continuum")
+    monkeypatch.setenv("DB_PASSWORD", SECRET)
+    monkeypatch.setenv("API_TOKEN", SECRET)
+    settings = load_settings()
+    assert SECRET not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert settings.api_token is not None
+    assert settings.api_token.get_secret_value() == SECRET
+    monkeypatch.setenv("SLOTS", "0")
+    assert SECRET not in "".join(complaints())
+    with pytest.raises(ValueError, match="validation error") as raw:
+        Settings()
+    assert SECRET not in str(raw.value)
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().slots = 3
+
+
+def test_a_heartbeat_may_fail_twice_before_the_lease_expires() -> None:
+    assert load_settings(lease_seconds=30).heartbeat_interval == 10

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,14 +22,11 @@ import structlog
 import trio
 
 from continuum.client import Client, new_task
-from continuum.config import Settings
+from continuum.config import Settings, load_settings
 from continuum.demo.run import latency, percentile
 from continuum.model import RunRequest
-from continuum.nursery.signals import Shutdown
-from continuum.nursery.state import WorkerState
 from continuum.sandbox import choose_backend
 from continuum.sandbox.protocol import Backend, Sandbox
-from continuum.worker import run_worker
 
 HELLO = "print('hello')"
 REQUEST = RunRequest(1, 1, HELLO, "null", 30.0, 65536)
@@ -81,26 +80,17 @@ async def sandboxes_alone(backend: Backend, count: int, seconds: float) -> dict[
     }
 
 
-async def end_to_end(settings: Settings, tasks: int) -> dict[str, float]:
-    """The same through the database: throughput of a batch, and latency on an idle worker."""
-    up = trio.Event()
-    shutdown = Shutdown()
-    states: list[WorkerState] = []
-
-    def started(state: WorkerState, address: str) -> None:
-        states.append(state)
-        up.set()
-
-    async with trio.open_nursery() as nursery:
-
-        async def work() -> None:
-            await run_worker(settings, shutdown=shutdown, on_started=started)
-
-        nursery.start_soon(work)
-        await up.wait()
-        await states[0].health.wait_until_well("sandbox")
-        async with Client(settings) as client:
-            await client.wait_many(await client.submit_many([new_task(HELLO)] * 10 * settings.slots))
+async def end_to_end(settings: Settings, environment: dict[str, str], tasks: int) -> dict[str, float]:
+    """The same through the database: throughput of a batch, and latency on an idle worker. The worker is a process of
+    its own, as in life."""
+    async with Client(settings) as client:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "continuum", "worker"],
+            env={**os.environ, **environment, "LOG_LEVEL": "error"},
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            await client.wait_many(await client.submit_many([new_task(HELLO)] * 50 * settings.slots), 120)
             idle = []
             for _ in range(50):
                 await trio.sleep(0.05)
@@ -108,9 +98,11 @@ async def end_to_end(settings: Settings, tasks: int) -> dict[str, float]:
             began = time.perf_counter()
             ids = await client.submit_many([new_task(HELLO)] * tasks)
             submitted = time.perf_counter()
-            await client.wait_many(ids)
+            await client.wait_many(ids, 120)
             rate = tasks / (time.perf_counter() - began)
-        shutdown.request()
+        finally:
+            worker.terminate()
+            worker.wait()
     return {
         "submit, tasks/s": tasks / (submitted - began),
         "end to end, tasks/s": rate,
@@ -122,21 +114,20 @@ async def end_to_end(settings: Settings, tasks: int) -> dict[str, float]:
 async def measure(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="continuum-bench-") as folder:
         Path(folder).chmod(0o755)
-        settings = Settings.model_validate(
-            {
-                "sandbox": options.backend,
-                "slots": options.slots,
-                "db_dialect": "embedded",
-                "embedded_dir": folder,
-                "api_port": 0,
-                "egress": "none",
-                "container_cpu_limit": options.cpus,
-            }
-        )
+        environment = {
+            "SANDBOX": options.backend,
+            "SLOTS": str(options.slots),
+            "DB_DIALECT": "embedded",
+            "EMBEDDED_DIR": folder,
+            "API_PORT": "0",
+            "EGRESS": "none",
+            "CONTAINER_CPU_LIMIT": str(options.cpus),
+        }
+        settings = load_settings(**{name.lower(): value for name, value in environment.items()})
         backend = await choose_backend(settings, "benchmark")
         figures = await sandboxes_alone(backend, options.slots, options.seconds)
         await backend.aclose()
-        figures |= await end_to_end(settings, options.tasks)
+        figures |= await end_to_end(settings, environment, options.tasks)
     figures["end to end / sandboxes alone"] = figures["end to end, tasks/s"] / figures["sandboxes alone, tasks/s"]
     return figures
 

@@ -138,24 +138,21 @@ class Client:
 
         progress: called with the number that have ended, whenever it grows. Raises `WaitTimeout`, `TaskNotFound`.
         """
-        ended: dict[int, TaskRecord] = {}
+        waiting = set(task_ids)
+        total = len(waiting)
         pause = FIRST_PAUSE
-        with trio.move_on_after(float("inf") if seconds is None else seconds) as scope:
-            while True:
-                waiting = [task_id for task_id in task_ids if task_id not in ended]
-                found = await self.fetch_many(waiting[:WAIT_BATCH])
-                news = {record.id: record for record in found if record.finished_for_good}
-                ended |= news
-                if news and progress is not None:
-                    progress(len(ended))
-                if len(ended) == len(set(task_ids)):
-                    return [ended[task_id] for task_id in task_ids]
-                pause = FIRST_PAUSE if news else min(LONGEST_PAUSE, pause * 1.5)
-                await trio.sleep(pause)
-        assert scope.cancelled_caught
-        raise WaitTimeout(
-            f"{len(set(task_ids)) - len(ended)} of {len(set(task_ids))} tasks had not ended in {seconds:g} s"
-        )
+        with trio.move_on_after(float("inf") if seconds is None else seconds):
+            while waiting:
+                batch = list(waiting)[:WAIT_BATCH]
+                ended = set(batch) - await self.database.still_open(batch)
+                waiting -= ended
+                if ended and progress is not None:
+                    progress(total - len(waiting))
+                pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, pause * 1.5)
+                if len(ended) < len(batch):
+                    await trio.sleep(pause)
+            return await self.fetch_many(task_ids)
+        raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
 
     async def cancel(self, task_id: int) -> Cancellation:
         """Cancel a pending task, or have a running one stopped. Raises `TaskNotFound`."""

@@ -311,6 +311,9 @@ class SqlDatabase:
         records = {record.id: record for record in map(rows.task_record, found)}
         return [records[task_id] for task_id in task_ids if task_id in records]
 
+    async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
+        return frozenset(row[0] for row in await self._run(statements.STILL_OPEN, {"ids": list(task_ids)}))
+
     async def statistics(self) -> Statistics:
         (row,) = await self._run(statements.STATISTICS, deadline=self.long_deadline)
         return Statistics(*row)

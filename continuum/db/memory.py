@@ -375,6 +375,14 @@ class MemoryDatabase:
         await self._answer()
         return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
 
+    async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
+        await self._answer()
+        return frozenset(
+            task_id
+            for task_id in task_ids
+            if task_id in self.tasks and self.tasks[task_id].status in (Status.PENDING, Status.PROCESSING)
+        )
+
     async def statistics(self) -> Statistics:
         await self._answer()
         pending = [task for task in self.tasks.values() if task.status == Status.PENDING]

@@ -132,6 +132,10 @@ class Database(Protocol):
         """Read tasks; unknown ids are left out. Order follows `task_ids`."""
         ...
 
+    async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
+        """Which of these tasks are pending or processing; cheap enough to ask often."""
+        ...
+
     async def statistics(self) -> Statistics:
         """Totals for /global-status, in a time that does not grow with the number of finished tasks."""
         ...

@@ -271,6 +271,11 @@ FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
 
+STILL_OPEN = """
+SELECT id FROM tasks WHERE id = ANY (%(ids)s::int8[]) AND status IN ('pending', 'processing')
+"""
+"""Which tasks have not ended."""
+
 STATISTICS = """
 SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),

@@ -332,6 +332,13 @@ async def test_workers_are_known_while_they_report_and_after_they_signed_off(dat
     assert {worker.id: worker.alive for worker in await database.workers()} == {"one": False, "two": True}
 
 
+async def test_what_is_still_open_can_be_asked_cheaply(database: Database) -> None:
+    ids = await database.submit([HELLO] * 3)
+    tasks = await database.claim("one", 2, lease=30)
+    await database.complete("one", [completed(tasks[0])])
+    assert await database.still_open([*ids, 10**15]) == {ids[1], ids[2]}
+
+
 async def test_statistics_count_open_tasks_and_total_the_finished_ones(database: Database) -> None:
     ids = await database.submit([HELLO] * 6)
     tasks = await database.claim("one", 4, lease=30)

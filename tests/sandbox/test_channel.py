@@ -1,0 +1,303 @@
+"""The worker's end of the conversation: nothing that a sandbox sends is trusted, and nothing breaks it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.sandbox.channel import (
+    LARGEST_FRAME,
+    Frame,
+    FrameKind,
+    FrameParser,
+    OutputText,
+    RunnerChannel,
+    RunnerConfig,
+)
+from continuum.sandbox.protocol import SandboxLost
+
+frames = st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=300))
+
+
+def encode(kind: FrameKind, data: bytes = b"") -> bytes:
+    return struct.pack("!cI", kind.value, len(data)) + data
+
+
+def cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    """Data in pieces of these sizes, and the rest."""
+    pieces = []
+    for size in sizes:
+        pieces.append(data[:size])
+        data = data[size:]
+    return [*pieces, data]
+
+
+def exit_frame(status: int = 0, **values: Any) -> bytes:
+    told = {"status": status, "timed_out": False, "oom": False, "dropped_output": 0, "dropped_error": 0, **values}
+    return encode(FrameKind.EXIT, json.dumps(told).encode())
+
+
+# -- frames from bytes -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(frames), st.lists(st.integers(0, 400)))
+def test_frames_come_out_as_they_went_in_however_they_are_cut(sent: list[Frame], sizes: list[int]) -> None:
+    parser = FrameParser()
+    stream = b"".join(encode(frame.kind, frame.data) for frame in sent)
+    assert [frame for piece in cut(stream, sizes) for frame in parser.feed(piece)] == sent
+
+
+@given(st.binary(max_size=2000), st.lists(st.integers(0, 400)))
+@example(b"R\xff\xff\xff\xff", [1])
+@example(b"O\0\1\0\0" + bytes(65536), [])
+def test_any_bytes_give_frames_or_a_lost_sandbox(data: bytes, sizes: list[int]) -> None:
+    parser = FrameParser()
+    consumed = 0
+    for piece in cut(data, sizes):
+        try:
+            for frame in parser.feed(piece):
+                assert len(frame.data) <= LARGEST_FRAME
+                consumed += 5 + len(frame.data)
+        except SandboxLost:
+            return
+    assert consumed + len(parser._buffer) == len(data)
+
+
+@given(st.lists(frames), st.binary(max_size=100), st.integers(1, 1000))
+def test_no_more_is_held_than_one_frame_and_one_piece(sent: list[Frame], rest: bytes, size: int) -> None:
+    parser = FrameParser()
+    stream = b"".join(encode(frame.kind, frame.data) for frame in sent) + rest
+    for start in range(0, len(stream), size):
+        try:
+            for _ in parser.feed(stream[start : start + size]):
+                pass
+        except SandboxLost:
+            return
+        assert len(parser._buffer) < LARGEST_FRAME + 5
+
+
+def test_a_frame_of_the_largest_size_is_held_until_complete_and_then_let_go() -> None:
+    parser = FrameParser()
+    stream = encode(FrameKind.OUTPUT, bytes(LARGEST_FRAME))
+    assert list(parser.feed(stream[:-1])) == []
+    assert [len(frame.data) for frame in parser.feed(stream[-1:])] == [LARGEST_FRAME]
+    assert not parser._buffer
+
+
+def test_a_frame_that_announces_too_much_is_refused_before_it_comes() -> None:
+    with pytest.raises(SandboxLost, match="65537 bytes"):
+        list(FrameParser().feed(struct.pack("!cI", b"O", LARGEST_FRAME + 1)))
+
+
+def test_a_frame_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(SandboxLost, match="no frame: b'Z'"):
+        list(FrameParser().feed(b"Z\0\0\0\0"))
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=50)), st.integers(0, 5))
+def test_any_output_becomes_text_that_a_database_can_hold(pieces: list[bytes], dropped: int) -> None:
+    seen: list[str] = []
+    text = OutputText(Stream.OUTPUT, lambda _, part: seen.append(part), 10_000)
+    for piece in pieces:
+        text.add(piece)
+    whole = text.finish(dropped)
+    whole.encode("utf-8")
+    assert "\0" not in whole
+    assert "".join(seen) == whole, "what was watched is what is kept"
+    assert ("output cut" in whole) == bool(dropped)
+
+
+@given(st.text(), st.lists(st.integers(0, 10)))
+def test_text_survives_cuts_within_its_characters(original: str, sizes: list[int]) -> None:
+    text = OutputText(Stream.ERROR, lambda *_: None, 10_000)
+    for piece in cut(original.encode(), sizes):
+        text.add(piece)
+    assert text.finish(0) == original.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_the_cut_mark_tells_how_much_was_kept_of_how_much() -> None:
+    text = OutputText(Stream.OUTPUT, lambda *_: None, 10)
+    text.add(b"0123456789")
+    assert text.finish(90) == "0123456789\n[output cut: the first 10 of 100 bytes are kept]\n"
+
+
+def test_more_output_than_was_asked_for_is_refused() -> None:
+    text = OutputText(Stream.OUTPUT, lambda *_: None, 10)
+    text.add(b"0123456789")
+    with pytest.raises(SandboxLost, match="more output than the limit"):
+        text.add(b"x")
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+
+class Conversation:
+    """A channel, and the far end of its stream in the test's hands."""
+
+    def __init__(self) -> None:
+        near, self.far = trio.testing.memory_stream_pair()
+        self.channel = RunnerChannel(near, name="test", memory_mb=512)
+
+    async def run(self, *answers: bytes, timeout: float = 5.0, close: bool = False) -> Outcome:
+        """Run a script on a runner that says ready, then these answers, and then maybe hangs up."""
+        request = RunRequest(1, 1, "pass", "null", timeout, 1000)
+        await self.far.send_all(encode(FrameKind.READY) + b"".join(answers))
+        if close:
+            await self.far.send_stream.aclose()
+        return await self.channel.run(request, lambda *_: None)
+
+
+@pytest.fixture
+async def conversation() -> AsyncIterator[Conversation]:
+    conversation = Conversation()
+    yield conversation
+    await conversation.channel.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "error_output", "expected"),
+    [
+        (0, b"warning\n", (Ending.COMPLETED, 0, "")),
+        (3 << 8, b"", (Ending.FAILED, 3, "exit code 3")),
+        (1 << 8, b"Traceback\nValueError: bad\n\n", (Ending.FAILED, 1, "ValueError: bad\nexit code 1")),
+        (signal.SIGSEGV, b"", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
+        (signal.SIGSEGV | 0x80, b"", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
+        (40, b"", (Ending.FAILED, 168, "Killed by signal 40 (unknown)")),
+        (1 << 8, b"MemoryError\n", (Ending.OUT_OF_MEMORY, 1, "Out of memory: used more than 512 MB (MemoryError)")),
+    ],
+)
+async def test_an_exit_is_judged_by_its_status_and_the_last_line(
+    conversation: Conversation, status: int, error_output: bytes, expected: tuple[Ending, int, str]
+) -> None:
+    outcome = await conversation.run(encode(FrameKind.ERROR, error_output), exit_frame(status))
+    assert (outcome.ending, outcome.exit_code, outcome.message) == expected
+    assert outcome.error_output == error_output.decode()
+
+
+async def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_any_other(conversation: Conversation) -> None:
+    outcome = await conversation.run(exit_frame(signal.SIGKILL, oom=True))
+    assert (outcome.ending, outcome.message) == (Ending.OUT_OF_MEMORY, "Out of memory: used more than 512 MB")
+    outcome = await conversation.run(exit_frame(signal.SIGKILL))
+    assert (outcome.ending, outcome.message) == (Ending.FAILED, "Killed by signal 9 (SIGKILL)")
+    outcome = await conversation.run(exit_frame(0, oom=True))
+    assert outcome.ending is Ending.COMPLETED, "a child of the script was killed, and the script coped"
+
+
+async def test_a_timeout_has_no_exit_code(conversation: Conversation) -> None:
+    outcome = await conversation.run(exit_frame(signal.SIGKILL, timed_out=True), timeout=0.25)
+    assert (outcome.ending, outcome.exit_code) == (Ending.TIMED_OUT, None)
+    assert outcome.message == "Timeout: ran longer than 0.25 s"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 60_000,
+        json.dumps({"status": 0}).encode(),
+        exit_frame(-1)[5:],
+        exit_frame(1 << 16)[5:],
+        exit_frame(0x137F)[5:],
+        exit_frame(True)[5:],
+        exit_frame(dropped_output=-1)[5:],
+        exit_frame(dropped_error=1.5)[5:],
+        exit_frame(timed_out=1)[5:],
+        exit_frame(oom=None)[5:],
+        exit_frame(dropped_output=10**30)[5:],
+    ],
+)
+async def test_an_exit_that_makes_no_sense_loses_the_sandbox(conversation: Conversation, data: bytes) -> None:
+    with pytest.raises(SandboxLost, match="makes no sense") as caught:
+        await conversation.run(encode(FrameKind.EXIT, data))
+    assert caught.value.started
+
+
+@given(st.lists(st.binary(max_size=50) | frames.map(lambda frame: encode(frame.kind, frame.data)), max_size=10))
+def test_any_answer_gives_an_outcome_or_a_lost_sandbox(answers: list[bytes]) -> None:
+    async def converse() -> None:
+        with suppress(SandboxLost):
+            await Conversation().run(*answers, close=True)
+
+    trio.run(converse)
+
+
+async def test_ready_while_a_script_runs_loses_the_sandbox(conversation: Conversation) -> None:
+    with pytest.raises(SandboxLost, match="ready while a script ran"):
+        await conversation.run(encode(FrameKind.READY))
+
+
+async def test_output_before_a_script_loses_the_sandbox_unstarted(conversation: Conversation) -> None:
+    await conversation.run(exit_frame())
+    with pytest.raises(SandboxLost, match="output instead of ready") as caught:
+        await conversation.far.send_all(encode(FrameKind.OUTPUT, b"x"))
+        await conversation.run()
+    assert not caught.value.started
+
+
+async def test_what_the_runner_says_at_its_end_is_passed_on(conversation: Conversation) -> None:
+    with pytest.raises(SandboxLost, match="gave up: Unclean: /tmp"):
+        await conversation.run(encode(FrameKind.FATAL, b"Unclean: /tmp"))
+
+
+async def test_a_stream_that_ends_before_ready_was_said_is_lost_unstarted(conversation: Conversation) -> None:
+    await conversation.far.aclose()
+    with pytest.raises(SandboxLost) as caught:
+        await conversation.channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+    assert not caught.value.started
+
+
+async def test_a_stream_that_ends_amid_a_script_is_lost_started(conversation: Conversation) -> None:
+    with pytest.raises(SandboxLost, match="ended") as caught:
+        await conversation.run(encode(FrameKind.OUTPUT, b"partial"), close=True)
+    assert caught.value.started
+
+
+async def test_silence_beyond_the_timeout_is_a_lost_sandbox(
+    conversation: Conversation, autojump_clock: trio.testing.MockClock
+) -> None:
+    began = trio.current_time()
+    with pytest.raises(SandboxLost, match="did not end a script at its timeout") as caught:
+        await conversation.run(timeout=60.0)
+    assert caught.value.started
+    assert trio.current_time() - began == pytest.approx(65.0)
+
+
+async def test_silence_instead_of_ready_is_a_lost_sandbox(
+    conversation: Conversation, autojump_clock: trio.testing.MockClock
+) -> None:
+    await conversation.run(exit_frame())
+    with pytest.raises(SandboxLost, match="did not clean up") as caught:
+        await conversation.channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+    assert not caught.value.started
+
+
+async def test_a_runner_that_does_not_start_is_lost(
+    conversation: Conversation, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(SandboxLost, match="did not start") as caught:
+        await conversation.channel.boot(RunnerConfig(uid=None, gid=None))
+    assert not caught.value.started
+
+
+async def test_a_cancelled_run_ends_at_once(conversation: Conversation, autojump_clock: trio.testing.MockClock) -> None:
+    with trio.move_on_after(1) as scope:
+        await conversation.run(timeout=60.0)
+    assert scope.cancelled_caught

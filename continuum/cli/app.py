@@ -125,8 +125,8 @@ def logs(
     """Print what a task has written."""
 
     async def run() -> None:
-        async with Client(_settings()) as client, client.logs(task_id, follow=follow) as pieces:
-            async for stream, text in pieces:
+        async with Client(_settings()) as client:
+            async for stream, text in client.logs(task_id, follow=follow):
                 if as_json:
                     typer.echo(json.dumps({"stream": stream.value, "text": text}))
                 else:

@@ -1,0 +1,223 @@
+"""The client for programs on Trio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from continuum.config import Settings, load_settings
+from continuum.db import open_database
+from continuum.db.errors import DatabaseUnavailable, InvalidTask
+from continuum.db.protocol import Database
+from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecord
+from continuum.telemetry import submission
+
+FIRST_PAUSE = 0.005
+"""Seconds before the first look at a task that is waited for: short ones are done by then."""
+LONGEST_PAUSE = 0.25
+PART_OF_THE_TIME = 0.2
+"""How much of its time a client that waits for many tasks may have the database busy with its questions."""
+PATIENCE = 30.0
+"""Seconds that the database may be unavailable while tasks are waited for."""
+SUBMIT_BATCH = 1000
+"""Tasks in one transaction; larger lists are split."""
+WAIT_BATCH = 5000
+"""Tasks whose status is asked for in one query."""
+FETCH_BATCH = 200
+"""Tasks read whole, with their outputs, in one query."""
+
+
+class TaskNotFound(LookupError):
+    """There is no task with this id."""
+
+
+class WaitTimeout(TimeoutError):
+    """The tasks that were waited for had not all ended in time."""
+
+
+class _NotGiven:
+    """Tells a payload of None, which is JSON's null, from no payload."""
+
+
+NOT_GIVEN = _NotGiven()
+
+
+def new_task(code: str | Path, payload: object = NOT_GIVEN, **values: Any) -> NewTask:
+    """A task that runs `code` (source text, or the path of a file that holds it) with `payload` (anything that JSON can
+    hold). values: the other fields of `continuum.model.NewTask`.
+
+    Raises `InvalidTask` for a payload that is no JSON, OSError for a file that cannot be read.
+    """
+    text = code.read_text(encoding="utf-8") if isinstance(code, Path) else code
+    encoded = None
+    if not isinstance(payload, _NotGiven):
+        try:
+            encoded = json.dumps(payload, allow_nan=False, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidTask(f"payload is not JSON: {error}") from None
+    return NewTask(code=text, payload=encoded, **values)
+
+
+def connect(**settings: Any) -> Client:
+    """A `Client` with these settings over the environment's: `connect(database_url="postgresql://...")`.
+
+    Raises `continuum.config.ConfigurationError`.
+    """
+    return Client(load_settings(**settings))
+
+
+class Client:
+    """A producer's view of the queue. `async with Client() as client:` opens and closes its connections.
+
+    settings: which database; None reads the environment and `.env`, as a worker does. All methods raise
+    `continuum.db.errors.DatabaseUnavailable` when the database cannot be reached, and the other errors of that module.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._stack = AsyncExitStack()
+        self._opened: Database | None = None
+
+    @property
+    def database(self) -> Database:
+        """The adapter below, for what has no method here."""
+        if self._opened is None:
+            raise RuntimeError("use `async with Client() as client:`")
+        return self._opened
+
+    async def __aenter__(self) -> Self:
+        self._opened = await self._stack.enter_async_context(
+            open_database(self._settings, application="continuum-client")
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened = None
+        await self._stack.aclose()
+
+    async def submit(self, code: str | Path, payload: object = NOT_GIVEN, **values: Any) -> int:
+        """Submit one task and return its id; arguments as `new_task`. Raises `InvalidTask`.
+
+        `OutcomeUnknown` means that it may have been submitted: with an `idempotency_key` it is safe to try again.
+        """
+        (task_id,) = await self.submit_many([new_task(code, payload, **values)])
+        return task_id
+
+    async def submit_many(self, tasks: Sequence[NewTask]) -> list[int]:
+        """Submit tasks and return their ids in order, in transactions of up to `SUBMIT_BATCH`. Raises `InvalidTask`:
+        then nothing of the batch that holds the bad one, and nothing after it, was submitted.
+
+        The trace that is current goes on in the tasks, unless they have a `traceparent` of their own.
+        """
+        ids: list[int] = []
+        with submission(len(tasks)) as traceparent:
+            traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
+            for first in range(0, len(traced), SUBMIT_BATCH):
+                ids += await self.database.submit(traced[first : first + SUBMIT_BATCH])
+        return ids
+
+    async def fetch(self, task_id: int) -> TaskRecord:
+        """Read one task. Raises `TaskNotFound`."""
+        return (await self.fetch_many([task_id]))[0]
+
+    async def fetch_many(self, task_ids: Sequence[int]) -> list[TaskRecord]:
+        """Read tasks in order. Raises `TaskNotFound` when one of them does not exist."""
+        records: dict[int, TaskRecord] = {}
+        for first in range(0, len(task_ids), FETCH_BATCH):
+            batch = task_ids[first : first + FETCH_BATCH]
+            records |= {record.id: record for record in await self.database.fetch(batch)}
+            missing = set(batch).difference(records)
+            if missing:
+                raise TaskNotFound(f"there is no task {min(missing)}")
+        return [records[task_id] for task_id in task_ids]
+
+    async def wait(self, task_id: int, seconds: float | None = None) -> TaskRecord:
+        """Wait until a task has ended, for at most `seconds`, and return it. Raises `WaitTimeout`, `TaskNotFound`."""
+        return (await self.wait_many([task_id], seconds))[0]
+
+    async def wait_many(
+        self,
+        task_ids: Sequence[int],
+        seconds: float | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[TaskRecord]:
+        """Wait until all tasks have ended and return them in order. Outages of up to `PATIENCE` are waited out.
+
+        progress: called with the number that have ended, whenever it grows. Raises `WaitTimeout`, `TaskNotFound`.
+        """
+        waiting = set(task_ids)
+        total = len(waiting)
+        pause = FIRST_PAUSE
+        answered: float | None = None
+        with trio.move_on_after(float("inf") if seconds is None else seconds):
+            while waiting:
+                asked = trio.current_time()
+                batch = list(waiting)[:WAIT_BATCH]
+                try:
+                    ended = set(batch) - await self.database.still_open(batch)
+                except DatabaseUnavailable:
+                    if answered is None or asked - answered > PATIENCE:
+                        raise
+                    await trio.sleep(LONGEST_PAUSE)
+                    continue
+                answered = trio.current_time()
+                waiting -= ended
+                if ended and progress is not None:
+                    progress(total - len(waiting))
+                if len(ended) < len(batch):
+                    pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, pause * 1.5)
+                    await trio.sleep(max(pause, (answered - asked) / PART_OF_THE_TIME))
+        if waiting:
+            raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
+        return await self.fetch_many(task_ids)
+
+    async def logs(self, task_id: int, *, follow: bool = True) -> AsyncGenerator[tuple[Stream, str], None]:
+        """The output of a task piece by piece: until its end when `follow`, else what there is now.
+
+        A new attempt begins again with its own first line. Raises `TaskNotFound`.
+        """
+        shown = dict.fromkeys(Stream, "")
+        attempt = 0
+        pause = FIRST_PAUSE
+        while True:
+            record = await self.fetch(task_id)
+            if record.attempt != attempt:
+                attempt, shown = record.attempt, dict.fromkeys(Stream, "")
+            pause = min(LONGEST_PAUSE, pause * 1.5)
+            for stream, text in ((Stream.OUTPUT, record.output or ""), (Stream.ERROR, record.error_output or "")):
+                new = _what_follows(shown[stream], text)
+                if new:
+                    yield stream, new
+                    shown[stream] = text
+                    pause = FIRST_PAUSE
+            if record.finished_for_good or not follow:
+                return
+            await trio.sleep(pause)
+
+    async def cancel(self, task_id: int) -> Cancellation:
+        """Cancel a pending task, or have a running one stopped. Raises `TaskNotFound`."""
+        result = await self.database.cancel(task_id)
+        if result is Cancellation.UNKNOWN:
+            raise TaskNotFound(f"there is no task {task_id}")
+        return result
+
+    async def statistics(self) -> Statistics:
+        """Totals over the whole system."""
+        return await self.database.statistics()
+
+
+def _what_follows(shown: str, text: str) -> str:
+    """The part of `text` that is new. It may not simply be longer: at the end a mark may stand where it was cut."""
+    if text.startswith(shown):
+        return text[len(shown) :]
+    same = next((at for at, (one, other) in enumerate(zip(shown, text, strict=False)) if one != other), len(text))
+    return text[same:]

@@ -1,0 +1,599 @@
+"""Each service of the tree alone, on the virtual clock and a database in memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
+from continuum.db.memory import MemoryDatabase
+from continuum.model import (
+    RETRY_CAP,
+    ClaimedTask,
+    Completion,
+    Ending,
+    HeartbeatAnswer,
+    Lease,
+    NewTask,
+    Outcome,
+    Status,
+    Stream,
+    Wakeup,
+    WorkerReport,
+    retry_delay,
+)
+from continuum.nursery import completion as completion_module
+from continuum.nursery.backoff import Backoff
+from continuum.nursery.claim import UNWRITTEN_LIMIT, ClaimPolicy, Claims
+from continuum.nursery.completion import BATCH_LIMIT, Completions, decide
+from continuum.nursery.heartbeat import Heartbeat
+from continuum.nursery.janitor import Janitor
+from continuum.nursery.progress import Progress
+from continuum.nursery.reaper import SWEEP_INTERVAL, Reaper
+from continuum.nursery.signals import Shutdown, Signal
+from continuum.nursery.state import Running, StopReason, WorkerState
+from continuum.nursery.wakeup import WakeUps
+from continuum.sandbox.pool import open_pool
+from continuum.telemetry import Telemetry
+from tests.support.fake_sandbox import FakeBackend
+
+HELLO = NewTask(code="hello")
+
+
+@pytest.fixture
+def database() -> MemoryDatabase:
+    return MemoryDatabase()
+
+
+@pytest.fixture
+def state() -> WorkerState:
+    return WorkerState(id="worker", slots=4)
+
+
+@pytest.fixture
+def completions(database: MemoryDatabase, state: WorkerState) -> Completions:
+    return Completions(database, state, Telemetry(), Signal())
+
+
+@asynccontextmanager
+async def running(service: object) -> AsyncIterator[None]:
+    """A service's `run`, cancelled when the block ends."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.run)  # type: ignore[attr-defined]
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def claimed(database: MemoryDatabase, count: int = 1, lease: float = 30, **values: object) -> list[ClaimedTask]:
+    await database.submit([replace(HELLO, **values)] * count)  # type: ignore[arg-type]
+    return await database.claim("worker", count, lease=lease)
+
+
+def done(task: ClaimedTask) -> Completion:
+    return decide(task, Outcome(Ending.COMPLETED, 0, "out"))
+
+
+# -- what becomes of an outcome ----------------------------------------------------------------------
+
+
+TASK = ClaimedTask(1, 1, 3, 0, "n", "code", "id", "null", 0, None, None, None, dt.datetime.now(dt.UTC))
+
+
+@pytest.mark.parametrize(
+    ("ending", "task", "status"),
+    [
+        (Ending.COMPLETED, TASK, Status.COMPLETED),
+        (Ending.CANCELLED, TASK, Status.CANCELLED),
+        (Ending.INVALID, TASK, Status.FAILED),
+        (Ending.FAILED, TASK, Status.PENDING),
+        (Ending.TIMED_OUT, TASK, Status.PENDING),
+        (Ending.SANDBOX_LOST, TASK, Status.PENDING),
+        (Ending.FAILED, replace(TASK, attempt=3), Status.FAILED),
+        (Ending.OUT_OF_MEMORY, replace(TASK, attempt=3), Status.FAILED),
+        (Ending.FAILED, replace(TASK, attempt=3, released=1), Status.PENDING),
+        (Ending.FAILED, replace(TASK, max_attempts=1), Status.FAILED),
+    ],
+)
+def test_an_attempt_is_tried_again_as_long_as_counted_attempts_are_left(
+    ending: Ending, task: ClaimedTask, status: Status
+) -> None:
+    decided = decide(task, Outcome(ending, message="why"))
+    assert decided.status is status
+    assert decided.last_error == "why"
+    assert (decided.retry_in is not None) == (status is Status.PENDING)
+
+
+def test_the_wait_between_tries_doubles_up_to_a_cap_and_is_never_the_same_for_all() -> None:
+    assert [retry_delay(n, 0) for n in (1, 2, 3, 4)] == [1, 2, 4, 8]
+    assert retry_delay(50, 0) == RETRY_CAP
+    assert retry_delay(1, -1) < 1 < retry_delay(1, 1)
+
+
+def test_a_backoff_grows_and_starts_again_after_a_success() -> None:
+    backoff = Backoff(first=1, longest=8)
+    delays = [backoff.next_delay() for _ in range(6)]
+    assert all(
+        low <= delay <= high
+        for delay, (low, high) in zip(delays, [(0.5, 1), (1, 2), (2, 4), *[(4, 8)] * 3], strict=True)
+    )
+    backoff.reset()
+    assert backoff.next_delay() <= 1
+
+
+# -- completion --------------------------------------------------------------------------------------
+
+
+class CountingDatabase(MemoryDatabase):
+    """Remembers the batches it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+        written = await super().complete(worker_id, completions)
+        self.batches.append(len(completions))
+        await trio.sleep(0.01)  # a round trip, in which more outcomes gather
+        return written
+
+
+async def test_outcomes_that_come_while_one_batch_is_written_make_up_the_next(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    database = CountingDatabase()
+    completions = Completions(database, state, Telemetry(), Signal())
+    tasks = await claimed(database, BATCH_LIMIT + 101)
+    async with running(completions):
+        completions.put(done(tasks[0]))
+        await trio.sleep(0.005)
+        for task in tasks[1:]:
+            completions.put(done(task))
+        await trio.sleep(1)
+    assert database.batches == [1, BATCH_LIMIT, 100]
+    assert state.successful == len(tasks)
+
+
+async def test_large_outputs_are_not_written_together(
+    autojump_clock: MockClock, state: WorkerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion_module, "BATCH_BYTES", 100)
+    database = CountingDatabase()
+    completions = Completions(database, state, Telemetry(), Signal())
+    for task in await claimed(database, 3):
+        completions.put(replace(done(task), output="x" * 60))
+    async with running(completions):
+        await trio.sleep(1)
+    assert database.batches == [1, 1, 1]
+
+
+async def test_outcomes_and_releases_wait_through_an_outage(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    finished, given_back = await claimed(database, 2)
+    database.unavailable = True
+    async with running(completions):
+        completions.put(done(finished))
+        completions.release(given_back.lease)
+        await trio.sleep(600)
+        assert set(completions.leases()) == {finished.lease, given_back.lease}
+        assert "database" in state.health.problems
+        database.unavailable = False
+        await trio.sleep(10)
+        assert len(completions) == 0
+    assert [record.status for record in await database.fetch([finished.id, given_back.id])] == ["completed", "pending"]
+
+
+async def test_an_outcome_whose_lease_was_lost_is_dropped_and_not_counted(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    (task,) = await claimed(database)
+    database.tasks[task.id] = replace(database.tasks[task.id], worker_id="other", attempt=2)
+    async with running(completions):
+        completions.put(done(task))
+        await trio.sleep(1)
+    assert (len(completions), state.processed) == (0, 0)
+    assert database.tasks[task.id].status == "processing"
+
+
+async def test_the_service_ends_once_it_was_closed_and_everything_is_written(
+    autojump_clock: MockClock, database: MemoryDatabase, completions: Completions
+) -> None:
+    completions.put(done((await claimed(database))[0]))
+    completions.close()
+    with trio.fail_after(1):
+        await completions.run()
+    assert (await database.statistics()).completed == 1
+
+
+# -- claim -------------------------------------------------------------------------------------------
+
+
+def make_claims(database: MemoryDatabase, state: WorkerState, completions: Completions, shutdown: Shutdown) -> Claims:
+    return Claims(database, state, completions, Telemetry(), ClaimPolicy(0, 0, 30.0, 5.0), Signal(), shutdown)
+
+
+class Claimer:
+    """A claim service whose executions wait until the test lets them end."""
+
+    def __init__(self, claims: Claims, shutdown: Shutdown) -> None:
+        self.claims, self.shutdown = claims, shutdown
+        self.taken: list[ClaimedTask] = []
+        self.finish = trio.Event()
+
+    async def execute(self, task: ClaimedTask) -> None:
+        self.taken.append(task)
+        await self.finish.wait()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as executions:
+            await self.claims.run(self.execute, executions)
+
+
+async def test_exactly_the_free_slots_are_claimed(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    shutdown = Shutdown()
+    claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
+    await database.submit([HELLO] * 10)
+    async with running(claimer):
+        await trio.sleep(60)
+        assert len(claimer.taken) == 4
+        claimer.finish.set()
+        await trio.sleep(60)
+        assert len(claimer.taken) == 10
+
+
+@pytest.mark.parametrize("component", ["sandbox", "heartbeat"])
+async def test_nothing_is_claimed_while_it_could_not_be_run_or_kept(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions, component: str
+) -> None:
+    shutdown = Shutdown()
+    claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
+    await database.submit([HELLO])
+    state.health.report(component, "broken")
+    async with running(claimer):
+        await trio.sleep(60)
+        assert claimer.taken == []
+        state.health.report(component, None)
+        await trio.sleep(6)
+        assert len(claimer.taken) == 1
+
+
+async def test_nothing_is_claimed_while_too_many_outcomes_are_unwritten(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    shutdown = Shutdown()
+    claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
+    for task in await claimed(database, UNWRITTEN_LIMIT * state.slots):
+        completions.put(done(task))
+    await database.submit([HELLO])
+    async with running(claimer):
+        await trio.sleep(60)
+        assert claimer.taken == []
+
+
+async def test_tasks_of_a_claim_that_was_never_answered_are_given_back_before_the_next(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    class Deaf(MemoryDatabase):
+        deaf = True
+
+        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+            tasks = await super().claim(*arguments, **values)  # type: ignore[arg-type]
+            if self.deaf:
+                self.deaf = False
+                raise OutcomeUnknown("the answer was lost")
+            return tasks
+
+    database = Deaf()
+    shutdown = Shutdown()
+    completions = Completions(database, state, Telemetry(), Signal())
+    claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
+    ids = await database.submit([HELLO] * 2)
+    async with running(claimer):
+        await trio.sleep(10)
+        assert sorted(task.id for task in claimer.taken) == ids
+        assert [task.released for task in claimer.taken] == [1, 1]
+
+
+async def test_what_a_claim_brings_after_shutdown_was_requested_goes_back(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    shutdown = Shutdown()
+
+    class Slow(MemoryDatabase):
+        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+            tasks = await super().claim(*arguments, **values)  # type: ignore[arg-type]
+            shutdown.request()
+            return tasks
+
+    database = Slow()
+    completions = Completions(database, state, Telemetry(), Signal())
+    claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
+    await database.submit([HELLO])
+    await claimer.run()
+    assert claimer.taken == []
+    assert list(completions.leases()) == [Lease(1, 1)]
+
+
+# -- heartbeat ---------------------------------------------------------------------------------------
+
+
+def make_heartbeat(database: MemoryDatabase, state: WorkerState, completions: Completions) -> Heartbeat:
+    return Heartbeat(database, state, completions, 30.0, 10.0, Signal(), Signal())
+
+
+async def test_leases_of_running_tasks_and_of_unwritten_outcomes_are_kept_alive(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    runs, waits = await claimed(database, 2)
+    state.running[runs.lease] = Running(runs)
+    completions.put(done(waits))
+    async with running(make_heartbeat(database, state, completions)):
+        await trio.sleep(300)
+        assert (await database.recover("janitor")).total == 0
+    assert [worker.running for worker in await database.workers()] == [1]
+
+
+async def test_a_lost_lease_stops_its_run_and_a_cancelled_one_ends_as_cancelled(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    lost, cancelled, kept = await claimed(database, 3)
+    runs = {task.lease: Running(task) for task in (lost, cancelled, kept)}
+    state.running.update(runs)
+    database.tasks[lost.id] = replace(database.tasks[lost.id], worker_id="other", attempt=2)
+    await database.cancel(cancelled.id)
+    await make_heartbeat(database, state, completions).beat()
+    assert runs[lost.lease].stop_reason is StopReason.LOST
+    assert runs[cancelled.lease].stop_reason is StopReason.CANCELLED
+    assert runs[kept.lease].stop_reason is None
+    assert runs[lost.lease].scope.cancel_called
+    assert not runs[kept.lease].scope.cancel_called
+
+
+async def test_a_run_that_was_cancelled_and_then_lost_counts_as_lost(autojump_clock: MockClock) -> None:
+    run = Running(TASK)
+    run.stop(StopReason.CANCELLED)
+    run.stop(StopReason.LOST)
+    run.stop(StopReason.CANCELLED)
+    assert run.stop_reason is StopReason.LOST
+
+
+async def test_a_heartbeat_that_fails_for_long_stops_claiming_and_one_that_works_again_resumes_it(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    heartbeat = make_heartbeat(database, state, completions)
+    async with running(heartbeat):
+        await trio.sleep(5)
+        database.unavailable = True
+        await trio.sleep(15)
+        assert "heartbeat" not in state.health.problems, "two of three may fail"
+        await trio.sleep(15)
+        assert "heartbeat" in state.health.problems
+        database.unavailable = False
+        await trio.sleep(5)
+        assert state.health.ready
+        assert await heartbeat.work.wait(0), "the claim service is woken"
+
+
+async def test_a_heartbeat_is_sent_at_once_when_asked_for(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    beats: list[float] = []
+
+    class Counting(MemoryDatabase):
+        async def report(self, worker: WorkerReport) -> None:
+            beats.append(trio.current_time())
+
+        async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
+            raise AssertionError("nothing is held")
+
+    heartbeat = make_heartbeat(Counting(), state, completions)
+    async with running(heartbeat):
+        await trio.sleep(1)
+        heartbeat.now.notify()
+        await trio.sleep(1)
+        assert beats == [0, 1]
+
+
+# -- janitor and reaper ------------------------------------------------------------------------------
+
+
+async def test_the_janitor_recovers_everything_that_expired_at_its_start_however_much(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    await claimed(database, 250, lease=1)
+    await trio.sleep(2)
+    scheduled = Signal()
+    async with running(Janitor(database, state, Telemetry(), 15.0, 0.0, scheduled)):
+        await trio.sleep(0.01)
+        assert await scheduled.wait(0)
+    assert (await database.statistics()).scheduled == 250
+
+
+async def test_the_janitor_deletes_what_is_past_its_retention_and_nothing_without_one(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    await database.complete("worker", [done(task) for task in await claimed(database, 3)])
+    async with running(Janitor(database, state, Telemetry(), 15.0, 0.0, Signal())):
+        await trio.sleep(3 * 86400)
+        assert len(database.tasks) == 3
+    async with running(Janitor(database, state, Telemetry(), 15.0, 1.0, Signal())):
+        await trio.sleep(100)
+        assert not database.tasks
+
+
+async def test_the_reaper_prepares_sweeps_and_warms_before_anything_is_claimed_and_sweeps_again(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    backend = FakeBackend()
+    state.health.report("sandbox", "starting")
+    await database.report(replace(state.report(), id="alive elsewhere"))
+    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, Signal(), 300.0)):
+        await trio.sleep(5)
+        assert (backend.prepared, backend.started, len(backend.swept_with)) == (1, 1, 1)
+        assert backend.swept_with[0] == {"worker", "alive elsewhere"}
+        assert state.health.ready
+        await trio.sleep(2 * SWEEP_INTERVAL)
+        assert len(backend.swept_with) >= 2
+
+
+async def test_the_reaper_removes_sandboxes_that_are_idle_for_too_long(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 4) as pool:
+        await pool.warm(2)
+        async with running(Reaper(backend, pool, database, state, Signal(), 60.0)):
+            await trio.sleep(50)
+            assert pool.idle == 2
+            await trio.sleep(60)
+            assert (pool.idle, backend.alive) == (0, 0)
+
+
+async def test_the_reaper_tries_until_a_failed_backend_is_back(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    backend = FakeBackend()
+    work = Signal()
+    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, work, 300.0)):
+        await trio.sleep(1)
+        backend.unavailable = "gone"
+        state.health.report("sandbox", "a task met it")
+        await trio.sleep(120)
+        assert state.health.problems["sandbox"] == "gone"
+        backend.unavailable = None
+        await trio.sleep(15)
+        assert state.health.ready
+        assert await work.wait(0)
+
+
+# -- wake-up and progress ----------------------------------------------------------------------------
+
+
+def make_wakeups(database: MemoryDatabase, state: WorkerState) -> WakeUps:
+    return WakeUps(database, state, 5.0, Signal(), Signal(), Signal())
+
+
+async def test_each_wake_up_reaches_the_service_it_concerns(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    wakeups = make_wakeups(database, state)
+    async with running(wakeups):
+        await wait_all_tasks_blocked()
+        for signal in (wakeups.work, wakeups.heartbeat_now):
+            assert await signal.wait(0), "once for what may have been missed"
+        (task,) = await claimed(database)
+        assert await wakeups.work.wait(1)
+        await database.cancel(task.id)
+        assert await wakeups.heartbeat_now.wait(1)
+        assert not await wakeups.work.wait(1)
+
+
+async def test_a_listener_that_breaks_is_replaced_and_missed_work_is_looked_for(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    class Breaking(MemoryDatabase):
+        entered = 0
+
+        @asynccontextmanager
+        async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
+            self.entered += 1
+
+            async def stream() -> AsyncIterator[Wakeup]:
+                for moment in (30, None):
+                    if moment is None:
+                        raise DatabaseUnavailable("broken")
+                    await trio.sleep(moment)
+                    yield Wakeup.PENDING
+
+            yield stream()
+
+    database = Breaking()
+    wakeups = make_wakeups(database, state)
+    async with running(wakeups):
+        await trio.sleep(1)
+        assert await wakeups.work.wait(0)
+        await trio.sleep(31)
+        assert database.entered == 2
+        assert await wakeups.work.wait(0)
+
+
+async def test_a_scheduled_task_becomes_claimable_at_its_time_and_wakes_the_claim_service(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    now = (await database.fetch(await database.submit([HELLO])))[0].created_at
+    wakeups = make_wakeups(database, state)
+    async with running(wakeups):
+        await trio.sleep(1)
+        await wakeups.work.wait(0)
+        await database.claim("other", 9, lease=30)
+        began = trio.current_time()
+        await database.submit([replace(HELLO, run_at=now + dt.timedelta(seconds=began + 7.5))])
+        while not await database.claim("worker", 1, lease=30):
+            await wakeups.work.wait(100)
+        assert trio.current_time() - began == pytest.approx(7.5, abs=0.1)
+
+
+async def test_growing_output_is_shown_and_a_long_one_less_often(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    (task,) = await claimed(database)
+    run = state.running[task.lease] = Running(task)
+    progress = Progress(database, state)
+    run.transcript.write(Stream.OUTPUT, "a")
+    assert await progress.show() == 0, "a task that has just begun may be over in a moment"
+    await trio.sleep(2)
+    assert await progress.show() == 1
+    assert await progress.show() == 0, "nothing new"
+    run.transcript.write(Stream.ERROR, "x" * 1_000_000)
+    await trio.sleep(1)
+    assert await progress.show() == 1
+    run.transcript.write(Stream.OUTPUT, "b")
+    await trio.sleep(5)
+    assert await progress.show() == 0, "a megabyte is not written every second"
+    await trio.sleep(15)
+    assert await progress.show() == 1
+    assert (database.tasks[task.id].output, len(database.tasks[task.id].error_output or "")) == ("ab", 1_000_000)
+
+
+async def test_a_progress_that_cannot_be_written_is_shown_later(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    (task,) = await claimed(database)
+    state.running[task.lease] = Running(task)
+    state.running[task.lease].transcript.write(Stream.OUTPUT, "text")
+    database.unavailable = True
+    async with running(Progress(database, state)):
+        await trio.sleep(10)
+        database.unavailable = False
+        await trio.sleep(2)
+    assert database.tasks[task.id].output == "text"
+
+
+# -- signals -----------------------------------------------------------------------------------------
+
+
+async def test_a_signal_raised_while_nobody_waits_is_not_lost_and_wakes_once(autojump_clock: MockClock) -> None:
+    signal = Signal()
+    signal.notify()
+    signal.notify()
+    assert await signal.wait(10)
+    began = trio.current_time()
+    assert not await signal.wait(10)
+    assert trio.current_time() - began == 10
+
+
+async def test_a_second_request_is_urgent() -> None:
+    shutdown = Shutdown()
+    shutdown.request()
+    assert shutdown.requested.is_set()
+    assert not shutdown.urgent.is_set()
+    shutdown.request()
+    assert shutdown.urgent.is_set()

@@ -1,0 +1,84 @@
+"""Real sandboxes of every backend, for the tests that hold all of them to one behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from continuum.model import Ending, Outcome, RunRequest
+from continuum.sandbox.bubblewrap import BubblewrapBackend
+from continuum.sandbox.protocol import BackendUnavailable, Sandbox
+from tests.conftest import require
+from tests.support import docker as lab
+
+MEMORY_MB = 128
+DISK_MB = 16
+PIDS = 40
+
+
+class Laboratory:
+    """A sandbox of one backend, and how to run scripts in it."""
+
+    def __init__(self, backend: str, sandbox: Sandbox) -> None:
+        self.backend = backend
+        self.sandbox = sandbox
+
+    async def run(self, code: str, **values: Any) -> Outcome:
+        """Run a script, with what differs from the usual request."""
+        given = {"task_id": 7, "attempt": 3, "payload": "null", "timeout": 20.0, "output_limit": 65536, **values}
+        return await self.sandbox.run(RunRequest(code=code, **given), lambda *_: None)
+
+    async def printed(self, code: str, **values: Any) -> str:
+        """What a script prints that must end well and complain of nothing."""
+        outcome = await self.run(code, **values)
+        assert (outcome.ending, outcome.error_output) == (Ending.COMPLETED, ""), outcome
+        return outcome.output
+
+    async def usable(self) -> bool:
+        """Whether the same sandbox runs the next script as if nothing had been."""
+        return await self.printed("print('fine')") == "fine\n"
+
+
+@asynccontextmanager
+async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]:
+    """A started sandbox of a backend, small, so that scripts reach its limits soon."""
+    small = {
+        "container_memory_mb": MEMORY_MB,
+        "container_disk_mb": DISK_MB,
+        "container_pids_limit": PIDS,
+        "container_cpu_limit": 2.0,
+        **values,
+    }
+    if name == "docker":
+        lab.require_docker()
+        async with lab.open_backend(**small) as docker:
+            container = await docker.start()
+            try:
+                yield Laboratory(name, container)
+            finally:
+                await container.aclose()
+        return
+    bubblewrap = BubblewrapBackend(lab.settings(**small), lab.new_worker())
+    try:
+        sandbox = await bubblewrap.start()
+    except BackendUnavailable as error:
+        require("bubblewrap", False, str(error))
+        raise
+    try:
+        yield Laboratory(name, sandbox)
+    finally:
+        await sandbox.aclose()
+
+
+@pytest.fixture(params=["bubblewrap", "docker"])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def laboratory(backend_name: str) -> AsyncIterator[Laboratory]:
+    async with open_laboratory(backend_name) as laboratory:
+        yield laboratory

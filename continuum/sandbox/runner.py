@@ -178,7 +178,7 @@ def exit_code_of(stop):
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):
-        return stop.code & 0xFF
+        return stop.code & 0xFF if -(2**63) <= stop.code < 2**63 else 0xFF  # as the interpreter has it
     try:
         sys.stderr.write(str(stop.code) + "\n")
     except Exception:
@@ -195,7 +195,7 @@ def report(error):
         sys.excepthook(type(error), error.with_traceback(trace), trace)
     except BaseException:
         pass
-    return 1
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
 def finish(exit_code):

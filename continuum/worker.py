@@ -15,7 +15,7 @@ from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState, new_worker_id
 from continuum.nursery.supervisor import supervise
 from continuum.sandbox import choose_backend
-from continuum.status import serve_status
+from continuum.status.server import serve_status
 from continuum.telemetry import start_telemetry
 
 log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from continuum.client import TaskNotFound, WaitTimeout
 from continuum.config import ConfigurationError
 from continuum.db.errors import DatabaseError, InvalidTask, SchemaMismatch
 from continuum.sandbox.protocol import BackendUnavailable
-from continuum.status import StatusServerError
+from continuum.status.errors import StatusServerError
 
 OK = 0
 FAILED = 1

@@ -1,5 +1,4 @@
-"""The status server of one worker: JSON, metrics and a plain first page, on Quart-Trio and Hypercorn."""
+"""The status server of one worker: JSON, metrics and a plain first page, on Quart-Trio and Hypercorn.
 
-from continuum.status.server import StatusServerError, serve_status
-
-__all__ = ["StatusServerError", "serve_status"]
+`server` serves, `app` has the endpoints, `views` and `overview` what they show, `access` who may see payloads.
+"""

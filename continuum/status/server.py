@@ -24,6 +24,7 @@ from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.state import WorkerState
 from continuum.status.app import create_app
+from continuum.status.errors import StatusServerError
 from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -38,10 +39,6 @@ SEND_DEADLINE = 10.0
 """Seconds for a client to take a piece of a response."""
 GRACE = 0.5
 """Seconds at the end for responses under way, and once more for their handlers to notice that theirs is over."""
-
-
-class StatusServerError(Exception):
-    """The status server cannot listen where API_HOST and API_PORT say; the message says why."""
 
 
 async def serve_status(

@@ -11,10 +11,27 @@ so that it can be started and stopped many times in one process.
     recorder.py       `Telemetry`, which the worker calls
     timing.py         measures a database's and a sandbox backend's calls from outside
     tracing.py        what producers need: `submission` and `current_traceparent`
+
+The names below are imported when they are first used: a producer needs `submission`, and not the whole SDK.
 """
 
-from continuum.telemetry.providers import start_telemetry
-from continuum.telemetry.recorder import Telemetry
-from continuum.telemetry.tracing import current_traceparent, submission
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from continuum.telemetry.providers import start_telemetry
+    from continuum.telemetry.recorder import Telemetry
+    from continuum.telemetry.tracing import current_traceparent, submission
 
 __all__ = ["Telemetry", "current_traceparent", "start_telemetry", "submission"]
+
+_MODULES = {"Telemetry": "recorder", "start_telemetry": "providers"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'continuum.telemetry' has no attribute {name!r}")
+    module = importlib.import_module(f"continuum.telemetry.{_MODULES.get(name, 'tracing')}")
+    return getattr(module, name)

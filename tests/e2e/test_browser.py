@@ -13,7 +13,7 @@ import trio
 from continuum.db.memory import MemoryDatabase
 from continuum.model import ClaimedTask, NewTask, WorkerReport
 from continuum.nursery.state import Running, WorkerState
-from continuum.status import serve_status
+from continuum.status.server import serve_status
 from continuum.telemetry import Telemetry
 from tests.conftest import require
 from tests.support.harness import settings

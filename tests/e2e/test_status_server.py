@@ -19,8 +19,9 @@ import trio
 
 from continuum.db.memory import MemoryDatabase
 from continuum.nursery.state import WorkerState
-from continuum.status import StatusServerError, serve_status
 from continuum.status import server as server_module
+from continuum.status.errors import StatusServerError
+from continuum.status.server import serve_status
 from continuum.telemetry import Telemetry
 from tests.support.harness import settings
 

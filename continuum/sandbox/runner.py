@@ -107,6 +107,11 @@ def become_script(config, go, told):
     os.dup2(null, 0)
     os.dup2(config["pipes"][0], 1)
     os.dup2(config["pipes"][1], 2)
+    for descriptor in (1, 2):
+        try:
+            os.fchmod(descriptor, 0o622)  # the script's user may open /dev/stdout, to write
+        except OSError:
+            pass
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             try:

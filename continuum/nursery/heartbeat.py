@@ -6,6 +6,7 @@ it up. A worker whose heartbeat fails stops claiming.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import structlog
@@ -46,12 +47,14 @@ class Heartbeat:
                 await self.beat()
             except DatabaseUnavailable as error:
                 note_database_failure(self.state, "heartbeat", error)
+                self.state.steady_since = math.inf
                 if trio.current_time() - last_success > LATE * self.lease:
                     self.state.health.report("heartbeat", f"no heartbeat got through: {error}")
                 await trio.sleep(min(backoff.next_delay(), self.interval))
             else:
                 backoff.reset()
                 last_success = trio.current_time()
+                self.state.steady_since = min(self.state.steady_since, last_success)
                 note_database_success(self.state)
                 if "heartbeat" in self.state.health.problems:
                     self.state.health.report("heartbeat", None)

@@ -1,6 +1,7 @@
 """Housekeeping in the record: attempts whose worker is gone, and tasks that were kept long enough.
 
-Every worker does it; rows are locked and skipped, so none waits for another.
+Every worker does it; rows are locked and skipped, so none waits for another. After the database was away, leases have
+expired that nobody gave up: every worker gets the time of a heartbeat to extend its own before any is recovered.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ PURGE_INTERVAL = 60.0
 
 @dataclass(slots=True)
 class Janitor:
-    """The janitor service. `interval` in seconds; `retention` in days, 0 keeps finished tasks for ever."""
+    """The janitor service. `interval` and `heartbeat_interval` in seconds; `retention` in days, 0 keeps finished tasks
+    for ever."""
 
     database: Database
     state: WorkerState
     telemetry: Telemetry
     interval: float
+    heartbeat_interval: float
     retention: float
     retry_scheduled: Signal
 
@@ -41,11 +44,18 @@ class Janitor:
         """Recover at once and then every `interval`, a little apart from other workers; never return."""
         next_purge = trio.current_time()
         while True:
+            await self.wait_until_steady()
             await self.recover()
             if self.retention and trio.current_time() >= next_purge:
                 await self.purge()
                 next_purge = trio.current_time() + PURGE_INTERVAL
             await trio.sleep(self.interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def wait_until_steady(self) -> None:
+        """Wait until heartbeats have got through for a heartbeat's interval; at the start, when none has failed, not
+        at all."""
+        while (left := self.state.steady_since + self.heartbeat_interval - trio.current_time()) > 0:  # noqa: ASYNC110
+            await trio.sleep(min(left, self.heartbeat_interval))
 
     async def recover(self) -> int:
         """End every attempt whose lease has expired; return how many there were."""

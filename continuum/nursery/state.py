@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import enum
+import math
 import os
 import secrets
 import socket
@@ -123,6 +124,8 @@ class WorkerState:
     failed: int = 0
     database_failures: int = 0
     stopping: bool = False
+    steady_since: float = -math.inf
+    """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""
     running: dict[Lease, Running] = field(default_factory=dict)
     health: Health = field(default_factory=Health)
     _finished_minutes: collections.Counter[int] = field(default_factory=collections.Counter)

@@ -81,6 +81,7 @@ async def supervise(
                 state,
                 telemetry,
                 settings.lease_seconds / 2,
+                settings.heartbeat_interval,
                 settings.retention_days,
                 schedule_changed,
             )

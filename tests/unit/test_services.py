@@ -411,20 +411,36 @@ async def test_the_janitor_recovers_everything_that_expired_at_its_start_however
     await claimed(database, 250, lease=1)
     await trio.sleep(2)
     scheduled = Signal()
-    async with running(Janitor(database, state, Telemetry(), 15.0, 0.0, scheduled)):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 0.0, scheduled)):
         await trio.sleep(0.01)
         assert await scheduled.wait(0)
     assert (await database.statistics()).scheduled == 250
+
+
+async def test_after_an_outage_every_worker_may_extend_its_leases_before_any_is_recovered(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, completions: Completions
+) -> None:
+    (task,) = await claimed(database)
+    state.running[task.lease] = Running(task)
+    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, 0.0, Signal())
+    async with running(make_heartbeat(database, state, completions)), running(janitor):
+        await trio.sleep(9)
+        database.unavailable = True
+        await trio.sleep(100)
+        database.unavailable = False
+        await trio.sleep(100)
+    assert database.tasks[task.id].attempt == 1
+    assert database.tasks[task.id].status == "processing"
 
 
 async def test_the_janitor_deletes_what_is_past_its_retention_and_nothing_without_one(
     autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
 ) -> None:
     await database.complete("worker", [done(task) for task in await claimed(database, 3)])
-    async with running(Janitor(database, state, Telemetry(), 15.0, 0.0, Signal())):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 0.0, Signal())):
         await trio.sleep(3 * 86400)
         assert len(database.tasks) == 3
-    async with running(Janitor(database, state, Telemetry(), 15.0, 1.0, Signal())):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 1.0, Signal())):
         await trio.sleep(100)
         assert not database.tasks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,8 @@ PART_OF_THE_TIME = 0.2
 PATIENCE = 30.0
 """Seconds that the database may be unavailable while tasks are waited for."""
 SUBMIT_BATCH = 1000
-"""Tasks in one transaction; larger lists are split."""
+SUBMIT_SIZE = 16 * 1024 * 1024
+"""Tasks in one transaction, and characters of payload and code in them; larger lists are split."""
 WAIT_BATCH = 5000
 """Tasks whose status is asked for in one query."""
 FETCH_BATCH = 200
@@ -113,16 +114,17 @@ class Client:
         return task_id
 
     async def submit_many(self, tasks: Sequence[NewTask]) -> list[int]:
-        """Submit tasks and return their ids in order, in transactions of up to `SUBMIT_BATCH`. Raises `InvalidTask`:
-        then nothing of the batch that holds the bad one, and nothing after it, was submitted.
+        """Submit tasks and return their ids in order, in transactions of up to `SUBMIT_BATCH` tasks and `SUBMIT_SIZE`
+        characters. Raises `InvalidTask`: then nothing of the batch that holds the bad one, and nothing after it, was
+        submitted.
 
         The trace that is current goes on in the tasks, unless they have a `traceparent` of their own.
         """
         ids: list[int] = []
         with submission(len(tasks)) as traceparent:
             traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
-            for first in range(0, len(traced), SUBMIT_BATCH):
-                ids += await self.database.submit(traced[first : first + SUBMIT_BATCH])
+            for batch in _batches(traced):
+                ids += await self.database.submit(batch)
         return ids
 
     async def fetch(self, task_id: int) -> TaskRecord:
@@ -213,6 +215,20 @@ class Client:
     async def statistics(self) -> Statistics:
         """Totals over the whole system."""
         return await self.database.statistics()
+
+
+def _batches(tasks: Iterable[NewTask]) -> Iterator[list[NewTask]]:
+    batch: list[NewTask] = []
+    size = 0
+    for task in tasks:
+        added = sum(len(text) for text in (task.payload, task.code) if isinstance(text, str))
+        if batch and (len(batch) == SUBMIT_BATCH or size + added > SUBMIT_SIZE):
+            yield batch
+            batch, size = [], 0
+        batch.append(task)
+        size += added
+    if batch:
+        yield batch
 
 
 def _what_follows(shown: str, text: str) -> str:

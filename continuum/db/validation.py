@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
+from types import NoneType
 
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
 
 INTEGER = range(-(2**31), 2**31)
+LARGEST = 64 * 1024 * 1024
+"""Characters of a text that a worker could still move about: databases would take up to 1 GB, and take their time."""
+LONGEST = {
+    "name": LARGEST,
+    "description": LARGEST,
+    "code": LARGEST,
+    "payload": LARGEST,
+    "tenant": 255,
+    "idempotency_key": 255,
+    "traceparent": 255,
+}
+"""The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
+NUMBERS: dict[str, tuple[type, ...]] = {"priority": (int,), "max_attempts": (int,), "timeout": (int, float, NoneType)}
 
 
 def check_new_tasks(tasks: Sequence[NewTask]) -> None:
@@ -22,18 +37,20 @@ def check_new_tasks(tasks: Sequence[NewTask]) -> None:
 
 
 def _problems(task: NewTask) -> Iterator[str]:
-    for name in ("name", "description", "code", "payload", "tenant", "idempotency_key"):
-        text = getattr(task, name)
-        if text is not None and "\x00" in text:
-            yield f"{name} holds a NUL character at position {text.index(chr(0))}; a database text cannot"
-        if text is not None and not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            yield f"{name} holds a lone surrogate; it is no valid Unicode text"
+    for name, limit in LONGEST.items():
+        yield from (f"{name} {problem}" for problem in _text_problems(getattr(task, name), limit))
+    for name, kinds in NUMBERS.items():
+        if not isinstance(getattr(task, name), kinds):
+            yield f"{name} is of type {type(getattr(task, name)).__name__}; use a {'whole ' if kinds == (int,) else ''}number"
+            return
     if task.payload is not None and "\\u0000" in task.payload.replace("\\\\", ""):
         yield "payload holds the escape \\u0000, which JSONB cannot store"
     if task.code is not None and task.code_id is not None:
         yield "give code or code_id, not both"
     if task.code is None and task.code_id is None:
         yield "give code, the script's text, or code_id, the id of a row of CODES"
+    if task.code_id is not None and not _is_uuid(task.code_id):
+        yield f"code_id {task.code_id!r:.60} is no UUID"
     if task.priority not in INTEGER:
         yield f"priority {task.priority} does not fit an INTEGER column ({INTEGER.start} to {INTEGER.stop - 1})"
     if not 1 <= task.max_attempts < INTEGER.stop:
@@ -42,3 +59,25 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield f"timeout {task.timeout} is out of range: seconds, more than 0"
     if task.run_at is not None and task.run_at.tzinfo is None:
         yield "run_at has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
+
+
+def _text_problems(text: object, limit: int) -> Iterator[str]:
+    if text is None:
+        return
+    if not isinstance(text, str):
+        yield f"is of type {type(text).__name__}; use a text"
+        return
+    if len(text) > limit:
+        yield f"has {len(text)} characters; at most {limit} are allowed"
+    if "\x00" in text:
+        yield f"holds a NUL character at position {text.index(chr(0))}; a database text cannot"
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        yield "holds a lone surrogate; it is no valid Unicode text"
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        return False
+    return True

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv from PATH, or one of our own in .cache, made with nothing but Python.
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+# Trust what the system trusts: networks with a proxy of their own have their own certificates.
+export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import trio
 
+from continuum.client.logs import TaskLogs
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecord
+from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission
 
 FIRST_PAUSE = 0.005
@@ -182,28 +184,13 @@ class Client:
             raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
         return await self.fetch_many(task_ids)
 
-    async def logs(self, task_id: int, *, follow: bool = True) -> AsyncGenerator[tuple[Stream, str], None]:
-        """The output of a task piece by piece: until its end when `follow`, else what there is now.
+    def logs(self, task_id: int, *, follow: bool = True) -> TaskLogs:
+        """The output of a task piece by piece, for `async for stream, text in client.logs(17)`: until its end when
+        `follow`, else what there is now. A new attempt begins again with its own first line.
 
-        A new attempt begins again with its own first line. Raises `TaskNotFound`.
+        Its iteration raises `TaskNotFound`.
         """
-        shown = dict.fromkeys(Stream, "")
-        attempt = 0
-        pause = FIRST_PAUSE
-        while True:
-            record = await self.fetch(task_id)
-            if record.attempt != attempt:
-                attempt, shown = record.attempt, dict.fromkeys(Stream, "")
-            pause = min(LONGEST_PAUSE, pause * 1.5)
-            for stream, text in ((Stream.OUTPUT, record.output or ""), (Stream.ERROR, record.error_output or "")):
-                new = _what_follows(shown[stream], text)
-                if new:
-                    yield stream, new
-                    shown[stream] = text
-                    pause = FIRST_PAUSE
-            if record.finished_for_good or not follow:
-                return
-            await trio.sleep(pause)
+        return TaskLogs(partial(self.fetch, task_id), follow)
 
     async def cancel(self, task_id: int) -> Cancellation:
         """Cancel a pending task, or have a running one stopped. Raises `TaskNotFound`."""
@@ -229,11 +216,3 @@ def _batches(tasks: Iterable[NewTask]) -> Iterator[list[NewTask]]:
         size += added
     if batch:
         yield batch
-
-
-def _what_follows(shown: str, text: str) -> str:
-    """The part of `text` that is new. It may not simply be longer: at the end a mark may stand where it was cut."""
-    if text.startswith(shown):
-        return text[len(shown) :]
-    same = next((at for at, (one, other) in enumerate(zip(shown, text, strict=False)) if one != other), len(text))
-    return text[same:]

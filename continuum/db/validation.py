@@ -43,7 +43,7 @@ def _problems(task: NewTask) -> Iterator[str]:
         if not isinstance(getattr(task, name), kinds):
             yield f"{name} is of type {type(getattr(task, name)).__name__}; use a {'whole ' if kinds == (int,) else ''}number"
             return
-    if task.payload is not None and "\\u0000" in task.payload.replace("\\\\", ""):
+    if isinstance(task.payload, str) and "\\u0000" in task.payload.replace("\\\\", ""):
         yield "payload holds the escape \\u0000, which JSONB cannot store"
     if task.code is not None and task.code_id is not None:
         yield "give code or code_id, not both"

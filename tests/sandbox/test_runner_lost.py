@@ -1,0 +1,193 @@
+"""How the death of a sandbox is told, and what is left of one whose worker dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from continuum.model import RunRequest, Stream
+from continuum.sandbox.bubblewrap import BubblewrapBackend, BubblewrapSandbox
+from continuum.sandbox.channel import BOOTSTRAP, RunnerConfig
+from continuum.sandbox.protocol import SandboxLost
+from tests.sandbox.conftest import Laboratory
+from tests.support import docker as lab
+
+SLEEP = RunRequest(1, 1, "import time; print('on'); time.sleep(60)", "null", 60.0, 1000)
+
+
+def kill_from_outside(laboratory: Laboratory) -> None:
+    """End a sandbox as its host might: kill its first process, or remove the container."""
+    if isinstance(laboratory.sandbox, BubblewrapSandbox):
+        laboratory.sandbox._process.kill()
+    else:
+        with lab.api() as client:
+            lab.remove(client, laboratory.sandbox.name)
+
+
+async def until_hung_up(laboratory: Laboratory) -> None:
+    """Return once the end of a sandbox has come through to its worker's socket."""
+    sandbox: Any = laboratory.sandbox
+    stream = sandbox._stream._transport if laboratory.backend == "docker" else sandbox.channel._stream
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), select.POLLRDHUP)
+    with trio.fail_after(10):
+        while not poll.poll(0):
+            await trio.sleep(0.01)
+
+
+async def test_a_sandbox_killed_under_a_script_is_lost_started_and_soon(laboratory: Laboratory) -> None:
+    on = trio.Event()
+
+    def watch(stream: Stream, text: str) -> None:
+        on.set()
+
+    async def kill() -> None:
+        await on.wait()
+        await trio.to_thread.run_sync(kill_from_outside, laboratory)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            with pytest.raises(SandboxLost) as caught:
+                await laboratory.sandbox.run(SLEEP, watch)
+    assert caught.value.started
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+async def test_a_sandbox_killed_while_idle_is_lost_unstarted(laboratory: Laboratory, used: bool) -> None:
+    if used:
+        assert await laboratory.usable()
+    await trio.to_thread.run_sync(kill_from_outside, laboratory)
+    await until_hung_up(laboratory)
+    with trio.fail_after(10), pytest.raises(SandboxLost) as caught:
+        await laboratory.sandbox.run(SLEEP, lambda *_: None)
+    assert not caught.value.started
+
+
+async def test_a_closed_sandbox_is_gone_and_may_be_closed_again(laboratory: Laboratory) -> None:
+    await laboratory.sandbox.aclose()
+    await laboratory.sandbox.aclose()
+    with pytest.raises(SandboxLost):
+        await laboratory.sandbox.run(SLEEP, lambda *_: None)
+
+
+# -- a worker that dies ------------------------------------------------------------------------------------------------
+
+WORKER = """
+import sys, trio
+from continuum.model import RunRequest
+from continuum.sandbox.bubblewrap import BubblewrapBackend
+from tests.support import docker as lab
+
+async def work():
+    sandbox = await BubblewrapBackend(lab.settings(), "test").start()
+    await sandbox.run(RunRequest(1, 1, sys.argv[1], "null", 60.0, 1000), lambda stream, text: print(text, flush=True))
+
+trio.run(work)
+"""
+STUBBORN = """
+import os, signal, time
+if os.fork() == 0: os.setsid()
+for number in range(1, 32):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+print("on")
+time.sleep(60)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    """The living processes below one, as /proc tells."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found: set[int] = set()
+    level = {pid}
+    while level:
+        level = {child for child, parent in parents.items() if parent in level}
+        found |= level
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_worker_that_is_killed_leaves_no_process_behind() -> None:
+    await BubblewrapBackend(lab.settings(), "test").check()
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, STUBBORN], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    try:
+        with trio.fail_after(20):
+            assert await trio.to_thread.run_sync(worker.stdout.readline, abandon_on_cancel=True) == b"on\n"
+        inside = descendants(worker.pid)
+        assert len(inside) >= 4, "bwrap, the runner, the script and its child"
+    finally:
+        worker.kill()
+        worker.wait()
+        worker.stdout.close()
+    with trio.fail_after(5):
+        while any(map(alive, inside)):
+            await trio.sleep(0.02)
+
+
+# -- the runner by itself ----------------------------------------------------------------------------------------------
+
+
+def prefixed(data: bytes) -> bytes:
+    return struct.pack("!I", len(data)) + data
+
+
+def bare_runner(config: RunnerConfig, *, then: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the runner on the host, in a session of its own; it is told a configuration and what follows."""
+    import continuum.sandbox
+
+    source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
+    return subprocess.run(
+        [sys.executable, *BOOTSTRAP[1:]],
+        input=prefixed(source) + config.encode() + then,
+        capture_output=True,
+        timeout=20,
+        start_new_session=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.getpid() <= 64 + 100, reason="the process ids here are low, as in a namespace of its own")
+def test_a_runner_refuses_to_kill_everything_outside_of_its_own_process_namespace() -> None:
+    ended = bare_runner(RunnerConfig(uid=None, gid=None))
+    assert ended.returncode == 70
+    assert ended.stdout[:1] == b"F"
+    assert b"not in a process namespace of its own" in ended.stdout
+
+
+def test_a_runner_ends_in_silence_when_its_worker_is_gone(tmp_path: Path) -> None:
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False, sysv=False)
+    ended = bare_runner(config)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"R\0\0\0\0", b"")
+    assert bare_runner(config, then=b"\0\0").returncode == 0, "in the middle of a request, too"
+
+
+def test_a_runner_that_is_spoken_to_out_of_turn_gives_up(tmp_path: Path) -> None:
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False, sysv=False)
+    meta = json.dumps({"environment": {}}).encode()
+    body = prefixed(meta) + prefixed(b"import time; time.sleep(10)") + prefixed(b"null")
+    ended = bare_runner(config, then=struct.pack("!IIQ", 10_000, 100, len(body)) + body + b"more")
+    assert ended.returncode == 70
+    assert b"out of turn" in ended.stdout

@@ -1,0 +1,149 @@
+"""The command line as a user types it, against a real database and a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.installation import Installation
+from tests.support.postgres import free_port
+from tests.support.workers import ROOT, start_worker
+
+PLAIN = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {"PYTHONPATH": str(ROOT)}
+
+
+async def run(
+    *arguments: str, folder: Path, environment: Mapping[str, str], code: int = 0, stdin: str = ""
+) -> tuple[str, str]:
+    """Run `continuum` with these arguments; return what it wrote to stdout and stderr."""
+    done = await trio.to_thread.run_sync(
+        lambda: subprocess.run(
+            [sys.executable, "-m", "continuum", *arguments],
+            cwd=folder,
+            env={**PLAIN, **environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    )
+    assert done.returncode == code, f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout, done.stderr
+
+
+async def test_a_task_can_be_submitted_waited_for_read_and_cancelled(light: Installation, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import json, sys\nprint('hello', json.loads(payload)['who'])\nprint('oops', file=sys.stderr)\n")
+    (tmp_path / "payload.json").write_text('{"who": "file"}')
+    database = {"DATABASE_URL": light.server.url}
+    async with start_worker(light.environment):
+        output, errors = await run(
+            "submit", "script.py", "--payload", '{"who": "you"}', "--wait", folder=tmp_path, **database
+        )
+        assert output == "hello you\n"
+        assert "oops" in errors
+        task_id = (
+            await run("submit", "script.py", "--payload", "@payload.json", folder=tmp_path, environment=database)
+        )[0].strip()
+        assert (await run("wait", task_id, folder=tmp_path, environment=database))[0] == "hello file\n"
+        assert (await run("logs", task_id, "--follow", folder=tmp_path, environment=database))[0] == "hello file\n"
+        shown = json.loads((await run("wait", task_id, "--json", folder=tmp_path, environment=database))[0])
+        assert (shown["status"], shown["output"], shown["payload"]) == ("completed", "hello file\n", {"who": "file"})
+        assert "already ended" in (await run("cancel", task_id, folder=tmp_path, environment=database))[0]
+        await run(
+            "submit", "-", "--wait", "--max-attempts", "1", folder=tmp_path, code=1, stdin="1 / 0", environment=database
+        )
+        seen = json.loads((await run("status", "--json", folder=tmp_path, environment=database))[0])
+        assert (seen["completed"], seen["failed"], seen["workers"]) == (2, 1, 1)
+        assert "alive" in (await run("status", folder=tmp_path, environment=database))[0]
+
+
+async def test_waiting_ends_when_its_time_is_over(light: Installation, tmp_path: Path) -> None:
+    database = {"DATABASE_URL": light.server.url}
+    (tmp_path / "script.py").write_text("print(1)")
+    errors = (
+        await run("submit", "script.py", "--wait", "--timeout", "0.3", folder=tmp_path, code=6, environment=database)
+    )[1]
+    assert "had not ended" in errors
+    assert "cancelled before it ran" in (await run("cancel", "1", folder=tmp_path, environment=database))[0]
+
+
+async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) -> None:
+    output = (
+        await run(
+            "doctor", "--json", folder=tmp_path, environment={"DATABASE_URL": light.server.url, "SANDBOX": "bubblewrap"}
+        )
+    )[0]
+    findings = json.loads(output)
+    assert all(finding["well"] for finding in findings)
+    assert {finding["what"] for finding in findings} == {"configuration", "database", "schema", "sandbox", "hello task"}
+
+
+async def test_doctor_and_every_command_say_what_to_do_without_a_database(tmp_path: Path) -> None:
+    nowhere = {"DATABASE_URL": f"postgresql://user:secret-password@127.0.0.1:{free_port()}/continuum"}
+    output = (await run("doctor", folder=tmp_path, code=3, environment=nowhere | {"SANDBOX": "bubblewrap"}))[0]
+    assert "FAIL  database: " in output
+    assert "ok    hello task: " in output
+    for command in (["migrate"], ["status"], ["wait", "1"], ["cancel", "1"], ["logs", "1"]):
+        written = "".join(await run(*command, folder=tmp_path, code=3, environment=nowhere))
+        assert "refused" in written
+        assert "DATABASE_URL" in written
+        assert "secret-password" not in written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "says"),
+    [
+        (["wait", "999"], {}, 5, "there is no task 999"),
+        (["cancel", "999"], {}, 5, "there is no task 999"),
+        (["logs", "999"], {}, 5, "there is no task 999"),
+        (["submit", "missing.py"], {}, 2, "missing.py"),
+        (["submit", "-", "--payload", "{"], {}, 2, "--payload is not JSON"),
+        (["submit", "-", "--payload", "@missing.json"], {}, 2, "missing.json"),
+        (["submit", "-", "--priority", "9999999999"], {}, 2, "priority 9999999999 does not fit"),
+        (["worker"], {"SLOTS": "many"}, 2, "SLOTS='many'"),
+        (["worker"], {"DB_DIALECT": "cockroach"}, 3, "set DB_DIALECT=postgres"),
+        (
+            ["worker"],
+            {"SANDBOX": "docker", "DOCKER_HOST": "unix:///nowhere/docker.sock", "SHUTDOWN_GRACE": "0"},
+            None,
+            "",
+        ),
+    ],
+)
+async def test_every_error_is_a_clear_line_and_an_exit_code(
+    light: Installation, tmp_path: Path, arguments: list[str], environment: dict[str, str], code: int | None, says: str
+) -> None:
+    if code is None:
+        # No Docker is no reason to end: the worker waits for it, and /readyz says so.
+        async with start_worker(light.environment | environment, ready=False) as worker:
+            with trio.fail_after(20):
+                while "no sandbox can be started" not in worker.output:
+                    await trio.sleep(0.1)
+        return
+    settings = {"DATABASE_URL": light.server.url} | environment
+    written = "".join(await run(*arguments, folder=tmp_path, code=code, stdin="print(1)", environment=settings))
+    assert says in written
+    assert "Traceback" not in written
+
+
+async def test_a_worker_on_an_empty_database_says_which_command_to_run(light: Installation, tmp_path: Path) -> None:
+    empty = {"DATABASE_URL": light.server.url_of("postgres"), "SANDBOX": "bubblewrap", "API_PORT": "0"}
+    assert "continuum migrate" in "".join(await run("worker", folder=tmp_path, code=3, environment=empty))
+
+
+async def test_a_port_that_is_taken_is_one_clear_line(light: Installation, tmp_path: Path) -> None:
+    async with start_worker(light.environment) as first:
+        port = first.address.rsplit(":", 1)[1]
+        written = "".join(
+            await run("worker", folder=tmp_path, code=2, environment=light.environment | {"API_PORT": port})
+        )
+        assert f"API_PORT={port}" in written

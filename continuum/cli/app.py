@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import trio
 import typer
@@ -13,7 +13,7 @@ import typer
 from continuum.cli import views
 from continuum.cli.errors import FAILED, OK, explained
 from continuum.client import Client, new_task
-from continuum.config import Settings, load_settings
+from continuum.config import Settings, load_settings, parse_duration
 from continuum.db import open_database
 from continuum.db.errors import InvalidTask
 from continuum.logs import configure_logs
@@ -30,7 +30,18 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.")]
-Seconds = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")]
+
+
+def _duration(text: str | float) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Seconds = Annotated[
+    float | None, typer.Option("--timeout", parser=_duration, metavar="DURATION", help="Wait at most so long: 90, 5m.")
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,9 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments)
 
 
-def _settings(**overrides: Any) -> Settings:
-    settings = load_settings(**overrides)
-    configure_logs(settings)
+def _settings() -> Settings:
+    """For commands whose output is their result: only warnings are logged beside it, unless LOG_LEVEL is set."""
+    settings = load_settings()
+    configure_logs(settings if "log_level" in settings.model_fields_set else load_settings(log_level="warning"))
     return settings
 
 
@@ -50,7 +62,9 @@ def worker() -> None:
     from continuum.worker import run_worker
 
     with explained():
-        trio.run(run_worker, _settings())
+        settings = load_settings()
+        configure_logs(settings)
+        trio.run(run_worker, settings)
 
 
 @app.command()
@@ -72,7 +86,10 @@ def submit(
     payload: Annotated[str | None, typer.Option(help="JSON, or @FILE that holds it.")] = None,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     priority: Annotated[int, typer.Option(help="Lower runs first.")] = 0,
-    task_timeout: Annotated[float | None, typer.Option("--task-timeout", help="Seconds it may run.")] = None,
+    task_timeout: Annotated[
+        float | None,
+        typer.Option("--task-timeout", parser=_duration, metavar="DURATION", help="It may run so long: 90, 5m, 1h30m."),
+    ] = None,
     max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
     tenant: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,

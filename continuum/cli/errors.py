@@ -38,6 +38,7 @@ _HINTS = (
     (ConfigurationError, USAGE, ""),
     (StatusServerError, USAGE, ""),
     (SchemaMismatch, DATABASE, ""),
+    (EmbeddedServerError, DATABASE, ""),
     (DatabaseError, DATABASE, "check DB_HOST, DB_PORT, DB_USER, DB_PASSWORD and DB_NAME, or DATABASE_URL"),
     (BackendUnavailable, SANDBOX, "`continuum doctor` checks what is there"),
     (TaskNotFound, NOT_FOUND, ""),

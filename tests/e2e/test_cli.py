@@ -46,7 +46,7 @@ async def test_a_task_can_be_submitted_waited_for_read_and_cancelled(light: Inst
     database = {"DATABASE_URL": light.server.url}
     async with start_worker(light.environment):
         output, errors = await run(
-            "submit", "script.py", "--payload", '{"who": "you"}', "--wait", folder=tmp_path, **database
+            "submit", "script.py", "--payload", '{"who": "you"}', "--wait", folder=tmp_path, environment=database
         )
         assert output == "hello you\n"
         assert "oops" in errors

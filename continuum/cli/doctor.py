@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import trio
 import typer
 
-from continuum.cli.errors import DATABASE, OK, SANDBOX
+from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX
 from continuum.config import Settings
 from continuum.db import open_database
-from continuum.db.errors import DatabaseError
+from continuum.db.errors import DatabaseError, DatabaseUnavailable
 from continuum.model import Ending, RunRequest
 from continuum.nursery.state import version
 from continuum.sandbox import choose_backend
@@ -73,7 +73,8 @@ async def _examine_database(settings: Settings) -> list[Finding]:
             await database.check_schema()
             findings.append(Finding("schema", True, "present and current"))
     except DatabaseError as error:
-        findings.append(Finding("schema" if findings else "database", False, str(error)))
+        advice = f"; {NO_DATABASE}" if isinstance(error, DatabaseUnavailable) else ""
+        findings.append(Finding("schema" if findings else "database", False, f"{error}{advice}"))
     return findings
 
 

@@ -9,6 +9,7 @@
 | 4    | no sandbox can be started                                                |
 | 5    | there is no such task                                                    |
 | 6    | the time to wait was over                                                |
+| 130  | Ctrl-C                                                                   |
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import typer
 
 from continuum.client import TaskNotFound, WaitTimeout
 from continuum.config import ConfigurationError
-from continuum.db.errors import DatabaseError, InvalidTask, SchemaMismatch
+from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
 
@@ -32,14 +33,19 @@ DATABASE = 3
 SANDBOX = 4
 NOT_FOUND = 5
 TIMEOUT = 6
+INTERRUPTED = 130
+
+NO_DATABASE = (
+    "check DB_HOST, DB_PORT, DB_USER, DB_PASSWORD and DB_NAME, or DATABASE_URL; DB_DIALECT=embedded needs no server"
+)
 
 _HINTS = (
     (InvalidTask, USAGE, ""),
     (ConfigurationError, USAGE, ""),
     (StatusServerError, USAGE, ""),
     (SchemaMismatch, DATABASE, ""),
-    (EmbeddedServerError, DATABASE, ""),
-    (DatabaseError, DATABASE, "check DB_HOST, DB_PORT, DB_USER, DB_PASSWORD and DB_NAME, or DATABASE_URL"),
+    (DatabaseUnavailable, DATABASE, NO_DATABASE),
+    (DatabaseError, DATABASE, ""),
     (BackendUnavailable, SANDBOX, "`continuum doctor` checks what is there"),
     (TaskNotFound, NOT_FOUND, ""),
     (WaitTimeout, TIMEOUT, ""),
@@ -55,13 +61,11 @@ def explained() -> Iterator[None]:
         cause = only_cause(error)
         for kind, code, hint in _HINTS:
             if isinstance(cause, kind):
-                for line in str(cause).splitlines():
+                for line in [*str(cause).splitlines(), *filter(None, [hint])]:
                     sys.stderr.write(f"continuum: {line}\n")
-                if hint and hint not in str(cause):
-                    sys.stderr.write(f"continuum: {hint}\n")
                 raise typer.Exit(code) from None
         if isinstance(cause, KeyboardInterrupt):
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         raise
 
 

@@ -54,7 +54,14 @@ def print_system(statistics: Statistics, workers: list[WorkerRecord], as_json: b
         ]
         typer.echo(json.dumps(asdict(statistics) | {"total": statistics.total, "worker_list": living}))
         return
-    Console().print(_system(statistics, workers))
+    console = Console()
+    if console.is_terminal:
+        console.print(_system(statistics, workers))
+        return
+    for name, value in _counts(statistics).items():
+        typer.echo(f"{name:10} {value}")
+    for each in workers:
+        typer.echo(f"worker     {each.id}: {_state(each)}, {each.running} of {each.slots} slots in use, {each.sandbox}")
 
 
 async def watch_system(database: Database) -> None:
@@ -67,26 +74,25 @@ async def watch_system(database: Database) -> None:
 
 def _system(statistics: Statistics, workers: list[WorkerRecord]) -> Group:
     queue = Table(title="Tasks", title_justify="left")
-    for name in ("pending", "scheduled", "running", "completed", "failed", "cancelled", "mean time", "per hour"):
+    for name in _counts(statistics):
         queue.add_column(name, justify="right")
-    counts = (
-        statistics.pending,
-        statistics.scheduled,
-        statistics.running,
-        statistics.completed,
-        statistics.failed,
-        statistics.cancelled,
-    )
-    queue.add_row(
-        *map(str, counts),
-        f"{statistics.avg_execution_seconds:.3f} s",
-        f"{statistics.throughput_tasks_per_hour:.0f}",
-    )
+    queue.add_row(*_counts(statistics).values())
     crew = Table(title="Workers", title_justify="left")
     for name in ("worker", "state", "running", "slots", "completed", "failed", "sandbox", "version"):
         crew.add_column(name)
     for each in workers:
-        state = "alive" if each.alive else "stopped" if each.stopped_at else "lost"
         counters = map(str, (each.running, each.slots, each.completed, each.failed))
-        crew.add_row(each.id, state, *counters, each.sandbox, each.version)
+        crew.add_row(each.id, _state(each), *counters, each.sandbox, each.version)
     return Group(queue, crew)
+
+
+def _counts(statistics: Statistics) -> dict[str, str]:
+    names = ("pending", "scheduled", "running", "completed", "failed", "cancelled")
+    return {name: str(getattr(statistics, name)) for name in names} | {
+        "mean time": f"{statistics.avg_execution_seconds:.3f} s",
+        "per hour": f"{statistics.throughput_tasks_per_hour:.0f}",
+    }
+
+
+def _state(worker: WorkerRecord) -> str:
+    return "alive" if worker.alive else "stopped" if worker.stopped_at else "lost"

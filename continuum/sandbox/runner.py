@@ -79,86 +79,100 @@ def send(kind, data=b""):
 # -- the child: becomes the script ------------------------------------------------------------------------------------------
 
 
-def become_script(config, go, told):
-    """Wait for a request, drop every right, and return what is to be run: (path, code, payload)."""
+def become_script(config, pipes, go, told):
+    """Drop every right, wait for a request, and return what is to be run: (path, code, payload).
+
+    All that needs no request is done before one comes, so that a script starts the sooner.
+    """
+    prepare(config, pipes, go, told)
     header = os.read(go, HEADER.size)
     if len(header) < HEADER.size:
         os._exit(0)
-    length = HEADER.unpack(header)[2]
     try:
-        body = read_exactly(0, length)
+        meta, code, payload = read_body(HEADER.unpack(header)[2])
     except Eof:
         os._exit(0)
-    parts = []
-    position = 0
-    while position < length:
-        (size,) = LENGTH.unpack_from(body, position)
-        parts.append(body[position + LENGTH.size : position + LENGTH.size + size])
-        position += LENGTH.size + size
-    meta, code, payload = parts
     os.write(told, b".")
 
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setsid()
+    # Not before the request is read: whatever its size, what it takes to read it is not the script's fault.
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(config["pipes"][0], 1)
-    os.dup2(config["pipes"][1], 2)
-    for descriptor in (1, 2):
-        try:
-            os.fchmod(descriptor, 0o622)  # the script's user may open /dev/stdout, to write
-        except OSError:
-            pass
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            try:
-                os.close(int(name))
-            except OSError:  # the one that listed
-                pass
-
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
+    for descriptor in (null, go, told):
+        os.close(descriptor)
     for name, value in config["limits"].items():
         limit = getattr(resource, name)
         hard = resource.getrlimit(limit)[1]
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(limit, (value, value))
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own /proc/self is the script's to read
+
+    script, file_of_payload = sys.argv
+    for path, data in ((script, code), (file_of_payload, payload)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_all(descriptor, data)
+        os.close(descriptor)
+    os.environ.update(json.loads(meta.decode())["environment"])
+    if len(payload) <= PAYLOAD_IN_ENVIRONMENT and b"\0" not in payload:
+        os.environ["CONTINUUM_PAYLOAD"] = payload.decode()
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
+    return script, code, payload.decode()
+
+
+def prepare(config, pipes, go, told):
+    """Become the script's user in its directory, with its outputs, and nothing else but the way to its request."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    for descriptor, pipe in zip((1, 2), pipes):
+        os.dup2(pipe, descriptor)
+        try:
+            os.fchmod(descriptor, 0o622)  # the script's user may open /dev/stdout, to write
+        except OSError:
+            pass
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in (go, told):
+            try:
+                os.close(int(name))
+            except OSError:  # the one that listed
+                pass
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
     if config["uid"] is not None:
         os.setgroups([])
         os.setresgid(config["gid"], config["gid"], config["gid"])
         os.setresuid(config["uid"], config["uid"], config["uid"])
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own /proc/self is the script's to read
     os.umask(0o022)
 
-    script = config["task_directory"] + "/script.py"
-    file_of_payload = config["task_directory"] + "/payload.json"
     os.mkdir(config["task_directory"], 0o700)
     os.mkdir(config["work_directory"], 0o700)
-    for path, data in ((script, code), (file_of_payload, payload)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        write_all(descriptor, data)
-        os.close(descriptor)
     os.chdir(config["work_directory"])
-
     os.environ.clear()
     os.environ.update(config["environment"])
-    os.environ.update(json.loads(meta.decode())["environment"])
-    if len(payload) <= PAYLOAD_IN_ENVIRONMENT and b"\0" not in payload:
-        os.environ["CONTINUUM_PAYLOAD"] = payload.decode()
-    sys.argv[:] = [script, file_of_payload]
+    sys.argv[:] = [config["task_directory"] + "/script.py", config["task_directory"] + "/payload.json"]
     sys.path.insert(0, config["task_directory"])
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    return script, code, payload.decode()
+    gc.unfreeze()
+    gc.enable()
+
+
+def read_body(length):
+    """The three parts of a request: metadata, code, payload."""
+    body = read_exactly(0, length)
+    parts = []
+    position = 0
+    while position < length:
+        (size,) = LENGTH.unpack_from(body, position)
+        parts.append(body[position + LENGTH.size : position + LENGTH.size + size])
+        position += LENGTH.size + size
+    return parts
 
 
 def run_script(script, code, payload):
@@ -166,8 +180,6 @@ def run_script(script, code, payload):
     main = type(sys)("__main__")
     main.__dict__.update(__file__=script, __builtins__=__builtins__, payload=payload, __cached__=None)
     sys.modules["__main__"] = main
-    gc.unfreeze()
-    gc.enable()
     try:
         exec(compile(code, script, "exec", dont_inherit=True), main.__dict__)
         exit_code = 0
@@ -237,9 +249,9 @@ class Output:
         self.dropped = 0
 
     def forward(self, buffer):
-        """Pass on one read; return False at the end of the stream."""
+        """Pass on one read; return False at the end of the stream. The buffer has room for a frame's head in front."""
         try:
-            length = os.readv(self.descriptor, [buffer])
+            length = os.readv(self.descriptor, [memoryview(buffer)[FRAME.size :]])
         except BlockingIOError:
             return True
         if not length:
@@ -248,15 +260,15 @@ class Output:
         self.left -= kept
         self.dropped += length - kept
         if kept:
-            write_all(1, FRAME.pack(self.kind, kept))
-            write_all(1, memoryview(buffer)[:kept])
+            FRAME.pack_into(buffer, 0, self.kind, kept)
+            write_all(1, memoryview(buffer)[: FRAME.size + kept])
         return True
 
 
 class Runner:
     def __init__(self, config):
         self.config = config
-        self.buffer = bytearray(CHUNK)
+        self.buffer = bytearray(FRAME.size + CHUNK)
         self.sigchld = self.watch_children()
         self.oom_counter = open_oom_counter()
 
@@ -279,7 +291,7 @@ class Runner:
                 for descriptor in (out, err, go, told):
                     os.close(descriptor)
                 try:
-                    return become_script(dict(self.config, pipes=(child_out, child_err)), child_go, child_told)
+                    return become_script(self.config, (child_out, child_err), child_go, child_told)
                 except BaseException as problem:
                     os.write(2, ("the sandbox could not start the script: %s\n" % problem).encode("utf-8", "replace"))
                     os._exit(1)
@@ -311,7 +323,7 @@ class Runner:
             kill_group(pid)
         for output in outputs.values():
             self.drain(output)
-        self.buffer[:] = bytes(CHUNK)
+        self.buffer[:] = bytes(len(self.buffer))
         result = {
             "status": status,
             "timed_out": timed_out,
@@ -469,8 +481,8 @@ def sysv_objects():
     found = []
     for kind in ("shm", "sem", "msg"):
         try:
-            with open("/proc/sysvipc/" + kind) as file:
-                found += [(kind, int(line.split()[1])) for line in list(file)[1:]]
+            with open("/proc/sysvipc/" + kind, "rb", 0) as file:
+                found += [(kind, int(line.split()[1])) for line in file.readall().splitlines()[1:]]
         except OSError:
             pass
     return found

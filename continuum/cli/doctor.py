@@ -84,10 +84,11 @@ async def _examine_sandbox(settings: Settings) -> list[Finding]:
         backend = await choose_backend(settings, f"doctor-{trio.current_time():.0f}")
         try:
             await backend.prepare()
-            findings.append(Finding("sandbox", True, backend.description))
             began = trio.current_time()
             sandbox = await backend.start()
             cold = trio.current_time() - began
+            # Said only now: where the network's policy could not be set, the start found that out.
+            findings.append(Finding("sandbox", True, backend.description))
             try:
                 began = trio.current_time()
                 outcome = await sandbox.run(RunRequest(0, 0, "print('hello')", "null", 30.0, 4096), lambda *_: None)

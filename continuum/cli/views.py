@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -73,16 +74,16 @@ async def watch_system(database: Database) -> None:
 
 
 def _system(statistics: Statistics, workers: list[WorkerRecord]) -> Group:
-    queue = Table(title="Tasks", title_justify="left")
+    queue = Table(title="Tasks", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in _counts(statistics):
         queue.add_column(name, justify="right")
     queue.add_row(*_counts(statistics).values())
-    crew = Table(title="Workers", title_justify="left")
-    for name in ("worker", "state", "running", "slots", "completed", "failed", "sandbox", "version"):
-        crew.add_column(name)
+    crew = Table(title="Workers", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("worker", "state", "in use", "completed", "failed", "sandbox"):
+        crew.add_column(name, overflow="fold")
     for each in workers:
-        counters = map(str, (each.running, each.slots, each.completed, each.failed))
-        crew.add_row(each.id, _state(each), *counters, each.sandbox, each.version)
+        used = f"{each.running}/{each.slots}"
+        crew.add_row(each.id, _state(each), used, str(each.completed), str(each.failed), each.sandbox)
     return Group(queue, crew)
 
 

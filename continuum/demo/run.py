@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +18,21 @@ from rich.table import Table
 
 from continuum.client import Client
 from continuum.config import Settings, load_settings
-from continuum.demo.workload import Kind, make_workload
+from continuum.demo.workload import FAILING, WORKING, Kind, make_workload
 from continuum.logs import configure_logs
 from continuum.model import TaskRecord
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
+from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.worker import run_worker
 
 log = structlog.get_logger(__name__)
 
-START_DEADLINE = 180.0
-"""Seconds for the first sandbox, which may include preparing an image."""
+DOCKER_DEADLINE = 60.0
+"""Seconds for Docker to have an image for sandboxes, which may have to be pulled or prepared first."""
+START_DEADLINE = 60.0
+"""Seconds for the database, the worker and its first sandbox."""
 RUN_DEADLINE = 300.0
 """Seconds for the whole workload; it takes a tenth of that on a small machine."""
 DASHBOARD_PORT = 8080
@@ -58,9 +62,10 @@ async def run_demo(folder: Path, count: int, keep: bool) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     settings = _demo_settings(folder)
     configure_logs(settings)
+    console.print(f"[bold]Continuum demo[/bold]: embedded PostgreSQL in {settings.embedded_dir}", highlight=False)
+    settings = await _with_usable_sandbox(settings, console)
     up, shutdown = _Up(), Shutdown()
     missed = 1
-    console.print(f"[bold]Continuum demo[/bold]: embedded PostgreSQL in {settings.embedded_dir}", highlight=False)
     async with trio.open_nursery() as nursery:
 
         async def run_until_done() -> None:
@@ -69,10 +74,11 @@ async def run_demo(folder: Path, count: int, keep: bool) -> int:
 
         nursery.start_soon(run_until_done)
         await _until_ready(up, console)
-        missed = await _run_workload(settings, count, console, up.address)
+        missed = await _run_workload(settings, count, console)
         if keep:
-            console.print("The dashboard stays up until Ctrl-C.")
+            console.print(f"The dashboard {up.address}/ stays up until Ctrl-C.", highlight=False)
             await trio.sleep_forever()
+        console.print(f"The dashboard was at {up.address}/; `continuum demo --keep` leaves it up.", highlight=False)
         shutdown.request()
     return 1 if missed else 0
 
@@ -83,9 +89,32 @@ def _demo_settings(folder: Path) -> Settings:
         db_dialect="embedded",
         database_url=None,
         embedded_dir=folder,
+        min_priority=0,
+        max_priority=0,
         api_port=wanted.api_port if "api_port" in wanted.model_fields_set else _free_port(),
         log_level="warning",
+        log_format=wanted.log_format if "log_format" in wanted.model_fields_set else "console",
     )
+
+
+async def _with_usable_sandbox(settings: Settings, console: Console) -> Settings:
+    """With SANDBOX=auto: docker if it is ready soon, and otherwise bubblewrap, saying why. A worker would go on waiting
+    for an image; a demo should not."""
+    if settings.sandbox != "auto":
+        return settings
+    backend = DockerBackend(settings, f"demo-{secrets.token_hex(4)}")
+    reason = f"Docker was not ready within {DOCKER_DEADLINE:g} s"
+    with trio.move_on_after(DOCKER_DEADLINE):
+        try:
+            await backend.prepare()
+        except BackendUnavailable as error:
+            reason = str(error)
+        else:
+            return settings.model_copy(update={"sandbox": "docker"})
+        finally:
+            await backend.aclose()
+    console.print(f"Tasks run in bubblewrap and not in Docker: {reason}", highlight=False)
+    return settings.model_copy(update={"sandbox": "bubblewrap"})
 
 
 def _free_port() -> int:
@@ -114,7 +143,7 @@ async def _until_ready(up: _Up, console: Console) -> None:
     raise BackendUnavailable(f"the demo found no usable sandbox within {START_DEADLINE:g} s: {problem}")
 
 
-async def _run_workload(settings: Settings, count: int, console: Console, address: str) -> int:
+async def _run_workload(settings: Settings, count: int, console: Console) -> int:
     """Submit, watch, check and report; return how many outcomes were not the expected ones."""
     workload = make_workload(count)
     async with Client(settings) as client:
@@ -123,9 +152,7 @@ async def _run_workload(settings: Settings, count: int, console: Console, addres
         with _progress(console, len(ids)) as show:
             records = await client.wait_many(ids, RUN_DEADLINE, show)
         seconds = trio.current_time() - began
-    missed = _report([kind for kind, _ in workload], records, seconds, console)
-    console.print(f"dashboard {address}/", highlight=False)
-    return missed
+    return _report([kind for kind, _ in workload], records, seconds, console)
 
 
 @contextmanager
@@ -162,7 +189,7 @@ def _report(kinds: Sequence[Kind], records: Sequence[TaskRecord], seconds: float
         right[kind.name] += as_expected
         if not as_expected:
             console.print(f"not as expected: {kind.name}, task {record.id}: {record.status}, {record.last_error}")
-    for kind in {kind.name: kind for kind in kinds}.values():
+    for kind in (each for each in (*WORKING, *FAILING) if each.name in by_kind):
         rows = by_kind[kind.name]
         waits = [latency(record) for record in rows]
         table.add_row(

@@ -147,8 +147,9 @@ def _pull_and_log(api: docker.APIClient, reference: str, abandoned: threading.Ev
             return
         if "error" in line:
             raise docker.errors.APIError(line["error"], explanation=line["error"])
-        if "id" in line and "status" in line:
-            layers[line["id"]] = line["status"]
+        # The first line bears the tag where the others bear a layer's id.
+        if "id" in line and not line.get("status", "").startswith("Pulling from"):
+            layers[line["id"]] = line.get("status", "")
         if time.monotonic() >= next_report:
             next_report += _PROGRESS_EVERY
             done = sum(status in ("Pull complete", "Already exists") for status in layers.values())

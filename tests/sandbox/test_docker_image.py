@@ -6,15 +6,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+import structlog
 import trio
 
 from continuum.sandbox import docker as docker_backend
+from continuum.sandbox import docker_image
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import REPOSITORY, SandboxImage, ensure_image
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import Endpoint
 from continuum.sandbox.protocol import BackendUnavailable
 from tests.support import docker as lab
+from tests.support.registry import registry
 
 WITHOUT_IPTABLES = "rm /usr/sbin/*tables*"
 FAKE_APT = (
@@ -136,6 +139,30 @@ async def test_an_image_without_python_is_refused_with_the_reason(engine: Engine
     reason = r"CONTAINER_IMAGE cannot be used .*no python3"
     with base_image("rm /usr/bin/python*") as base, pytest.raises(BackendUnavailable, match=reason):
         await ensure_image(engine, owner, base, network=None)
+
+
+async def test_a_missing_image_is_pulled_with_progress(
+    engine: Engine, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_image, "_PROGRESS_EVERY", 0.0)
+    with registry() as host, structlog.testing.capture_logs() as logs:
+        name = f"{host}/continuum/{owner.worker}:1"
+        try:
+            # It is there in the end, and the next step finds that it is no use.
+            with pytest.raises(BackendUnavailable, match=r"CONTAINER_IMAGE cannot be used|could not be prepared"):
+                await ensure_image(engine, owner, name, network=None)
+            with lab.api() as client:
+                assert client.inspect_image(name)
+        finally:
+            with lab.api() as client:
+                client.remove_image(name)
+    assert any(entry.get("layers") == entry.get("layers_done") == 1 for entry in logs)
+    assert "pulled the sandbox image" in [entry["event"] for entry in logs]
+
+
+async def test_a_pull_that_breaks_off_says_how_to_build_the_image(engine: Engine, owner: Owner) -> None:
+    with registry() as host, pytest.raises(BackendUnavailable, match="make sandbox-image"):
+        await ensure_image(engine, owner, f"{host}/continuum/none@sha256:{'0' * 64}", network=None)
 
 
 async def test_an_image_that_cannot_be_pulled_says_how_to_build_it(engine: Engine, owner: Owner) -> None:

@@ -10,9 +10,10 @@ through stdin and speaks the following with it. All numbers are big-endian.
                        R ready   O output   E error output   X exit (JSON)   F fatal (text)
 
 The process that speaks with the worker never holds a request: the child is forked before one comes, and reads it from
-the same stdin. Output passes through one buffer, which is wiped. So nothing of one script is in the memory that the next
-is forked from. After each script every other process is killed, every writable place is emptied, and only then is the
-next child forked and `ready` said. Anything that cannot be cleaned ends the runner, and the worker discards the sandbox.
+the same stdin. Output passes through one buffer, which is wiped each time. So nothing of one script is in the memory that
+the next is forked from. After each script every other process is killed, every writable place is emptied, and only then
+is the next child forked and `ready` said. Anything that cannot be cleaned ends the runner, and the worker discards the
+sandbox.
 """
 
 import ctypes
@@ -126,8 +127,8 @@ def prepare(config, pipes, go, told):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    for descriptor, pipe in zip((1, 2), pipes):
-        os.dup2(pipe, descriptor)
+    for descriptor in (1, 2):
+        os.dup2(pipes[descriptor - 1], descriptor)
         try:
             os.fchmod(descriptor, 0o622)  # the script's user may open /dev/stdout, to write
         except OSError:
@@ -161,6 +162,9 @@ def prepare(config, pipes, go, told):
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     gc.unfreeze()
     gc.enable()
+    # Once through what every script goes through: the pages that this writes to are then the child's own already.
+    json.loads("{}")
+    exec(compile("print(end='')", "<runner>", "exec"), {"__builtins__": __builtins__})
 
 
 def read_body(length):
@@ -249,7 +253,10 @@ class Output:
         self.dropped = 0
 
     def forward(self, buffer):
-        """Pass on one read; return False at the end of the stream. The buffer has room for a frame's head in front."""
+        """Pass on one read; return False at the end of the stream.
+
+        The buffer has room for a frame's head in front, and keeps nothing of what passed through.
+        """
         try:
             length = os.readv(self.descriptor, [memoryview(buffer)[FRAME.size :]])
         except BlockingIOError:
@@ -262,6 +269,7 @@ class Output:
         if kept:
             FRAME.pack_into(buffer, 0, self.kind, kept)
             write_all(1, memoryview(buffer)[: FRAME.size + kept])
+        buffer[: FRAME.size + length] = bytes(FRAME.size + length)
         return True
 
 
@@ -323,7 +331,6 @@ class Runner:
             kill_group(pid)
         for output in outputs.values():
             self.drain(output)
-        self.buffer[:] = bytes(len(self.buffer))
         result = {
             "status": status,
             "timed_out": timed_out,

@@ -1,16 +1,19 @@
 """The bubblewrap backend: no daemon, the same runner, and the host's own interpreter.
 
-For development, and for hosts without Docker. What is weaker than a container: the host's kernel without a seccomp filter,
+For development, and for hosts without Docker. What is weaker than a container: the host's kernel with next to no seccomp filter,
 limits by process rather than by group, and, when the worker is not root, scripts that run as the runner's own user. There
 is no network at all.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -33,6 +36,8 @@ CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_OVERRIDE")
 """What the runner needs, as root, to become the script's user, to kill and to empty what that user left."""
 NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 HOST_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/certs", "/etc/alternatives", "/usr/share/zoneinfo")
+KEY_CALLS = {"x86_64": (0xC000003E, (248, 249, 250)), "aarch64": (0xC00000B7, (217, 218, 219))}
+"""By machine: what seccomp calls it, and its numbers of add_key, request_key and keyctl."""
 CLOSE_DEADLINE = 10.0
 """Seconds for a killed sandbox to be gone."""
 
@@ -63,7 +68,11 @@ class BubblewrapBackend:
         uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
         ours, theirs = socket.socketpair()
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox
-        files = [_in_memory("passwd", _passwd(uid)), _in_memory("group", f"root:x:0:\nsandboxuser:x:{uid}:\n")]
+        files = [
+            _in_memory("passwd", _passwd(uid).encode()),
+            _in_memory("group", f"root:x:0:\nsandboxuser:x:{uid}:\n".encode()),
+            _in_memory("seccomp", _no_keys(platform.machine())),
+        ]
         try:
             # Started from this thread, not from a worker thread: --die-with-parent means the thread that forked.
             process = subprocess.Popen[bytes](
@@ -111,6 +120,7 @@ class BubblewrapBackend:
             "RLIMIT_DATA": settings.container_memory_mb * MEBIBYTE,
             "RLIMIT_FSIZE": settings.container_disk_mb * MEBIBYTE,
             "RLIMIT_NOFILE": 1024,
+            "RLIMIT_MSGQUEUE": 0,  # message queues outlive the processes that made them
         }
         if self._as_root:  # each sandbox has a user of its own, so that this counts its processes alone
             limits["RLIMIT_NPROC"] = settings.container_pids_limit
@@ -122,10 +132,12 @@ class BubblewrapBackend:
         )
 
     def _command(self, files: list[int], uid: int) -> list[str]:
-        passwd, group = map(str, files)
+        passwd, group, seccomp = map(str, files)
         size = str(self._settings.container_disk_mb * MEBIBYTE)
         python = _interpreter()
         command = [_find_bwrap(), *NAMESPACES, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
+        if platform.machine() in KEY_CALLS:
+            command += ["--seccomp", seccomp]
         if self._as_root:
             command += ["--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", name))]
         else:
@@ -203,9 +215,27 @@ def _passwd(uid: int) -> str:
     return f"root:x:0:0:root:/root:/bin/sh\nsandboxuser:x:{uid}:{uid}:sandboxuser:/sandbox/work:/bin/sh\n"
 
 
-def _in_memory(name: str, text: str) -> int:
+def _no_keys(machine: str) -> bytes:
+    """A seccomp program without the kernel's keyrings, which outlive a script and may hold the worker's own keys.
+
+    Empty on a machine that is not known here.
+    """
+    if machine not in KEY_CALLS:
+        return b""
+    architecture, calls = KEY_CALLS[machine]
+    load, jump_if_equal, jump_if_at_least, answer = 0x20, 0x15, 0x35, 0x06
+    refuse, allow = 0x00050000 | errno.ENOSYS, 0x7FFF0000
+    other_numbers = 0x40000000  # from here on, x86_64 has the same calls a second time
+    tests = [(jump_if_at_least, other_numbers), *((jump_if_equal, call) for call in calls)]
+    program = [(load, 0, 0, 4), (jump_if_equal, 0, len(tests) + 2, architecture), (load, 0, 0, 0)]
+    program += [(code, len(tests) - place, 0, value) for place, (code, value) in enumerate(tests)]
+    program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _in_memory(name: str, data: bytes) -> int:
     descriptor = os.memfd_create(name)
-    os.write(descriptor, text.encode())
+    os.write(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 

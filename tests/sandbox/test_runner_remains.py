@@ -220,3 +220,18 @@ os.nice(19)
     before = await laboratory.printed(look)
     await laboratory.run(change)
     assert await laboratory.printed(look) == before
+
+
+async def test_no_message_queue_and_no_key_outlives_its_script(laboratory: Laboratory) -> None:
+    """Neither has a place in the file system, and both belong to the user, not to a process."""
+    numbers = "import ctypes, platform\nlibc = ctypes.CDLL(None)\narm = platform.machine() == 'aarch64'\n"
+    leave = numbers + (
+        "libc.mq_open(b'/left', 0o102, 0o666, None)\n"
+        "for ring in (-2, -3, -4, -5): libc.syscall(217 if arm else 248, b'user', b'left', b'secret', 6, ring)\n"
+    )
+    look = numbers + (
+        "print(libc.mq_open(b'/left', 0) < 0)\n"
+        "for ring in (-2, -3, -4, -5): print(libc.syscall(219 if arm else 250, 10, ring, b'user', b'left', 0) < 0)\n"
+    )
+    await laboratory.run(leave)
+    assert (await laboratory.printed(look)).split() == ["True"] * 5

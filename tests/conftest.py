@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from continuum.config import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Neither the environment nor a developer's `.env` changes what the tests' settings are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+        patch.setitem(Settings.model_config, "env_file", None)
+        yield
+
 
 CANNOT_EXIST_IN_CI = {
     "cockroach": "no registry that CI reaches carries a CockroachDB binary; the GitHub workflow downloads one",

@@ -22,7 +22,7 @@ from continuum.model import Status, Stream, TaskRecord
 app = typer.Typer(
     help="Run Python tasks from a SQL table in hardened sandboxes.\n\n"
     "Exit codes: 0 done, 1 the task failed, 2 wrong usage or configuration, 3 no database, 4 no sandbox, "
-    "5 no such task, 6 waited too long.",
+    "5 no such task, 6 waited too long, 130 Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -36,6 +36,8 @@ START_DEADLINE = 60.0
 RUN_DEADLINE = 300.0
 """Seconds for the whole workload; it takes a tenth of that on a small machine."""
 DASHBOARD_PORT = 8080
+NOT_KNOWN = -1
+"""How many outcomes are wrong, before the run has ended."""
 PLAIN_WIDTH = 120
 PLAIN_STEP = 0.1
 """Part of the workload between two lines of progress where nobody watches."""
@@ -65,7 +67,7 @@ async def run_demo(folder: Path, count: int, keep: bool) -> int:
     console.print(f"[bold]Continuum demo[/bold]: embedded PostgreSQL in {settings.embedded_dir}", highlight=False)
     settings = await _with_usable_sandbox(settings, console)
     up, shutdown = _Up(), Shutdown()
-    missed = 1
+    missed = NOT_KNOWN
     async with trio.open_nursery() as nursery:
 
         async def run_until_done() -> None:
@@ -80,7 +82,9 @@ async def run_demo(folder: Path, count: int, keep: bool) -> int:
             await trio.sleep_forever()
         console.print(f"The dashboard was at {up.address}/; `continuum demo --keep` leaves it up.", highlight=False)
         shutdown.request()
-    return 1 if missed else 0
+    if missed == NOT_KNOWN:
+        console.print("The demo was stopped before its end.")
+    return 0 if missed == 0 else 1
 
 
 def _demo_settings(folder: Path) -> Settings:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continuum.config import ConfigurationError, Settings, load_settings, parse_duration
+from continuum.config import ENV_FILE, ConfigurationError, Settings, load_settings, parse_duration
 from continuum.db import conninfo_of
 
 SECRET = "hunter2-and-more"
@@ -20,6 +20,7 @@ SECRET = "hunter2-and-more"
 def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, and none of our variables."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(Settings.model_config, "env_file", ENV_FILE)
     for name in [*Settings.model_fields, "pgsslmode"]:
         monkeypatch.delenv(name.upper(), raising=False)
 

@@ -26,6 +26,7 @@ def test_the_example_holds_the_defaults(tmp_path: Path, monkeypatch: pytest.Monk
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
     bare = load_settings()
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     assert load_settings() == bare

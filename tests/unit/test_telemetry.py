@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.memory import MemoryDatabase
 from continuum.model import ClaimedTask, Completion, Ending, Lease, NewTask, Outcome, Recovered, Status
@@ -425,6 +426,7 @@ async def test_a_bad_value_turns_telemetry_off_with_a_warning_and_never_stops_th
 
 
 async def test_the_variables_may_stand_in_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
     (tmp_path / ".env").write_text("OTEL_SDK_DISABLED=true\nDB_HOST=elsewhere\n")
     async with start_telemetry(settings(), "worker-1") as telemetry:
         assert "OTEL_SDK_DISABLED" in telemetry.no_metrics

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
-from continuum.nursery.backoff import until_available
+from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
 from continuum.telemetry import Telemetry
@@ -42,14 +43,23 @@ class Janitor:
 
     async def run(self) -> None:
         """Recover at once and then every `interval`, a little apart from other workers; never return."""
+        backoff = Backoff()
         next_purge = trio.current_time()
         while True:
             await self.wait_until_steady()
-            await self.recover()
-            if self.retention and trio.current_time() >= next_purge:
-                await self.purge()
-                next_purge = trio.current_time() + PURGE_INTERVAL
-            await trio.sleep(self.interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            try:
+                await self.recover()
+                if self.retention and trio.current_time() >= next_purge:
+                    await self.purge()
+                    next_purge = trio.current_time() + PURGE_INTERVAL
+            except DatabaseUnavailable as error:
+                # Not tried again right here: after an outage the heartbeats come first.
+                note_database_failure(self.state, "janitor", error)
+                await trio.sleep(backoff.next_delay())
+            else:
+                backoff.reset()
+                note_database_success(self.state)
+                await trio.sleep(self.interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def wait_until_steady(self) -> None:
         """Wait until heartbeats have got through for a heartbeat's interval; at the start, when none has failed, not
@@ -58,12 +68,10 @@ class Janitor:
             await trio.sleep(min(left, self.heartbeat_interval))
 
     async def recover(self) -> int:
-        """End every attempt whose lease has expired; return how many there were."""
+        """End every attempt whose lease has expired; return how many there were. Raises `DatabaseUnavailable`."""
         total = 0
         while True:
-            recovered = await until_available(
-                self.state, "janitor", lambda: self.database.recover(self.state.id, BATCH)
-            )
+            recovered = await self.database.recover(self.state.id, BATCH)
             total += recovered.total
             if recovered.total:
                 log.warning(
@@ -79,12 +87,11 @@ class Janitor:
                 return total
 
     async def purge(self) -> int:
-        """Delete every task that finished longer ago than the retention; return how many there were."""
+        """Delete every task that finished longer ago than the retention; return how many there were. Raises
+        `DatabaseUnavailable`."""
         total = 0
         while True:
-            deleted = await until_available(
-                self.state, "janitor", lambda: self.database.purge(self.retention * DAY, BATCH * 10)
-            )
+            deleted = await self.database.purge(self.retention * DAY, BATCH * 10)
             total += deleted
             if deleted < BATCH * 10:
                 return total

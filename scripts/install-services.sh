@@ -36,12 +36,12 @@ if [ -n "$missing" ]; then
         exit 0
     fi
     echo "installing$missing"
+    # The tests start servers of their own; the package need not make one. What is written here is kept.
     mkdir -p /etc/postgresql-common
-    # The tests start servers of their own; the package need not start one.
     [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
     apt-get -qq update
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Options::=--force-confold install -y --no-install-recommends $missing </dev/null >/dev/null
 fi
 
 if ! docker_answers; then

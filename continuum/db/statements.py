@@ -281,7 +281,7 @@ SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),
        (SELECT count(*) FROM tasks WHERE status = 'processing'),
        coalesce(sum(completed), 0)::int8, coalesce(sum(failed), 0)::int8, coalesce(sum(cancelled), 0)::int8,
-       coalesce(sum(execution_seconds) / nullif(sum(completed), 0), 0)::float8,
+       coalesce(sum(execution_seconds) / nullif(sum(completed)::float8, 0), 0),
        coalesce(sum(finished_last_hour) FILTER (WHERE seen_at > now() - interval '2 minutes'), 0)::float8,
        count(*) FILTER (WHERE stopped_at IS NULL AND seen_at > now() - interval '90 seconds' AND slots > 0)
 FROM workers

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     max_priority: int = 0
     polling_interval: Duration = Field(default=5.0, gt=0)
     wakeup: Literal["auto", "changefeed", "poll"] = "auto"
+    wakeup_feeds: int = Field(default=8, ge=0, le=80)
     lease_seconds: Duration = Field(default=30.0, ge=1)
     task_timeout: Duration = Field(default=3600.0, gt=0)
     shutdown_grace: Duration = 25.0

@@ -2,16 +2,20 @@
 --
 -- `continuum migrate` applies this file statement by statement (CockroachDB changes schemas outside of transactions);
 -- `cockroach sql -f sql/cockroach.sql` is as good. It may be applied again, and by several at once.
--- There is no LISTEN here, hence no trigger: workers learn of work by polling, or by a changefeed.
+-- There is no LISTEN here, hence no trigger: workers learn of work by a changefeed, or by looking.
 
 CREATE TABLE IF NOT EXISTS codes (
     id   UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     code TEXT NOT NULL
 );
 
--- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, roughly in order of insertion.
+-- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
+-- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
     id               INT8 PRIMARY KEY DEFAULT unique_rowid(),
+    -- Which of 16 parts of the queue a task waits in, so that many workers do not claim at one place. Drawn at random: the low
+    -- bits of unique_rowid() are the node's number. Hidden, so that `SELECT *` shows the columns of the first version.
+    shard            INT2 NOT VISIBLE NOT NULL DEFAULT floor(random() * 16)::INT2,
     name             TEXT NOT NULL DEFAULT '',
     description      TEXT,
     started          TIMESTAMP,
@@ -40,18 +44,30 @@ CREATE TABLE IF NOT EXISTS tasks (
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
-    -- Claiming: an ordered, limited scan of this index and nothing else. A filter that the index does not answer would make
-    -- SKIP LOCKED lock every row it reads.
-    INDEX tasks_claim (priority, id) WHERE status = 'pending' AND run_at IS NULL,
+    CONSTRAINT tasks_shard_known CHECK (shard BETWEEN 0 AND 15),
+    -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
+    -- would make SKIP LOCKED lock every row it reads.
+    INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL,
     INDEX tasks_scheduled (run_at) WHERE status = 'pending' AND run_at IS NOT NULL,
-    INDEX tasks_leases (lease_expires_at) WHERE status = 'processing',
+    INDEX tasks_leases (lease_expires_at) STORING (worker_id) WHERE status = 'processing',
     INDEX tasks_held (worker_id) WHERE status = 'processing',
+    INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
     INDEX tasks_finished (finished) WHERE finished IS NOT NULL,
     UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL
 );
 
--- Index entries of tasks that were claimed long ago slow the claim's scan until they are collected.
+-- Old versions of rows slow scans until they are collected, and a queue makes little else. The claim's index gets ranges of its
+-- own by having its own zone, and there nearly everything is dead: collected within minutes. A changefeed that was away for
+-- longer than the table's time begins anew, which loses nothing.
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 600;
+ALTER INDEX tasks@tasks_claim CONFIGURE ZONE USING gc.ttlseconds = 60;
+
+-- Which workers hold one of the cluster's few changefeeds.
+CREATE TABLE IF NOT EXISTS wakeup_feeds (
+    place      INT8 PRIMARY KEY,
+    worker_id  TEXT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL
+);
 
 CREATE TABLE IF NOT EXISTS workers (
     id                 TEXT PRIMARY KEY,

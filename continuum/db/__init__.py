@@ -41,7 +41,9 @@ async def open_database(
                 DIALECTS,
                 settings.db_dialect,
                 pool_size,
-                poll=settings.wakeup == "poll",
+                wakeup=settings.wakeup,
+                polling_interval=settings.polling_interval,
+                feeds=settings.wakeup_feeds,
             )
             stack.callback(database.close)
         yield database

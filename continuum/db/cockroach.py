@@ -1,27 +1,121 @@
-"""CockroachDB: adaptive polling for wake-ups, and a schema that is applied statement by statement."""
+"""CockroachDB: claims from parts of the queue, a changefeed for wake-ups, and a schema applied statement by statement."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+import structlog
+import trio
+
 from continuum.db import statements
+from continuum.db.changefeed import Changefeed
+from continuum.db.classify import describe
 from continuum.db.connection import TrioConnection
-from continuum.db.dialect import Dialect
-from continuum.db.polling import poll_for_work
+from continuum.db.dialect import Dialect, Rows, Run, Session
+from continuum.db.errors import DatabaseUnavailable
+from continuum.db.polling import wake_at_intervals, wake_for_everything
+from continuum.db.protocol import Listener
+from continuum.db.shards import ShardedClaims
+from continuum.model import Wakeup
+
+log = structlog.get_logger(__name__)
+
+CANCELLATION_INTERVAL = 2.0
+"""Seconds between two looks for running tasks of this worker that somebody wants cancelled."""
+
+FIND_CANCELLATION = """
+SELECT 1 FROM tasks WHERE worker_id = %(worker)s AND status = 'processing' AND cancel_requested LIMIT 1
+"""
+"""Whether a task of this worker should be stopped. A partial index answers, which is nearly always empty."""
+
+EXPIRY = """
+ALTER TABLE tasks SET (
+    ttl_expiration_expression = $$CASE WHEN status NOT IN ('pending', 'processing')
+        THEN (finished + INTERVAL '{seconds} seconds') AT TIME ZONE 'utc' END$$,
+    ttl_job_cron = '@hourly'
+)
+"""
+"""Row-level TTL for finished tasks; the others never expire. A schema change takes no parameters."""
+
+SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
+"""How the table is set up, to change it only where it differs."""
+
+OPTIONAL = "CONFIGURE ZONE"
+"""A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
+
+
+class CockroachQueue:
+    """Claims from parts of the queue; is told of work by a changefeed, or by the clock."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._claims = ShardedClaims(session.run)
+
+    async def claim(self, parameters: Mapping[str, Any]) -> Rows:
+        return await self._claims.claim(parameters)
+
+    async def listen(self, listener: Listener) -> None:
+        feed = Changefeed(self._session, listener, self._claims)
+        wake_for_everything(listener)
+        async with trio.open_nursery() as nursery:
+            if self._session.wakeup != "poll" and self._session.feeds:
+                nursery.start_soon(feed.keep)
+            nursery.start_soon(self._look_for_cancellations, listener)
+            await wake_at_intervals(listener, self._session.polling_interval, feed.alive)
+
+    async def _look_for_cancellations(self, listener: Listener) -> None:
+        while True:
+            await trio.sleep(CANCELLATION_INTERVAL)
+            if not listener.running:
+                continue
+            try:
+                found = await self._session.run(FIND_CANCELLATION, {"worker": listener.worker_id})
+            except DatabaseUnavailable:
+                continue  # the heartbeat learns of cancellations, too
+            if found:
+                listener.wake(Wakeup.CANCEL)
 
 
 async def migrate(connection: TrioConnection, schema: str) -> None:
     """Apply the schema file. Each statement may be repeated; concurrent changes are waited for by the server."""
     text = "\n".join(line.split("--", 1)[0] for line in schema.splitlines())
-    for statement in text.split(";"):
-        if statement.strip():
+    for statement in filter(None, map(str.strip, text.split(";"))):
+        try:
             await connection.execute(statement.encode())
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
+            if OPTIONAL not in statement:
+                raise
+            log.warning("the schema works without it, but slower", left_out=statement, reason=describe(error))
+
+
+async def expire(run: Run, older_than: float) -> bool:
+    """Set row-level TTL, where it is not set so already. False where the user may not."""
+    seconds = int(older_than)
+    ((schema,),) = await run(SHOW_SCHEMA)
+    if f"'{seconds} seconds" in schema.replace("\\'", "'"):
+        return True
+    try:
+        await run(EXPIRY.format(seconds=seconds))
+    except psycopg.errors.InsufficientPrivilege as error:
+        log.warning("row-level TTL is not this user's to set: workers delete finished tasks", reason=describe(error))
+        return False
+    log.info("set row-level TTL: the server deletes finished tasks", seconds=seconds)
+    return True
 
 
 COCKROACH = Dialect(
     name="cockroach",
     title="CockroachDB",
     schema_file="cockroach.sql",
-    claim=statements.CLAIM_COCKROACH,
-    listen=poll_for_work,
+    statistics=statements.statistics("AS OF SYSTEM TIME follower_read_timestamp()"),
+    open_queue=CockroachQueue,
     migrate=migrate,
-    prepare_session=("SET optimizer_use_lock_op_for_serializable = on",),
+    # Under READ COMMITTED, and with the lock operator, SKIP LOCKED locks whole parts of the queue.
+    prepare_session=(
+        "SET default_transaction_isolation = 'serializable'",
+        "SET optimizer_use_lock_op_for_serializable = off",
+    ),
+    expire=expire,
 )

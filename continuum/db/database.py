@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -18,10 +18,10 @@ import trio
 from continuum.db import rows, statements
 from continuum.db.classify import Kind, classify, describe
 from continuum.db.connection import TrioConnection, connect
-from continuum.db.dialect import SCHEMA_VERSION, Dialect
+from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
-from continuum.db.polling import poll_for_work
 from continuum.db.pool import ConnectionPool, discard
+from continuum.db.protocol import Listener
 from continuum.db.validation import INTEGER, check_new_tasks
 from continuum.model import (
     RETRY_BASE,
@@ -39,7 +39,6 @@ from continuum.model import (
     Statistics,
     Status,
     TaskRecord,
-    Wakeup,
     WorkerRecord,
     WorkerReport,
 )
@@ -57,8 +56,10 @@ CONFLICT_TRIES = 6
 CODE_NAMESPACE = uuid.UUID("6f1d2a9c-0a52-5d7e-9a53-0f3d51c0de00")
 """For the UUIDv5 by which equal source texts share one row of CODES."""
 
-Rows = list[tuple[Any, ...]]
 T = TypeVar("T")
+
+_NOT_YET_THERE = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidCatalogName)
+"""What a statement about a moment ago says of a schema that was applied since."""
 
 
 class SqlDatabase:
@@ -71,13 +72,22 @@ class SqlDatabase:
     long_deadline = LONG_DEADLINE
 
     def __init__(
-        self, conninfo: str, dialects: Mapping[str, Dialect], wanted: str, pool_size: int, *, poll: bool = False
+        self,
+        conninfo: str,
+        dialects: Mapping[str, Dialect],
+        wanted: str,
+        pool_size: int,
+        *,
+        wakeup: str = "auto",
+        polling_interval: float = 5.0,
+        feeds: int = 0,
     ) -> None:
         self._conninfo = conninfo
         self._dialects = dialects
         self._wanted = wanted
         self._dialect: Dialect | None = None
-        self._poll = poll
+        self._queue: Queue | None = None
+        self._session = Session(self._run, self._connect_in_time, wakeup, polling_interval, feeds)
         self._pool = ConnectionPool(self._connect, pool_size)
         # The heartbeat's connection is its own: whatever the others do, it never waits for them.
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
@@ -115,7 +125,7 @@ class SqlDatabase:
 
     async def _run(
         self,
-        statement: str | Callable[[Dialect], str],
+        statement: str,
         parameters: Mapping[str, Any] | None = None,
         *,
         deadline: float | None = None,
@@ -125,9 +135,7 @@ class SqlDatabase:
         """Run one statement and return its rows, trying again while it loses conflicts."""
 
         async def body(connection: TrioConnection) -> Rows:
-            assert self._dialect is not None
-            text = statement if isinstance(statement, str) else statement(self._dialect)
-            cursor = await connection.execute(text.encode(), parameters)
+            cursor = await connection.execute(statement.encode(), parameters)
             return await cursor.fetchall() if cursor.description else []
 
         return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)
@@ -155,6 +163,17 @@ class SqlDatabase:
                         raise
                 await trio.sleep(0.01 * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         raise AssertionError("unreachable")
+
+    async def _known_dialect(self) -> Dialect:
+        if self._dialect is None:
+            await self.ping()
+            assert self._dialect is not None
+        return self._dialect
+
+    async def _known_queue(self) -> Queue:
+        if self._queue is None:
+            self._queue = (await self._known_dialect()).open_queue(self._session)
+        return self._queue
 
     # -- the schema --------------------------------------------------------------------------------------------------
 
@@ -194,7 +213,7 @@ class SqlDatabase:
             "min_priority": min_priority or INTEGER.start,
             "max_priority": max_priority or INTEGER.stop - 1,
         }
-        found = await self._run(lambda dialect: dialect.claim, parameters, writes=True)
+        found = await (await self._known_queue()).claim(parameters)
         return [rows.claimed_task(row) for row in found]
 
     async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
@@ -271,6 +290,10 @@ class SqlDatabase:
             cancelled=counts.get(Status.CANCELLED, 0),
         )
 
+    async def expire(self, older_than: float) -> bool:
+        expire = (await self._known_dialect()).expire
+        return expire is not None and await expire(self._run, older_than)
+
     async def purge(self, older_than: float, limit: int = 1000) -> int:
         async def body(connection: TrioConnection) -> int:
             cursor = await connection.execute(statements.PURGE.encode(), {"older_than": older_than, "limit": limit})
@@ -314,8 +337,14 @@ class SqlDatabase:
     async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
         return frozenset(row[0] for row in await self._run(statements.STILL_OPEN, {"ids": list(task_ids)}))
 
-    async def statistics(self) -> Statistics:
-        (row,) = await self._run(statements.STATISTICS, deadline=self.long_deadline)
+    async def statistics(self, *, latest: bool = False) -> Statistics:
+        undisturbing = (await self._known_dialect()).statistics
+        try:
+            (row,) = await self._run(statements.statistics() if latest else undisturbing, deadline=self.long_deadline)
+        except (SchemaMismatch, DatabaseUnavailable) as error:
+            if latest or not isinstance(error.__cause__, _NOT_YET_THERE):
+                raise
+            (row,) = await self._run(statements.statistics(), deadline=self.long_deadline)
         return Statistics(*row)
 
     async def workers(self) -> list[WorkerRecord]:
@@ -323,28 +352,14 @@ class SqlDatabase:
 
     # -- waking up ---------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
-        with _translated(lambda: False), trio.fail_after(self.deadline):
-            connection = await self._connect()
-        assert self._dialect is not None
-        listen = poll_for_work if self._poll else self._dialect.listen
-        try:
-            async with aclosing(_unavailable_when_broken(listen(connection))) as wakeups:
-                with trio.move_on_after(self.deadline) as scope:
-                    await anext(wakeups)
-                if scope.cancelled_caught:
-                    raise DatabaseUnavailable("the database did not begin to listen in time")
-                yield wakeups
-        finally:
-            discard(connection)
-
-
-async def _unavailable_when_broken(wakeups: AsyncGenerator[Wakeup, None]) -> AsyncGenerator[Wakeup, None]:
-    async with aclosing(wakeups):
+    async def listen(self, listener: Listener) -> None:
+        queue = await self._known_queue()
         with _translated(lambda: False):
-            async for wakeup in wakeups:
-                yield wakeup
+            await queue.listen(listener)
+
+    async def _connect_in_time(self) -> TrioConnection:
+        with trio.fail_after(self.deadline):
+            return await self._connect()
 
 
 async def _insert_tasks(connection: TrioConnection, tasks: Sequence[NewTask]) -> list[int]:

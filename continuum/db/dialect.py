@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any, Protocol
 
 from continuum.db.connection import TrioConnection
-from continuum.model import Wakeup
+from continuum.db.protocol import Listener
 
 SCHEMA_VERSION = 1
 """The version that this release needs; the files under sql/ record it."""
 
-Listen = Callable[[TrioConnection], AsyncGenerator[Wakeup, None]]
+Rows = list[tuple[Any, ...]]
+
+
+class Run(Protocol):
+    """Runs one statement on a connection of the pool, with a deadline; raises what `SqlDatabase` raises."""
+
+    async def __call__(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, writes: bool = False
+    ) -> Rows: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the adapter lends to a queue. `connect` opens a connection of its own, which the caller closes.
+
+    wakeup, polling_interval (seconds) and feeds are the settings WAKEUP, POLLING_INTERVAL and WAKEUP_FEEDS.
+    """
+
+    run: Run
+    connect: Callable[[], Awaitable[TrioConnection]]
+    wakeup: str
+    polling_interval: float
+    feeds: int
+
+
+class Queue(Protocol):
+    """How one kind of database hands out tasks and tells of them. It may remember what it learned on the way."""
+
+    async def claim(self, parameters: Mapping[str, Any]) -> Rows:
+        """Claim due tasks; rows for `rows.claimed_task`, in order of priority, then id.
+
+        parameters: worker, limit, lease (seconds), min_priority and max_priority (inclusive).
+        """
+        ...
+
+    async def listen(self, listener: Listener) -> None:
+        """As `Database.listen`; raises `psycopg.Error` or `trio.TooSlowError` when the connection breaks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One kind of database.
 
-    listen: an iterator over wake-ups on a connection of its own; its first item says that it listens.
     migrate: applies a schema file's text. prepare_session: statements for a new connection.
+    statistics: the statement that counts, and disturbs nobody. expire: as `Database.expire`, where there is such a thing.
     """
 
     name: str
     title: str
     schema_file: str
-    claim: str
-    listen: Listen
+    statistics: str
+    open_queue: Callable[[Session], Queue]
     migrate: Callable[[TrioConnection, str], Awaitable[None]]
     prepare_session: tuple[str, ...] = ()
+    expire: Callable[[Run, float], Awaitable[bool]] | None = None
 
     def schema(self) -> str:
         """The text of the schema file: from the wheel, or from a checkout."""

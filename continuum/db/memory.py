@@ -7,13 +7,13 @@ import datetime as dt
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
+from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
     Cancellation,
@@ -62,7 +62,7 @@ class MemoryDatabase:
     _workers: dict[str, WorkerRecord] = field(default_factory=dict)
     _execution_seconds: float = 0.0
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "failed", "cancelled"), 0))
-    _listeners: set[trio.MemorySendChannel[Wakeup]] = field(default_factory=set)
+    _listeners: list[Listener] = field(default_factory=list)
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -288,6 +288,10 @@ class MemoryDatabase:
                 counts["retried"] += 1
         return Recovered(**counts)
 
+    async def expire(self, older_than: float) -> bool:
+        await self._answer()
+        return False
+
     async def purge(self, older_than: float, limit: int = 1000) -> int:
         await self._answer()
         old = [
@@ -383,7 +387,7 @@ class MemoryDatabase:
             if task_id in self.tasks and self.tasks[task_id].status in (Status.PENDING, Status.PROCESSING)
         )
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, latest: bool = False) -> Statistics:
         await self._answer()
         pending = [task for task in self.tasks.values() if task.status == Status.PENDING]
         scheduled = sum(task.run_at is not None for task in pending)
@@ -411,18 +415,16 @@ class MemoryDatabase:
 
     # -- waking up -------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
+    async def listen(self, listener: Listener) -> None:
         await self._answer()
-        send, receive = trio.open_memory_channel[Wakeup](100)
-        self._listeners.add(send)
+        self._listeners.append(listener)
         try:
-            async with send, receive:
-                yield receive
+            for wakeup in Wakeup:
+                listener.wake(wakeup)
+            await trio.sleep_forever()
         finally:
-            self._listeners.discard(send)
+            self._listeners.remove(listener)
 
     def _notify(self, wakeup: Wakeup) -> None:
         for listener in self._listeners:
-            if listener.statistics().current_buffer_used < 100:
-                listener.send_nowait(wakeup)
+            listener.wake(wakeup)

@@ -1,33 +1,46 @@
-"""Wake-ups by asking: quickly while there is work, ever more rarely while there is none."""
+"""Wake-ups by the clock: quickly while work flows, ever more rarely while there is none.
+
+Nothing is asked here. A worker that is woken asks by trying to claim, which costs one small read where there is nothing,
+and which one without a free slot leaves out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import random
+from collections.abc import Callable
 
 import trio
 
-from continuum.db.connection import TrioConnection
+from continuum.db.protocol import Listener
 from continuum.model import Wakeup
 
 QUICKEST = 0.02
-"""Seconds between two looks right after there was work."""
-SLOWEST = 1.0
-"""Seconds between two looks when there has been none for a while."""
+"""Seconds between two looks while there is work."""
 SLOWER = 1.5
 """Each look that finds nothing makes the next pause longer by this."""
+BESIDE_A_FEED = 2.0
+"""Seconds between two looks while somebody else tells of work: a feed that falls silent costs no more than this."""
 
-_LOOK = "SELECT 1 FROM tasks WHERE status = 'pending' AND run_at IS NULL LIMIT 1"
+
+def wake_for_everything(listener: Listener) -> None:
+    """For what may have come while nobody told of it."""
+    for wakeup in Wakeup:
+        listener.wake(wakeup)
 
 
-async def poll_for_work(connection: TrioConnection) -> AsyncGenerator[Wakeup, None]:
-    """Yield once, and then whenever a look finds something claimable."""
-    yield Wakeup.PENDING
+async def wake_at_intervals(listener: Listener, longest: float, told: Callable[[], bool] = lambda: False) -> None:
+    """Wake for work again and again; never return.
+
+    longest: seconds between two wake-ups when there has been no work for a while.
+    told: whether something else wakes for work at this time.
+    """
     pause = QUICKEST
     while True:
-        await trio.sleep(pause)
-        cursor = await connection.execute(_LOOK)
-        if await cursor.fetchone() is None:
-            pause = min(SLOWEST, pause * SLOWER)
-        else:
+        claimed = listener.claimed
+        if told():
             pause = QUICKEST
-            yield Wakeup.PENDING
+            await trio.sleep(min(longest, BESIDE_A_FEED))
+        else:
+            await trio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+        pause = QUICKEST if listener.claimed != claimed else min(longest, pause * SLOWER)
+        listener.wake(Wakeup.PENDING)

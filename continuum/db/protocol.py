@@ -1,7 +1,7 @@
 """The one interface between Continuum and a database: the verbs of the domain.
 
-Implementations: `postgres.PostgresDatabase`, `cockroach.CockroachDatabase`, `memory.MemoryDatabase` (for tests). One
-test suite, tests/db, runs unchanged on each of them.
+Implementations: `database.SqlDatabase` for PostgreSQL and CockroachDB, `memory.MemoryDatabase` for tests. One test suite,
+tests/db/test_adapter.py, runs unchanged on each of them.
 
 Every method has a deadline of its own inside the adapter and raises `DatabaseUnavailable` (or `OutcomeUnknown`, where
 a write may have happened) when the database does not answer in time. All methods may be called from several tasks at
@@ -11,8 +11,7 @@ database's clock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from typing import Protocol
 
 from continuum.model import (
@@ -30,6 +29,32 @@ from continuum.model import (
     WorkerRecord,
     WorkerReport,
 )
+
+
+class Listener(Protocol):
+    """Who wants to be woken, and what a database may know of it to choose how."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def claimed(self) -> int:
+        """Tasks claimed so far: while it grows, work flows."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Tasks that run now."""
+        ...
+
+    @property
+    def saturated(self) -> bool:
+        """Whether every slot is taken: a worker that claims again by itself, as soon as it has finished something."""
+        ...
+
+    def wake(self, wakeup: Wakeup) -> None:
+        """Something changed. Never blocks."""
+        ...
 
 
 class Database(Protocol):
@@ -112,6 +137,11 @@ class Database(Protocol):
         Failures are counted in WORKERS under `worker_id`."""
         ...
 
+    async def expire(self, older_than: float) -> bool:
+        """Have the database itself delete tasks that finished more than `older_than` seconds ago, from now on. False where
+        it cannot, or may not: `purge` them then."""
+        ...
+
     async def purge(self, older_than: float, limit: int = 1000) -> int:
         """Delete up to `limit` tasks that finished more than `older_than` seconds ago; return how many."""
         ...
@@ -136,8 +166,9 @@ class Database(Protocol):
         """Which of these tasks are pending or processing; cheap enough to ask often."""
         ...
 
-    async def statistics(self) -> Statistics:
-        """Totals for /global-status, in a time that does not grow with the number of finished tasks."""
+    async def statistics(self, *, latest: bool = False) -> Statistics:
+        """Totals for /global-status, in a time that does not grow with the number of finished tasks. CockroachDB counts
+        as of about five seconds ago, which disturbs nobody, unless the `latest` are asked for."""
         ...
 
     async def workers(self) -> list[WorkerRecord]:
@@ -146,7 +177,8 @@ class Database(Protocol):
 
     # -- waking up -------------------------------------------------------------------------------------------------
 
-    def wakeups(self) -> AbstractAsyncContextManager[AsyncIterator[Wakeup]]:
-        """Listen for work. Entering returns once nothing committed from now on can be missed; the iterator yields
-        until the connection breaks, which raises `DatabaseUnavailable`. Wake-ups may be spurious and merged."""
+    async def listen(self, listener: Listener) -> None:
+        """Wake `listener` whenever there may be something for it, until the connection breaks, which raises
+        `DatabaseUnavailable`; never returns. It wakes for everything once nothing committed from then on can be
+        missed. Wake-ups may be spurious, repeated and merged."""
         ...

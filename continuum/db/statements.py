@@ -7,6 +7,8 @@ nothing when one of them is no longer so.
 
 from __future__ import annotations
 
+from typing import Any
+
 _UTC = "(now() AT TIME ZONE 'utc')"
 
 # What a claim hands to the worker. The code comes with it: CODES rows may be edited, so that nothing may be remembered.
@@ -18,13 +20,7 @@ _CLAIMED = """
     ORDER BY claimed.priority, claimed.id
 """
 
-_PICK = """
-        SELECT id FROM tasks
-        WHERE status = 'pending' AND run_at IS NULL
-          AND priority >= %(min_priority)s AND priority <= %(max_priority)s
-        ORDER BY priority, id LIMIT %(limit)s
-        FOR UPDATE SKIP LOCKED
-"""
+_ID, _PRIORITY = 0, 8
 
 _TAKE = f"""
         UPDATE tasks SET
@@ -39,12 +35,27 @@ _TAKEN = """
                   tenant, traceparent, created_at, description, last_error
 """
 
-CLAIM_POSTGRES = f"WITH claimed AS ({_TAKE} WHERE id = ANY (ARRAY ({_PICK})) {_TAKEN}) {_CLAIMED}"
+
+def claim(which: str) -> str:
+    """The statement that claims the tasks for which a condition holds."""
+    return f"WITH claimed AS ({_TAKE} WHERE {which} {_TAKEN}) {_CLAIMED}"
+
+
+def claim_order(row: tuple[Any, ...]) -> tuple[int, int]:
+    """Priority and id of a row that such a statement returned."""
+    return row[_PRIORITY], row[_ID]
+
+
+CLAIM_POSTGRES = claim("""
+    id = ANY (ARRAY (
+        SELECT id FROM tasks
+        WHERE status = 'pending' AND run_at IS NULL
+          AND priority >= %(min_priority)s AND priority <= %(max_priority)s
+        ORDER BY priority, id LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    ))""")
 """Claim due tasks. The array is made once and looked up by primary key: a join might be planned as a scan of the table,
 and would make the LIMIT a matter of the plan."""
-
-CLAIM_COCKROACH = f"WITH claimed AS ({_TAKE} WHERE id IN ({_PICK}) {_TAKEN}) {_CLAIMED}"
-"""Claim due tasks. CockroachDB looks the ids up one by one in this form only."""
 
 _OUTCOMES = """
     outcome AS (
@@ -276,7 +287,13 @@ SELECT id FROM tasks WHERE id = ANY (%(ids)s::int8[]) AND status IN ('pending', 
 """
 """Which tasks have not ended."""
 
-STATISTICS = """
+
+def statistics(of: str = "") -> str:
+    """Totals without a look at any finished task: open ones by their partial indexes, the rest from the workers' counters.
+
+    of: a clause that says of which moment.
+    """
+    return f"""
 SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),
        (SELECT count(*) FROM tasks WHERE status = 'processing'),
@@ -284,9 +301,9 @@ SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        coalesce(sum(execution_seconds) / nullif(sum(completed)::float8, 0), 0),
        coalesce(sum(finished_last_hour) FILTER (WHERE seen_at > now() - interval '2 minutes'), 0)::float8,
        count(*) FILTER (WHERE stopped_at IS NULL AND seen_at > now() - interval '90 seconds' AND slots > 0)
-FROM workers
+FROM workers {of}
 """
-"""Totals without a look at any finished task: open ones by their partial indexes, the rest from the workers' counters."""
+
 
 WORKERS = """
 SELECT id, host, pid, version, slots, running, sandbox, started_at, seen_at, stopped_at,

@@ -75,6 +75,7 @@ class Claims:
                 continue
             backoff.reset()
             note_database_success(self.state)
+            self.state.claimed += len(tasks)
             self.telemetry.tasks_claimed(tasks, trio.current_time() - began)
             for task in tasks:
                 if self.shutdown.requested.is_set():

@@ -40,6 +40,7 @@ class Janitor:
     heartbeat_interval: float
     retention: float
     retry_scheduled: Signal
+    _expires: bool | None = None
 
     async def run(self) -> None:
         """Recover at once and then every `interval`, a little apart from other workers; never return."""
@@ -50,7 +51,7 @@ class Janitor:
             try:
                 await self.recover()
                 if self.retention and trio.current_time() >= next_purge:
-                    await self.purge()
+                    await self.retain()
                     next_purge = trio.current_time() + PURGE_INTERVAL
             except DatabaseUnavailable as error:
                 # Not tried again right here: after an outage the heartbeats come first.
@@ -85,6 +86,13 @@ class Janitor:
                 self.retry_scheduled.notify()
             if recovered.total < BATCH:
                 return total
+
+    async def retain(self) -> None:
+        """Let go of what was kept long enough, unless the database does it by itself. Raises `DatabaseUnavailable`."""
+        if self._expires is None:
+            self._expires = await self.database.expire(self.retention * DAY)
+        if not self._expires:
+            await self.purge()
 
     async def purge(self) -> int:
         """Delete every task that finished longer ago than the retention; return how many there were. Raises

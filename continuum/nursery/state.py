@@ -119,6 +119,7 @@ class WorkerState:
     pid: int = field(default_factory=os.getpid)
     version: str = field(default_factory=version)
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+    claimed: int = 0
     processed: int = 0
     successful: int = 0
     failed: int = 0

@@ -6,9 +6,8 @@ what may have come while nobody listened, and its own wait never lasts longer th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import structlog
 import trio
 
 from continuum.db.errors import DatabaseUnavailable
@@ -18,7 +17,8 @@ from continuum.nursery.backoff import Backoff, note_database_failure, until_avai
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
 
-log = structlog.get_logger(__name__)
+STEADY = 10.0
+"""Seconds after which a connection that breaks is replaced at once."""
 
 
 @dataclass(slots=True)
@@ -31,6 +31,7 @@ class WakeUps:
     work: Signal
     heartbeat_now: Signal
     schedule_changed: Signal
+    _backoff: Backoff = field(default_factory=Backoff)
 
     async def run(self) -> None:
         """Listen and keep the schedule; never return."""
@@ -40,18 +41,15 @@ class WakeUps:
 
     async def listen(self) -> None:
         """Pass wake-ups on, connecting again whenever the connection breaks."""
-        backoff = Backoff()
         while True:
+            began = trio.current_time()
             try:
-                async with self.database.wakeups() as wakeups:
-                    backoff.reset()
-                    for wakeup in Wakeup:
-                        self._pass_on(wakeup)
-                    async for wakeup in wakeups:
-                        self._pass_on(wakeup)
+                await self.database.listen(self)
             except DatabaseUnavailable as error:
                 note_database_failure(self.state, "wake-up", error)
-                await trio.sleep(backoff.next_delay())
+                if trio.current_time() - began > STEADY:
+                    self._backoff.reset()
+                await trio.sleep(self._backoff.next_delay())
 
     async def promote_when_due(self) -> None:
         """Make scheduled tasks claimable when their time has come."""
@@ -64,7 +62,25 @@ class WakeUps:
             changed = await self.schedule_changed.wait(wait)
             came_due = not changed and delay is not None and delay <= wait
 
-    def _pass_on(self, wakeup: Wakeup) -> None:
+    # -- as the database's listener ---------------------------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> str:
+        return self.state.id
+
+    @property
+    def claimed(self) -> int:
+        return self.state.claimed
+
+    @property
+    def running(self) -> int:
+        return len(self.state.running)
+
+    @property
+    def saturated(self) -> bool:
+        return len(self.state.running) >= self.state.slots
+
+    def wake(self, wakeup: Wakeup) -> None:
         match wakeup:
             case Wakeup.PENDING:
                 self.work.notify()

@@ -23,6 +23,7 @@ from continuum.model import (
     Wakeup,
     WorkerReport,
 )
+from tests.support.listener import listening
 
 HELLO = NewTask(code="print('hello')")
 
@@ -115,7 +116,7 @@ async def test_an_outcome_is_written_once_and_stands(database: Database) -> None
     assert record.started is not None
     assert record.finished is not None
     assert record.finished >= record.started
-    assert (await database.statistics()).completed == 1
+    assert (await database.statistics(latest=True)).completed == 1
 
 
 async def test_only_the_holder_of_the_current_attempt_may_write(database: Database) -> None:
@@ -190,7 +191,7 @@ async def test_an_expired_lease_goes_back_to_pending_until_its_attempts_are_used
     (record,) = await database.fetch([task_id])
     assert record.status == Status.FAILED
     assert (record.last_error or "").startswith("Timeout/Crash: ")
-    assert (await database.statistics()).failed == 1
+    assert (await database.statistics(latest=True)).failed == 1
     assert await database.recover("janitor") == Recovered()
 
 
@@ -244,7 +245,7 @@ async def test_cancelling_depends_on_how_far_a_task_is(database: Database) -> No
     assert (await database.heartbeat("one", [tasks[running].lease], lease=30)).cancelled == {tasks[running].lease}
     records = await database.fetch([pending, running, done])
     assert [record.status for record in records] == ["cancelled", "processing", "completed"]
-    assert (await database.statistics()).cancelled == 1
+    assert (await database.statistics(latest=True)).cancelled == 1
 
 
 @pytest.mark.parametrize("way", ["retry", "release", "expire"])
@@ -262,7 +263,7 @@ async def test_a_task_asked_to_stop_is_never_tried_again(database: Database, way
     (record,) = await database.fetch([task_id])
     assert record.status == Status.CANCELLED
     assert record.finished is not None
-    assert (await database.statistics()).cancelled == 1
+    assert (await database.statistics(latest=True)).cancelled == 1
 
 
 async def test_partial_output_can_be_read_while_a_task_runs(database: Database) -> None:
@@ -306,7 +307,7 @@ async def test_what_cannot_be_stored_is_refused_with_its_reason_and_nothing_is_s
 ) -> None:
     with pytest.raises(InvalidTask, match=complaint):
         await database.submit([HELLO, task])
-    assert (await database.statistics()).total == 0
+    assert (await database.statistics(latest=True)).total == 0
 
 
 async def test_a_payload_of_ten_megabytes_goes_through_unharmed(database: Database) -> None:
@@ -326,7 +327,7 @@ async def test_workers_are_known_while_they_report_and_after_they_signed_off(dat
         "one": (True, 2),
         "two": (True, 0),
     }
-    statistics = await database.statistics()
+    statistics = await database.statistics(latest=True)
     assert (statistics.workers, statistics.throughput_tasks_per_hour) == (2, 9.0)
     await database.sign_off("one")
     assert {worker.id: worker.alive for worker in await database.workers()} == {"one": False, "two": True}
@@ -344,7 +345,7 @@ async def test_statistics_count_open_tasks_and_total_the_finished_ones(database:
     tasks = await database.claim("one", 4, lease=30)
     await database.complete("one", [completed(tasks[0]), failed(tasks[1]), retry(tasks[2])])
     await database.cancel(ids[5])
-    seen = await database.statistics()
+    seen = await database.statistics(latest=True)
     assert (seen.pending, seen.scheduled, seen.running) == (1, 1, 1)
     assert (seen.completed, seen.failed, seen.cancelled, seen.total) == (1, 1, 1, 6)
     assert seen.avg_execution_seconds >= 0
@@ -359,17 +360,14 @@ async def test_finished_tasks_are_purged_when_they_are_old_and_open_ones_never(d
     assert await database.purge(0.01, limit=1) == 1
     assert await database.purge(0.01) == 1
     assert await database.purge(0.01) == 0
-    statistics = await database.statistics()
+    statistics = await database.statistics(latest=True)
     assert (statistics.pending, statistics.completed) == (1, 2), "retention does not lower the totals"
 
 
 async def test_a_listener_is_woken_by_work(database: Database) -> None:
-    async with database.wakeups() as wakeups:
+    async with listening(database) as listener:
         await database.submit([HELLO])
-        with trio.fail_after(5):
-            async for wakeup in wakeups:
-                if wakeup is Wakeup.PENDING:
-                    break
+        await listener.woken(of=Wakeup.PENDING)
 
 
 async def test_an_applied_schema_fits_and_may_be_applied_again(database: Database) -> None:

@@ -155,7 +155,7 @@ class StuckDatabase(MemoryDatabase):
         super().__init__()
         self.asked = trio.Event()
 
-    async def statistics(self):  # type: ignore[no-untyped-def]
+    async def statistics(self, *, latest: bool = False):  # type: ignore[no-untyped-def]
         self.asked.set()
         await trio.sleep_forever()
 
@@ -190,7 +190,7 @@ async def test_it_stops_in_time_while_a_client_asks_and_never_reads() -> None:
 
 async def test_a_request_under_way_is_answered_before_it_stops() -> None:
     class AskedDatabase(StuckDatabase):
-        async def statistics(self):  # type: ignore[no-untyped-def]
+        async def statistics(self, *, latest: bool = False):  # type: ignore[no-untyped-def]
             self.asked.set()
             await trio.sleep(0.1)
             return await MemoryDatabase.statistics(self)

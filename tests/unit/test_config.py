@@ -53,6 +53,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "max_priority": 0,
         "polling_interval": 5.0,
         "wakeup": "auto",
+        "wakeup_feeds": 8,
         "lease_seconds": 30.0,
         "task_timeout": 3600.0,
         "shutdown_grace": 25.0,

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.memory import MemoryDatabase
+from continuum.db.protocol import Listener
 from continuum.model import (
     RETRY_CAP,
     ClaimedTask,
@@ -518,18 +519,11 @@ async def test_a_listener_that_breaks_is_replaced_and_missed_work_is_looked_for(
     class Breaking(MemoryDatabase):
         entered = 0
 
-        @asynccontextmanager
-        async def wakeups(self) -> AsyncIterator[AsyncIterator[Wakeup]]:
+        async def listen(self, listener: Listener) -> None:
             self.entered += 1
-
-            async def stream() -> AsyncIterator[Wakeup]:
-                for moment in (30, None):
-                    if moment is None:
-                        raise DatabaseUnavailable("broken")
-                    await trio.sleep(moment)
-                    yield Wakeup.PENDING
-
-            yield stream()
+            listener.wake(Wakeup.PENDING)
+            await trio.sleep(30)
+            raise DatabaseUnavailable("broken")
 
     database = Breaking()
     wakeups = make_wakeups(database, state)

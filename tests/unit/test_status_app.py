@@ -32,7 +32,7 @@ class CountingDatabase(MemoryDatabase):
     asked = 0
     delay = 0.0
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, latest: bool = False) -> Statistics:
         self.asked += 1
         await trio.sleep(self.delay)
         return await super().statistics()
@@ -202,7 +202,7 @@ async def test_errors_are_json() -> None:
 
 async def test_a_failure_of_ours_is_json_without_a_traceback() -> None:
     class BrokenDatabase(MemoryDatabase):
-        async def statistics(self) -> Statistics:
+        async def statistics(self, *, latest: bool = False) -> Statistics:
             raise ZeroDivisionError("a secret detail")
 
     answer = await client(BrokenDatabase()).get("/global-status")

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.memory import MemoryDatabase
-from continuum.model import ClaimedTask, Completion, Ending, Lease, NewTask, Outcome, Recovered, Status
+from continuum.model import ClaimedTask, Completion, Ending, Lease, NewTask, Outcome, Recovered, Status, Wakeup
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
@@ -34,6 +34,7 @@ from continuum.telemetry.instruments import Instruments
 from continuum.telemetry.tracing import own_tracer
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import settings
+from tests.support.listener import listening
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -286,10 +287,9 @@ async def test_database_calls_are_timed_by_verb_and_failures_named(recorded: Rec
 
 async def test_a_timed_database_still_wakes_its_listeners(recorded: Recorded) -> None:
     timed = recorded.telemetry.timed_database(MemoryDatabase())
-    async with timed.wakeups() as wakeups:
+    async with listening(timed) as listener:
         await timed.submit([NewTask(code="pass")])
-        with trio.fail_after(5):
-            assert await anext(wakeups) is not None
+        assert await listener.woken() is Wakeup.PENDING
 
 
 async def test_cold_starts_are_timed_by_backend(recorded: Recorded, autojump_clock: trio.testing.MockClock) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from continuum.config import Settings
 from continuum.db.cockroach import COCKROACH
@@ -50,9 +51,8 @@ async def open_database(
 
 
 def conninfo_of(settings: Settings, application: str) -> str:
-    """The settings as a libpq connection string. It holds the password: never log it."""
-    base = settings.database_url.get_secret_value() if settings.database_url else ""
-    parts: dict[str, str | int] = {
+    """The settings as a libpq connection string; what DATABASE_URL says wins. It holds the password: never log it."""
+    parts: dict[str, Any] = {
         "application_name": application,
         "connect_timeout": CONNECT_TIMEOUT,
         "tcp_user_timeout": 10_000,
@@ -60,7 +60,9 @@ def conninfo_of(settings: Settings, application: str) -> str:
         "keepalives_interval": 5,
         "keepalives_count": 3,
     }
-    if not base:
+    if settings.database_url:
+        parts |= conninfo_to_dict(settings.database_url.get_secret_value())
+    else:
         parts |= {
             "host": ",".join(settings.db_host),
             "port": ",".join(map(str, settings.db_port)),
@@ -70,10 +72,10 @@ def conninfo_of(settings: Settings, application: str) -> str:
         }
         if "db_sslmode" in settings.model_fields_set:  # else libpq's own PGSSLMODE, which the first version used
             parts["sslmode"] = settings.db_sslmode
-        if len(settings.db_host) > 1:
-            parts["load_balance_hosts"] = "random"
         for name in ("sslrootcert", "sslcert", "sslkey"):
             path = getattr(settings, f"db_{name}")
             if path is not None:
                 parts[name] = str(path)
-    return make_conninfo(base, **parts)
+    if "," in str(parts.get("host", "")):
+        parts.setdefault("load_balance_hosts", "random")
+    return make_conninfo("", **parts)

@@ -19,6 +19,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from functools import cache
+from math import inf
 from typing import Any, NamedTuple
 
 import trio
@@ -166,6 +167,7 @@ class ShardedClaims:
         self._first_shard = random.randrange(SHARDS)  # noqa: S311 - to spread the workers
         self._heads: dict[int, Position] = {}
         self._heads_until = 0.0
+        self._unseen = inf
         self._survey_all_at = 0.0
         self._hints: deque[Entry] = deque(maxlen=SURVEY_LIMIT)
         self._failure: DatabaseUnavailable | None = None
@@ -198,17 +200,17 @@ class ShardedClaims:
             await self._claim_entries(claimed, parameters, self._take_hints(parameters))
             if claimed:
                 return
-        surveyed = False
-        while len(claimed) < limit:
+        idle = False
+        while len(claimed) < limit and not idle:
+            before = len(claimed)
             if not self._heads or trio.current_time() >= self._heads_until:
-                if surveyed:
-                    return
-                surveyed = True
                 found = await self._survey(parameters)
                 if len(found) < SURVEY_LIMIT:
                     await self._claim_entries(claimed, parameters, found)
                     return
-            await self._claim_from_best_shard(claimed, parameters)
+            while self._heads and len(claimed) < limit:
+                await self._claim_from_best_shard(claimed, parameters)
+            idle = len(claimed) == before
 
     async def _survey(self, parameters: Mapping[str, Any]) -> list[Entry]:
         """Read a short queue whole, or the heads of a long one."""
@@ -221,6 +223,7 @@ class ShardedClaims:
         if not complete:
             heads = [Entry(*row) for row in await self._run(heads_statement(count), {**parameters, **marks})]
             self._heads = {head.shard: Position(head.priority, head.id) for head in heads}
+            self._unseen = inf
         now = trio.current_time()
         until = now + min(SURVEY_AT_MOST, max(SURVEY_AT_LEAST, SURVEY_COST * (now - began)))
         self._heads_until = until
@@ -247,18 +250,27 @@ class ShardedClaims:
             random.shuffle(left)
 
     async def _claim_from_best_shard(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
-        shard = min(self._heads, key=lambda each: (self._heads[each].priority, (each - self._first_shard) % SHARDS))
+        """Claim from the part whose head comes first, as far as nothing that another part holds comes before."""
+        shard = self._best_shard()
+        others = [head.priority for each, head in self._heads.items() if each != shard]
+        up_to = min([parameters["max_priority"], *others])
         wanted = parameters["limit"] - len(claimed)
         count, marks = self._marks.parameters()
-        found = await self._run(
-            claim_shard_statement(count), {**parameters, **marks, "shard": shard, "limit": wanted}, writes=True
-        )
+        where = {"shard": shard, "limit": wanted, "max_priority": up_to}
+        found = await self._run(claim_shard_statement(count), {**parameters, **marks, **where}, writes=True)
         self._add(claimed, found)
-        if len(found) < wanted:
-            del self._heads[shard]
-        else:
+        if len(found) == wanted:
             self._heads[shard] = Position(*statements.claim_order(found[-1]))
             self._first_shard = shard
+            return
+        del self._heads[shard]
+        if up_to < parameters["max_priority"]:
+            self._unseen = min(self._unseen, up_to + 1)
+        if self._heads and self._heads[self._best_shard()].priority > self._unseen:
+            self._heads.clear()
+
+    def _best_shard(self) -> int:
+        return min(self._heads, key=lambda each: (self._heads[each].priority, (each - self._first_shard) % SHARDS))
 
     def _add(self, claimed: Rows, found: Rows) -> None:
         for row in found:

@@ -59,10 +59,11 @@ def shared_cockroach() -> Iterator[CockroachServer]:
 @pytest.fixture
 def empty_postgres(shared_postgres: PostgresServer) -> str:
     """The URL of an empty database."""
-    return _create_database(shared_postgres)
+    return create_database(shared_postgres)
 
 
-def _create_database(server: PostgresServer | CockroachServer) -> str:
+def create_database(server: PostgresServer | CockroachServer) -> str:
+    """The URL of a new, empty database."""
     name = f"test_{next(_numbers)}"
     maintenance = "postgres" if isinstance(server, PostgresServer) else "defaultdb"
     with psycopg.connect(server.url_of(maintenance), autocommit=True) as connection:
@@ -93,7 +94,7 @@ def queue_url(request: pytest.FixtureRequest) -> str:
     """Where the test's queue is; empty for the one in memory."""
     if request.param == "memory":
         return ""
-    return _create_database(request.getfixturevalue(f"shared_{request.param}"))
+    return create_database(request.getfixturevalue(f"shared_{request.param}"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import trio
 
-from continuum.db import statements
+from continuum.db import CONNECT_TIMEOUT, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, OutcomeUnknown, SchemaMismatch
 from continuum.db.protocol import Database
@@ -194,6 +194,42 @@ async def test_a_deadline_is_a_deadline_on_a_connection_that_swallows_bytes(serv
             with trio.fail_after(2):
                 await database.ping()
         assert await database.complete("one", [completed(task.id, 1)]) == {task.lease}
+
+
+async def test_a_connection_that_the_server_ended_while_it_rested_is_not_used_for_a_write(
+    postgres: Database, empty_postgres: str
+) -> None:
+    await postgres.submit([HELLO])
+    with psycopg.connect(empty_postgres, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        with trio.fail_after(5):
+            while connection.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchall():
+                await trio.sleep(0.02)
+    assert len(await postgres.claim("one", 1, lease=30)) == 1
+
+
+async def test_a_node_that_hangs_costs_a_second_where_another_one_answers(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "RESTED", 0.0)
+    async with fault_proxy(server.port) as hanging, fault_proxy(server.port) as healthy:
+        hanging.set(Fault.REFUSE)
+        url = f"postgresql://continuum@127.0.0.1:{healthy.port},127.0.0.1:{hanging.port}/continuum"
+        async with open_url(url) as database:
+            await database.migrate()
+            await database.submit([HELLO])
+            healthy.set(Fault.SWALLOW)
+            hanging, healthy = healthy, hanging
+            healthy.set(Fault.NONE)
+            began = trio.current_time()
+            assert len(await database.claim("one", 1, lease=30)) == 1
+            # a second for the connection that rested, and at most CONNECT_TIMEOUT if the one that hangs is tried again
+            assert trio.current_time() - began < pool.ANSWER + CONNECT_TIMEOUT + 1
 
 
 async def test_a_cancelled_call_leaves_the_pool_usable_and_no_query_running(

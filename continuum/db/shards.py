@@ -5,9 +5,9 @@ from the head of a queue passes every task that was ever claimed until its index
 
 - Tasks are spread at random over `SHARDS` parts of the index, in each of which they are in order. A claim is an ordered,
   limited scan of one part, which is all that SKIP LOCKED can do without locking what it does not take.
-- Which part? A worker *surveys* the queue with one small read. A short queue is seen whole, and what comes first is claimed by
-  its keys: exact order, one statement. Of a long one the *heads* of all parts are read now and then; the part with the best
-  priority is next, each worker beginning at another one. Order is exact within a part, and near enough across them.
+- A worker *surveys* the queue with one small read. A short queue is seen whole, and what comes first is claimed by its keys:
+  exact order, one statement. Of a long one it learns the best priority, and claims that from one part after the other,
+  each worker beginning at another one. Anything more urgent is surveyed for meanwhile, and claimed by its keys.
 - Marks: below them, in each priority, is nothing but dead rows, so scans begin there. What may have come back below (a
   retry, a transaction that took its id long before it committed) is found by surveys of everything, at least every
   `SURVEY_AT_MOST` seconds.
@@ -18,8 +18,8 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from math import inf
 from typing import Any, NamedTuple
 
 import trio
@@ -33,7 +33,7 @@ SHARDS = 16
 SURVEY_LIMIT = 32
 """Tasks that a survey reads; a queue with fewer is seen whole."""
 SURVEY_AT_LEAST, SURVEY_AT_MOST = 1.0, 5.0
-"""Seconds between two surveys of everything, and between two readings of the heads: SURVEY_COST times what the last one
+"""Seconds between two surveys of everything, and between two for what is more urgent: SURVEY_COST times what the last one
 took, within these bounds."""
 SURVEY_COST = 50.0
 MARKED_PRIORITIES = 8
@@ -41,16 +41,6 @@ MARKED_PRIORITIES = 8
 SLACK = 1_000_000 << 15
 """How far a mark stays behind the newest id known, for transactions that commit late: 10 s. The upper bits of unique_rowid()
 count 10 microseconds, the lower 15 are the node's."""
-
-
-NO_MARKS: tuple[int, dict[str, int]] = (0, {})
-
-
-class Position(NamedTuple):
-    """A place in one part of the index."""
-
-    priority: int
-    id: int
 
 
 class Entry(NamedTuple):
@@ -85,17 +75,6 @@ def survey_statement(marks: int) -> str:
         SELECT shard, priority, id FROM tasks@tasks_claim
         WHERE shard IN ({shards}) AND {_PENDING} {_beyond(marks)} LIMIT {SURVEY_LIMIT}
 """
-
-
-@cache
-def heads_statement(marks: int) -> str:
-    """Read the first pending task of every part. One scan for each: a join would read the whole index."""
-    return " UNION ALL ".join(
-        f"""(
-        SELECT shard, priority, id FROM tasks@tasks_claim
-        WHERE shard = {shard} AND {_PENDING} {_beyond(marks)} ORDER BY priority, id LIMIT 1)"""
-        for shard in range(SHARDS)
-    )
 
 
 @cache
@@ -137,25 +116,43 @@ class Marks:
             dropped, _ = self._newest.popitem(last=False)
             self._marks.pop(dropped, None)
 
-    def set(self, pending: Iterable[Position], *, complete: bool) -> None:
-        """Learn from a survey of everything.
-
-        pending: what was found; everything (`complete`), or the first tasks of the best priority and maybe others.
-        """
+    def set(self, pending: Iterable[Entry], *, up_to: int) -> None:
+        """Learn from a survey of everything: these are all pending tasks of priorities up to one."""
         lowest: dict[int, int] = {}
-        for priority, task_id in pending:
-            lowest[priority] = min(task_id, lowest.get(priority, task_id))
-        known = self._newest.keys() if complete else self._newest.keys() & {min(lowest, default=None)}
-        for priority in known:
-            behind = self._newest[priority] - SLACK
-            self._marks[priority] = min(behind, lowest.get(priority, behind))
+        for entry in pending:
+            lowest[entry.priority] = min(entry.id, lowest.get(entry.priority, entry.id))
+        for priority, newest in self._newest.items():
+            if priority <= up_to:
+                self._marks[priority] = min(newest - SLACK, lowest.get(priority, newest))
 
-    def parameters(self) -> tuple[int, dict[str, int]]:
-        """How many marks there are, and their values for a statement that was made for so many."""
-        values: dict[str, int] = {}
-        for number, (priority, task_id) in enumerate(sorted(self._marks.items())):
-            values |= {f"mark_priority_{number}": priority, f"mark_id_{number}": task_id}
-        return len(self._marks), values
+    def below(self, priority: int) -> dict[int, int]:
+        """The marks of all more urgent priorities."""
+        return {each: mark for each, mark in self._marks.items() if each < priority}
+
+    def all(self) -> dict[int, int]:
+        return dict(self._marks)
+
+
+def _values(marks: Mapping[int, int]) -> dict[str, int]:
+    """Marks as the parameters of a statement that was made for so many."""
+    values: dict[str, int] = {}
+    for number, (priority, task_id) in enumerate(sorted(marks.items())):
+        values |= {f"mark_priority_{number}": priority, f"mark_id_{number}": task_id}
+    return values
+
+
+@dataclass(slots=True)
+class Backlog:
+    """A long queue, of which this is the best priority.
+
+    floors: by part, the id of the last task claimed there. drained: parts in which nothing of the priority is left.
+    survey_at: when to look for what is more urgent, on Trio's clock.
+    """
+
+    priority: int
+    survey_at: float = 0.0
+    floors: dict[int, int] = field(default_factory=dict)
+    drained: set[int] = field(default_factory=set)
 
 
 class ShardedClaims:
@@ -164,11 +161,9 @@ class ShardedClaims:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._marks = Marks()
-        self._first_shard = random.randrange(SHARDS)  # noqa: S311 - to spread the workers
-        self._heads: dict[int, Position] = {}
-        self._heads_until = 0.0
-        self._unseen = inf
-        self._survey_all_at = 0.0
+        self._backlog: Backlog | None = None
+        self._next_shard = random.randrange(SHARDS)  # noqa: S311 - to spread the workers
+        self._everything_at = 0.0
         self._hints: deque[Entry] = deque(maxlen=SURVEY_LIMIT)
         self._failure: DatabaseUnavailable | None = None
         self._lock = trio.Lock()
@@ -188,50 +183,52 @@ class ShardedClaims:
             try:
                 await self._claim_into(claimed, parameters)
             except DatabaseUnavailable as error:
-                self._heads.clear()
+                self._backlog = None
                 if not claimed:
                     raise
                 self._failure = error
             return sorted(claimed, key=statements.claim_order)
 
     async def _claim_into(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
-        limit = parameters["limit"]
-        if self._hints and not self._heads:
+        if self._hints and self._backlog is None:
             await self._claim_entries(claimed, parameters, self._take_hints(parameters))
             if claimed:
                 return
-        idle = False
-        while len(claimed) < limit and not idle:
+        while len(claimed) < parameters["limit"]:
             before = len(claimed)
-            if not self._heads or trio.current_time() >= self._heads_until:
-                found = await self._survey(parameters)
-                if len(found) < SURVEY_LIMIT:
-                    await self._claim_entries(claimed, parameters, found)
-                    return
-            while self._heads and len(claimed) < limit:
-                await self._claim_from_best_shard(claimed, parameters)
-            idle = len(claimed) == before
+            if self._backlog is None or trio.current_time() >= self._backlog.survey_at:
+                await self._survey(claimed, parameters)
+            if self._backlog is None:
+                return
+            await self._claim_from_backlog(self._backlog, claimed, parameters)
+            if len(claimed) == before:
+                return
 
-    async def _survey(self, parameters: Mapping[str, Any]) -> list[Entry]:
-        """Read a short queue whole, or the heads of a long one."""
+    async def _survey(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
+        """Claim what is few, and find the best priority of what is many."""
         began = trio.current_time()
-        everything = began >= self._survey_all_at
-        count, marks = NO_MARKS if everything else self._marks.parameters()
-        self._heads.clear()
-        found = [Entry(*row) for row in await self._run(survey_statement(count), {**parameters, **marks})]
-        complete = len(found) < SURVEY_LIMIT
-        if not complete:
-            heads = [Entry(*row) for row in await self._run(heads_statement(count), {**parameters, **marks})]
-            self._heads = {head.shard: Position(head.priority, head.id) for head in heads}
-            self._unseen = inf
+        everything = began >= self._everything_at
+        marks = {} if everything else self._marks.all()
+        if everything and self._backlog is not None:
+            self._backlog.floors.clear()
+            self._backlog.drained.clear()
+        up_to = parameters["max_priority"] if self._backlog is None else self._backlog.priority - 1
+        found: list[Entry] = []
+        while up_to >= parameters["min_priority"]:
+            where = {**parameters, **_values(marks), "max_priority": up_to}
+            found = [Entry(*row) for row in await self._run(survey_statement(len(marks)), where)]
+            if len(found) < SURVEY_LIMIT:
+                break
+            self._backlog = Backlog(min(entry.priority for entry in found))
+            up_to = self._backlog.priority - 1
         now = trio.current_time()
-        until = now + min(SURVEY_AT_MOST, max(SURVEY_AT_LEAST, SURVEY_COST * (now - began)))
-        self._heads_until = until
+        next_time = now + min(SURVEY_AT_MOST, max(SURVEY_AT_LEAST, SURVEY_COST * (now - began)))
         if everything:
-            self._survey_all_at = until
-            positions = [Position(e.priority, e.id) for e in found] if complete else self._heads.values()
-            self._marks.set(positions, complete=complete)
-        return found
+            self._everything_at = next_time
+            self._marks.set(found, up_to=up_to)
+        if self._backlog is not None:
+            self._backlog.survey_at = next_time
+        await self._claim_entries(claimed, parameters, found)
 
     async def _claim_entries(self, claimed: Rows, parameters: Mapping[str, Any], entries: list[Entry]) -> None:
         """Claim the first of these tasks; where others were quicker, once more among the rest, in no order."""
@@ -249,28 +246,27 @@ class ShardedClaims:
             self._add(claimed, await self._run(CLAIM_KEYS, {**parameters, **keys}, writes=True))
             random.shuffle(left)
 
-    async def _claim_from_best_shard(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
-        """Claim from the part whose head comes first, as far as nothing that another part holds comes before."""
-        shard = self._best_shard()
-        others = [head.priority for each, head in self._heads.items() if each != shard]
-        up_to = min([parameters["max_priority"], *others])
-        wanted = parameters["limit"] - len(claimed)
-        count, marks = self._marks.parameters()
-        where = {"shard": shard, "limit": wanted, "max_priority": up_to}
-        found = await self._run(claim_shard_statement(count), {**parameters, **marks, **where}, writes=True)
-        self._add(claimed, found)
-        if len(found) == wanted:
-            self._heads[shard] = Position(*statements.claim_order(found[-1]))
-            self._first_shard = shard
-            return
-        del self._heads[shard]
-        if up_to < parameters["max_priority"]:
-            self._unseen = min(self._unseen, up_to + 1)
-        if self._heads and self._heads[self._best_shard()].priority > self._unseen:
-            self._heads.clear()
-
-    def _best_shard(self) -> int:
-        return min(self._heads, key=lambda each: (self._heads[each].priority, (each - self._first_shard) % SHARDS))
+    async def _claim_from_backlog(self, backlog: Backlog, claimed: Rows, parameters: Mapping[str, Any]) -> None:
+        """Claim from one part after the other, until there is enough or all are drained."""
+        while len(backlog.drained) < SHARDS:
+            wanted = parameters["limit"] - len(claimed)
+            if wanted == 0:
+                return
+            shard = self._next_shard
+            self._next_shard = (shard + 1) % SHARDS
+            if shard in backlog.drained:
+                continue
+            marks = self._marks.below(backlog.priority)
+            if shard in backlog.floors:
+                marks[backlog.priority] = backlog.floors[shard]
+            where = {**_values(marks), "shard": shard, "limit": wanted, "max_priority": backlog.priority}
+            found = await self._run(claim_shard_statement(len(marks)), {**parameters, **where}, writes=True)
+            self._add(claimed, found)
+            if len(found) < wanted:
+                backlog.drained.add(shard)
+            else:
+                _, backlog.floors[shard] = statements.claim_order(found[-1])
+        self._backlog = None
 
     def _add(self, claimed: Rows, found: Rows) -> None:
         for row in found:

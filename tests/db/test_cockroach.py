@@ -16,7 +16,7 @@ import trio
 from continuum.db import changefeed, cockroach, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.protocol import Database
-from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, heads_statement, survey_statement
+from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, survey_statement
 from continuum.db.validation import INTEGER
 from continuum.model import NewTask, Wakeup
 from tests.db.conftest import create_database, open_url
@@ -263,7 +263,6 @@ _CLAIM = {"worker": "w", "limit": 5, "lease": 30.0, "shard": 3, **_BOUNDS, **_MA
 _LEASES = {"ids": [1, 2], "attempts": [1, 1]}
 PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
     **{f"survey, {n} marks": (survey_statement(n), _CLAIM, "tasks_claim") for n in (0, 1, 3)},
-    **{f"heads, {n} marks": (heads_statement(n), _CLAIM, "tasks_claim") for n in (0, 1, 3)},
     **{f"claim, {n} marks": (claim_shard_statement(n), _CLAIM, "tasks_claim") for n in (0, 1, 3)},
     "claim by keys": (CLAIM_KEYS, _CLAIM | {"shards": [1, 2], "priorities": [0, 0], "ids": [1, 2]}, "tasks_claim"),
     "promote": (statements.PROMOTE, {"limit": 1000}, "tasks_scheduled"),

@@ -287,5 +287,7 @@ def write(path: Path, events: Iterable[Event]) -> None:
 
 def read(folder: Path) -> list[Event]:
     """All that the witnesses of a folder have written, in order of time."""
-    events = [_ADAPTER.validate_json(line) for path in folder.glob("*.jsonl") for line in path.open("rb")]
+    events = [
+        _ADAPTER.validate_json(line) for path in folder.glob("*.jsonl") for line in path.read_bytes().splitlines()
+    ]
     return sorted(events, key=lambda event: event.at)

@@ -1,0 +1,149 @@
+"""Histories that nobody lived through, of a random shape, in which no law is broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, TypeVar
+
+from continuum.model import Lease
+from tests.chaos.history import (
+    Accepted,
+    Claimed,
+    Counted,
+    Event,
+    Extended,
+    FaultBegan,
+    FaultEnded,
+    GivingBack,
+    Kept,
+    Looked,
+    Offered,
+    Row,
+    Seen,
+    Started,
+    Stopped,
+    Submitted,
+    WorkerEnded,
+    WorkerStarted,
+    Written,
+)
+
+E = TypeVar("E", bound=Event)
+
+LEASE = 10.0
+SLOTS = 4
+LIVING, DYING = "living", "dying"
+DEATH = 1_000.0
+"""When `DYING` is killed, long after its last claim; the other one lives to the end."""
+
+
+@dataclass
+class _Forgery:
+    """One task after another on one clock, each with attempts that end in one of the ways that there are."""
+
+    random: Random
+    events: list[Event] = field(default_factory=list)
+    rows: dict[int, Row] = field(default_factory=dict)
+    now: float = 0.0
+
+    def tell(self, kind: type[E], **values: Any) -> E:
+        self.now += self.random.uniform(0.001, 0.01)
+        event = kind(at=self.now, wall=self.now, **values)
+        self.events.append(event)
+        return event
+
+    def look(self, *changed: Row) -> None:
+        began = self.now
+        for row in changed:
+            self.rows[row.task_id] = row
+            self.tell(Seen, row=row)
+        self.tell(Looked, began=began, terminal=sum(row.terminal for row in self.rows.values()))
+
+    def task(self, task_id: int) -> None:
+        key = f"key-{task_id}"
+        if self.random.random() < 0.3:
+            self.tell(Submitted, key=key, payload="{}", began=self.now, answer="unknown")
+        self.tell(Submitted, key=key, payload="{}", began=self.now, answer="acknowledged", task_id=task_id)
+        row = Row(task_id, key, "pending", 0, 0, None, None, None, None, True)
+        self.look(row)
+        while not self.rows[task_id].terminal:
+            self.attempt(self.rows[task_id])
+
+    def attempt(self, before: Row) -> None:
+        worker = self.random.choice([LIVING, LIVING, DYING])
+        lease = Lease(before.task_id, before.attempt + 1)
+        self.tell(Claimed, worker=worker, began=self.now, seconds=LEASE, leases=(lease,))
+        row = before._replace(status="processing", attempt=lease.attempt, worker=worker, due=False)
+        self.look(row)
+        ways = [self.complete, self.complete, self.give_back, self.retry, self.lose]
+        self.random.choice(ways)(row, worker)
+
+    def run(self, row: Row, worker: str, *, interrupted: bool = False) -> str:
+        output = f"output of {row.task_id} {row.attempt}"
+        self.tell(Started, worker=worker, lease=row.lease)
+        self.tell(Extended, worker=worker, began=self.now, seconds=LEASE, kept=(row.lease,), lost=())
+        self.tell(Stopped, worker=worker, lease=row.lease, interrupted=interrupted, output=output)
+        return output
+
+    def offer(self, row: Row, worker: str, status: str, output: str) -> None:
+        self.tell(Offered, worker=worker, outcomes=(Accepted(*row.lease, status, output),))
+
+    def answer(self, row: Row, worker: str, *, stands: bool) -> None:
+        leases = (row.lease,)
+        self.tell(
+            Written, worker=worker, began=self.now,
+            standing=leases if stands else (), lost=() if stands else leases,
+        )  # fmt: skip
+
+    def complete(self, row: Row, worker: str) -> None:
+        output = self.run(row, worker)
+        self.offer(row, worker, "completed", output)
+        if worker == LIVING or self.random.random() < 0.5:
+            self.answer(row, worker, stands=True)
+        self.look(row._replace(status="completed", output=output, finished=str(self.now), last_error=None))
+
+    def retry(self, row: Row, worker: str) -> None:
+        output = self.run(row, worker)
+        self.offer(row, worker, "pending", output)
+        self.answer(row, worker, stands=True)
+        self.look(row._replace(status="pending", output=output, worker=None, due=False))
+
+    def give_back(self, row: Row, worker: str) -> None:
+        self.run(row, worker, interrupted=True)
+        self.tell(GivingBack, worker=worker, leases=(row.lease,))
+        self.look(row._replace(status="pending", worker=None, released=row.released + 1, due=True))
+
+    def lose(self, row: Row, worker: str) -> None:
+        """The lease expires while the script runs, and another attempt begins before it ends."""
+        self.tell(Started, worker=worker, lease=row.lease)
+        self.tell(FaultBegan, name="away", outage=True)
+        self.now += LEASE
+        self.tell(FaultEnded, name="away")
+        self.look(row._replace(status="pending", worker=None, last_error="Timeout/Crash: worker", due=False))
+        self.attempt(self.rows[row.task_id])
+        output = f"output of {row.task_id} {row.attempt}"
+        self.tell(Stopped, worker=worker, lease=row.lease, interrupted=False, output=output)
+        self.offer(row, worker, "completed", output)
+        self.answer(row, worker, stands=False)
+
+    def end(self) -> None:
+        self.now = max(self.now, DEATH)
+        self.tell(WorkerEnded, worker=DYING, killed=True)
+        self.look()
+        for row in self.rows.values():
+            self.tell(Kept, row=row, payload="{}")
+        self.tell(Counted, completed=len(self.rows), failed=0, cancelled=0)
+        self.tell(WorkerEnded, worker=LIVING, killed=False, exit_code=0)
+
+
+def forge(random: Random, tasks: int = 5) -> list[Event]:
+    """A history in which no law was broken."""
+    forgery = _Forgery(random)
+    for worker in (LIVING, DYING):
+        forgery.tell(WorkerStarted, worker=worker, pid=1, slots=SLOTS)
+    for task_id in range(1, tasks + 1):
+        forgery.task(task_id)
+    forgery.tell(Submitted, key="nowhere", payload="{}", began=forgery.now, answer="unknown")
+    forgery.end()
+    return forgery.events

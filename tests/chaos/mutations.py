@@ -1,0 +1,269 @@
+"""Changes to a forged history, each of which breaks one law in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any, TypeVar
+
+from continuum.model import Lease
+from tests.chaos.forge import LEASE, LIVING
+from tests.chaos.history import (
+    Accepted,
+    Claimed,
+    Counted,
+    Event,
+    Extended,
+    Kept,
+    Looked,
+    Offered,
+    Row,
+    Seen,
+    Started,
+    Stopped,
+    Submitted,
+    WorkerEnded,
+    Written,
+)
+
+E = TypeVar("E", bound=Event)
+
+Mutation = Callable[[list[Event], Random], list[Event]]
+
+
+def one(events: Sequence[Event], kind: type[E], random: Random, **wanted: Any) -> E:
+    """Some event of a kind, with these attributes."""
+    found = [
+        event for event in events
+        if isinstance(event, kind) and all(getattr(event, name) == value for name, value in wanted.items())
+    ]  # fmt: skip
+    return random.choice(found)
+
+
+def swap(events: Sequence[Event], old: Event, *new: Event) -> list[Event]:
+    """The history with one event replaced, in order of time."""
+    others = [event for event in events if event is not old]
+    return sorted([*others, *new], key=lambda event: event.at)
+
+
+def _kept(events: list[Event], random: Random) -> Kept:
+    """Some task's record."""
+    return one(events, Kept, random)
+
+
+def _claim(events: list[Event], random: Random) -> Claimed:
+    """The claim that led to some task's record."""
+    lease = _kept(events, random).row.lease
+    return one(events, Claimed, random, leases=(lease,))
+
+
+def _offer(events: list[Event], random: Random) -> Offered:
+    """The outcome in some task's record."""
+    lease = _kept(events, random).row.lease
+    return one([e for e in events if isinstance(e, Offered) and e.outcomes[0].lease == lease], Offered, random)
+
+
+def terminal_record_changes(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, replace(kept, row=kept.row._replace(finished="later")))
+
+
+def terminal_record_is_left(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    look = [event for event in events if isinstance(event, Looked)][-1]
+    seen = Seen(at=look.at - 1e-6, wall=0, row=kept.row._replace(status="pending", finished=None))
+    return swap(events, look, seen, look)
+
+
+def output_of_nobody(events: list[Event], random: Random) -> list[Event]:
+    offer = _offer(events, random)
+    other = offer.outcomes[0]._replace(output="another")
+    return swap(events, offer, replace(offer, outcomes=(other,)))
+
+
+def two_attempts_stand(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    lease = kept.row.lease._replace(attempt=kept.row.attempt + 1)
+    at = events[-1].at
+    return [
+        *events,
+        Offered(at=at, wall=0, worker=LIVING, outcomes=(Accepted(*lease, "completed", "again"),)),
+        Written(at=at, wall=0, worker=LIVING, began=at, standing=(lease,), lost=()),
+    ]
+
+
+def stale_write_stands(events: list[Event], random: Random) -> list[Event]:
+    offer = _offer(events, random)
+    (outcome,) = offer.outcomes
+    at = events[-1].at
+    newer = outcome.lease._replace(attempt=outcome.attempt + 1)
+    return [
+        *events,
+        Claimed(at=at, wall=0, worker="other", began=at, seconds=LEASE, leases=(newer,)),
+        Written(at=at + 2, wall=0, worker=offer.worker, began=at + 1, standing=(outcome.lease,), lost=()),
+    ]
+
+
+def terminal_state_counted_twice(events: list[Event], random: Random) -> list[Event]:
+    counted = one(events, Counted, random)
+    return swap(events, counted, replace(counted, completed=counted.completed + 1))
+
+
+def lease_granted_twice(events: list[Event], random: Random) -> list[Event]:
+    claim = _claim(events, random)
+    return swap(events, claim, claim, replace(claim, worker="other"))
+
+
+def live_lease_taken(events: list[Event], random: Random) -> list[Event]:
+    claim = _claim(events, random)
+    (lease,) = claim.leases
+    taken = replace(claim, worker="other", at=claim.at + 1e-6, leases=(lease._replace(attempt=lease.attempt + 1),))
+    return swap(events, claim, claim, taken)
+
+
+def attempt_falls(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, replace(kept, row=kept.row._replace(attempt=kept.row.attempt - 1)))
+
+
+def runs_twice(events: list[Event], random: Random) -> list[Event]:
+    started = one(events, Started, random)
+    return swap(events, started, started, replace(started, at=started.at + 1e-6))
+
+
+def runs_unclaimed(events: list[Event], random: Random) -> list[Event]:
+    started = one(events, Started, random)
+    return swap(events, started, replace(started, worker="other"))
+
+
+def runs_beside_a_live_lease(events: list[Event], random: Random) -> list[Event]:
+    claim = _claim(events, random)
+    (lease,) = claim.leases
+    started = one(events, Started, random, lease=lease)
+    beside = replace(started, at=started.at + 1e-6, lease=lease._replace(attempt=lease.attempt + 1))
+    return swap(events, started, started, beside)
+
+
+def later_lease_is_extended_past(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    at = events[-1].at
+    stale = kept.row.lease._replace(attempt=kept.row.attempt - 1)
+    return [*events, Extended(at=at, wall=0, worker="other", began=at, seconds=LEASE, kept=(stale,), lost=())]
+
+
+def outcome_never_offered(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    stopped = one(events, Stopped, random, lease=kept.row.lease)
+    return swap(events, stopped, replace(stopped, worker=LIVING, lease=Lease(kept.row.task_id, 99)))
+
+
+def outcome_never_answered(events: list[Event], random: Random) -> list[Event]:
+    at = events[-1].at
+    kept = _kept(events, random)
+    return [*events, Offered(at=at, wall=0, worker=LIVING, outcomes=(Accepted(kept.row.task_id, 99, "pending", ""),))]
+
+
+def outcome_thrown_away(events: list[Event], random: Random) -> list[Event]:
+    offer = _offer(events, random)
+    at = offer.at + 1e-6
+    lost = Written(at=at, wall=0, worker=offer.worker, began=at, standing=(), lost=(offer.outcomes[0].lease,))
+    return swap(events, offer, offer, lost)
+
+
+def standing_outcome_vanishes(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    at = events[-1].at
+    newer = kept.row.lease._replace(attempt=kept.row.attempt + 1)
+    return [
+        *events,
+        Offered(at=at, wall=0, worker=LIVING, outcomes=(Accepted(*newer, "pending", "x"),)),
+        Written(at=at, wall=0, worker=LIVING, began=at, standing=(newer,), lost=()),
+    ]
+
+
+def _later(event: E, seconds: float) -> E:
+    moments: dict[str, Any] = {
+        name: getattr(event, name) + seconds for name in ("at", "began") if hasattr(event, name)
+    }  # fmt: skip
+    return replace(event, **moments)
+
+
+def task_is_forgotten(events: list[Event], random: Random) -> list[Event]:
+    """A worker with free slots leaves a task pending for 100 s, and the observer sees it."""
+    claim = one(events, Claimed, random)
+    first = [event for event in events if event.at < claim.at]
+    rest = [_later(event, 100) for event in events if event.at >= claim.at]
+    (lease,) = claim.leases
+    row = Row(lease.task_id, f"key-{lease.task_id}", "pending", lease.attempt - 1, 0, None, None, None, None, True)
+    at = claim.at
+    look = Looked(at=at + 99, wall=0, began=at + 98.9, terminal=0)
+    return [*first, Seen(at=at, wall=0, row=row), look, *rest]
+
+
+def acknowledged_task_is_absent(events: list[Event], random: Random) -> list[Event]:
+    at = events[-1].at
+    return [*events, Submitted(at=at, wall=0, key="gone", payload="{}", began=at, answer="acknowledged", task_id=77)]
+
+
+def task_is_there_twice(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, kept, replace(kept, row=kept.row._replace(task_id=88, status="failed",
+                                                                       last_error="Timeout/Crash: x")))  # fmt: skip
+
+
+def task_of_nobody(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return [e for e in events if not (isinstance(e, Submitted) and e.key == kept.row.key)]
+
+
+def task_is_unfinished(events: list[Event], random: Random) -> list[Event]:
+    at = events[-1].at
+    row = Row(77, "open", "processing", 1, 0, "other", None, None, None, False)
+    submitted = Submitted(at=at, wall=0, key="open", payload="{}", began=at, answer="unknown")
+    return [*events, submitted, Kept(at=at, wall=0, row=row, payload="{}")]
+
+
+def payload_differs(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, replace(kept, payload="[]"))
+
+
+def refused_task_is_there(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return [replace(e, answer="refused") if isinstance(e, Submitted) and e.key == kept.row.key else e for e in events]
+
+
+def worker_breaks(events: list[Event], random: Random) -> list[Event]:
+    ended = one(events, WorkerEnded, random, worker=LIVING)
+    return swap(events, ended, replace(ended, exit_code=1))
+
+
+LAW_1 = (
+    terminal_record_changes,
+    terminal_record_is_left,
+    output_of_nobody,
+    two_attempts_stand,
+    stale_write_stands,
+    terminal_state_counted_twice,
+)
+LAW_2 = (
+    lease_granted_twice,
+    live_lease_taken,
+    attempt_falls,
+    runs_twice,
+    runs_unclaimed,
+    runs_beside_a_live_lease,
+    later_lease_is_extended_past,
+)
+LAW_3 = (outcome_never_offered, outcome_never_answered, outcome_thrown_away, standing_outcome_vanishes)
+LAW_7 = (task_is_forgotten,)
+COMPLETENESS = (
+    acknowledged_task_is_absent,
+    task_is_there_twice,
+    task_of_nobody,
+    task_is_unfinished,
+    payload_differs,
+    refused_task_is_there,
+)
+SURVIVES = (worker_breaks,)

@@ -161,17 +161,17 @@ class MemoryDatabase:
     def _stands(self, worker_id: str, completion: Completion) -> bool:
         """Whether an earlier identical call wrote this outcome."""
         task = self.tasks.get(completion.task_id)
-        return task is not None and (task.attempt, task.status, task.worker_id) == (
-            completion.attempt,
-            completion.status,
-            worker_id if completion.status is not Status.PENDING else None,
-        )
+        if task is None or (task.attempt, task.last_error) != (completion.attempt, completion.last_error):
+            return False
+        if completion.status is Status.PENDING and task.status is Status.PENDING:
+            return True
+        return task.worker_id == worker_id and task.status in (completion.status, Status.CANCELLED)
 
     def _end(
         self, task: TaskRecord, status: Status, error: str | None, retry_in: float | None, **values: object
     ) -> None:
         if status is Status.PENDING and task.cancel_requested:
-            status, error = Status.CANCELLED, "Cancelled before its next attempt"
+            status = Status.CANCELLED
         again = status is Status.PENDING
         self.tasks[task.id] = replace(
             task,

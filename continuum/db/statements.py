@@ -110,10 +110,12 @@ SELECT id, attempt FROM ended
 FIND_STANDING = f"""
 WITH {_OUTCOMES}
 SELECT tasks.id, tasks.attempt FROM tasks JOIN outcome ON tasks.id = outcome.id AND tasks.attempt = outcome.attempt
-WHERE (tasks.worker_id = %(worker)s AND tasks.status IN (outcome.status, 'cancelled'))
-   OR (outcome.status = 'pending' AND tasks.status = 'pending')
+WHERE tasks.last_error IS NOT DISTINCT FROM outcome.last_error
+  AND (tasks.worker_id = %(worker)s AND tasks.status IN (outcome.status, 'cancelled')
+       OR outcome.status = 'pending' AND tasks.status = 'pending')
 """
-"""Which outcomes stand already, because an earlier identical call wrote them and its answer was lost."""
+"""Which outcomes stand already, because an earlier identical call wrote them and its answer was lost. The message tells them
+from an end in the same state that the janitor wrote."""
 
 _HELD = "unnest(%(ids)s::int8[], %(attempts)s::int4[]) AS held (id, attempt)"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -193,6 +194,30 @@ async def test_an_expired_lease_goes_back_to_pending_until_its_attempts_are_used
     assert (record.last_error or "").startswith("Timeout/Crash: ")
     assert (await database.statistics(latest=True)).failed == 1
     assert await database.recover("janitor") == Recovered()
+
+
+@pytest.mark.parametrize(("outcome", "max_attempts"), [(failed, 1), (retry, 3)])
+async def test_an_outcome_does_not_stand_where_the_janitor_ended_the_attempt_in_the_same_way(
+    database: Database, outcome: Callable[[ClaimedTask], Completion], max_attempts: int
+) -> None:
+    (task_id,) = await database.submit([replace(HELLO, max_attempts=max_attempts)])
+    task = await claim_one(database, lease=0.01)
+    await trio.sleep(0.05)
+    assert (await database.recover("janitor")).total == 1
+    (recovered,) = await database.fetch([task_id])
+    assert recovered.status == outcome(task).status
+    assert await database.complete("one", [outcome(task)]) == frozenset()
+    assert await database.fetch([task_id]) == [recovered]
+
+
+@pytest.mark.parametrize("outcome", [failed, retry])
+async def test_a_repeated_outcome_that_did_not_complete_the_task_stands(
+    database: Database, outcome: Callable[[ClaimedTask], Completion]
+) -> None:
+    await database.submit([HELLO])
+    task = await claim_one(database)
+    for _ in range(2):
+        assert await database.complete("one", [outcome(task)]) == {task.lease}
 
 
 async def test_a_lease_that_is_extended_is_not_recovered(database: Database) -> None:

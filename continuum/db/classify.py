@@ -7,7 +7,7 @@
 | 53xxx (no connections, memory or disk), 58xxx (system)      | unavailable                                            |
 | 40001, 40P01 (serialization, deadlock), 55P03 (lock)        | conflict: tried again at once, with jitter             |
 | 40003 (statement completion unknown)                        | unknown outcome                                        |
-| XX000/XXUUU with "try another node", "lease", "breaker"     | unavailable (CockroachDB)                              |
+| XXUUU (CockroachDB has no code for it), XX000 of a dead node | the same: what nodes say when they lose each other     |
 | 25006 (read only: a standby answers), 0A000 of a standby    | unavailable: another host may be the primary           |
 | 42P01, 42703, 3F000 (no such table, column, schema)         | the schema is missing or older                         |
 | 28xxx (password), 3D000 (no such database)                  | unavailable, said plainly                              |
@@ -33,7 +33,8 @@ class Kind(enum.Enum):
 
 _UNAVAILABLE = ("53", "58", "28", "3D")
 _INTERRUPTED = ("08", "57P")
-_NODE = ("try another node", "breaker", "not accepting clients", "result is ambiguous")
+_UNCATEGORIZED = "XXUUU"
+_NODE = ("try another node", "breaker", "not accepting clients", "result is ambiguous", "rpc error")
 
 
 def classify(error: psycopg.Error) -> Kind:
@@ -43,7 +44,7 @@ def classify(error: psycopg.Error) -> Kind:
         return Kind.UNKNOWN if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else Kind.BUG
     if state in ("40001", "40P01", "55P03"):
         return Kind.CONFLICT
-    if state == "40003" or state == "57014" or state.startswith(_INTERRUPTED):
+    if state in ("40003", "57014", _UNCATEGORIZED) or state.startswith(_INTERRUPTED):
         return Kind.UNKNOWN
     if state.startswith(_UNAVAILABLE) or state == "25006":
         return Kind.UNAVAILABLE

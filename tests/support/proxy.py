@@ -22,7 +22,7 @@ class Fault(enum.Enum):
     SWALLOW = "swallow"
     """Connections stay up, new ones are accepted, and no byte passes in either direction any more."""
     CUT_ANSWER = "cut answer"
-    """What the client sends passes; with the server's next answer the connection is reset instead."""
+    """What the client sends passes; in the middle of the server's next answer the connection is reset."""
     DELAY = "delay"
     """Every chunk waits for `delay` seconds."""
 
@@ -85,6 +85,7 @@ class FaultProxy:
         try:
             while data := await source.receive_some(CHUNK):
                 if self._fault is Fault.CUT_ANSWER and answers:
+                    await sink.send_all(data[: len(data) // 2])
                     break
                 while self._fault is Fault.SWALLOW:
                     await self._changed.wait()

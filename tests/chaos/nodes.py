@@ -1,0 +1,119 @@
+"""Faults of a cluster's nodes: killed, hung, drained, restarted, and too many at once."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import trio
+
+from tests.chaos.checker import Rules
+from tests.chaos.plan import Fault, Reporter, every
+
+ONE_NODE = Rules(bound=12.0)
+"""Losing one node is no outage: within this time work goes on. A lease on data passes to another node in 3 to 9 s."""
+NO_QUORUM = Rules(bound=12.0, recovery=20.0)
+LONGEST_HEALING = 90.0
+
+
+class Nodes(Protocol):
+    """Nodes that can be broken, by their names."""
+
+    names: list[str]
+
+    async def kill(self, name: str) -> None: ...
+
+    async def start(self, name: str) -> None:
+        """Start a node that was killed or drained, and return when it serves."""
+        ...
+
+    async def drain(self, name: str) -> None:
+        """End a node in peace."""
+        ...
+
+    async def pause(self, name: str) -> None:
+        """Have a node hang."""
+        ...
+
+    async def resume(self, name: str) -> None: ...
+
+
+class Clustered:
+    """A cluster whose nodes break. `url` names all of them."""
+
+    def __init__(self, url: str, nodes: Nodes, *, interval: float = 5.0, down: float = 3.0) -> None:
+        self.url = self.watching = url
+        self._nodes = nodes
+        self._interval = interval
+        self._down = down
+        self._broken: dict[str, str] = {}
+        self.faults = {
+            fault.name: fault
+            for fault in (
+                Fault("kill", self._kill, ONE_NODE),
+                Fault("hang", self._hang, ONE_NODE),
+                Fault("drain", self._drain, ONE_NODE),
+                Fault("restart", self._restart, ONE_NODE),
+                Fault("quorum", self._lose_quorum, NO_QUORUM),
+            )
+        }
+
+    async def heal(self) -> None:
+        """Resume or start every node that is broken."""
+        with trio.fail_after(LONGEST_HEALING):
+            for name in list(self._broken):
+                await self._mend(name)
+
+    async def _break(self, name: str, how: str) -> None:
+        self._broken[name] = how
+        await getattr(self._nodes, how)(name)
+
+    async def _mend(self, name: str) -> None:
+        await (self._nodes.resume(name) if self._broken[name] == "pause" else self._nodes.start(name))
+        del self._broken[name]
+
+    async def _one_after_another(self, report: Reporter, how: str, said: str, down: float, interval: float) -> None:
+        names = itertools.cycle(self._nodes.names)
+
+        async def act() -> None:
+            name = next(names)
+            began = trio.current_time()
+            async with report.fault(f"{name} {said}"):
+                await self._break(name, how)
+                await trio.sleep_until(began + down)
+                await self._mend(name)
+
+        await trio.sleep(interval / 2)
+        await every(interval, act)
+
+    async def _kill(self, report: Reporter) -> None:
+        """kill -9 of one node after another, each started again a little later."""
+        await self._one_after_another(report, "kill", "killed", self._down, self._interval)
+
+    async def _hang(self, report: Reporter) -> None:
+        """SIGSTOP of one node after another, SIGCONT after a time in which its leases pass on."""
+        await self._one_after_another(report, "pause", "hangs", 4 * self._down, 4 * self._interval)
+
+    async def _drain(self, report: Reporter) -> None:
+        """One node after another is drained and stays away for a while."""
+        await self._one_after_another(report, "drain", "drained", self._down, 3 * self._interval)
+
+    async def _restart(self, report: Reporter) -> None:
+        """A rolling restart: each node is drained and started at once, and the next follows when it serves."""
+        await self._one_after_another(report, "drain", "restarted", 0, 0)
+
+    async def _lose_quorum(self, report: Reporter) -> None:
+        """All nodes but one are killed, and stay away for 15 s."""
+        lost = self._nodes.names[: len(self._nodes.names) // 2 + 1]
+
+        async def act() -> None:
+            await trio.sleep(self._interval)
+            async with report.fault(f"{' and '.join(lost)} killed: no quorum", outage=True):
+                for name in lost:
+                    await self._break(name, "kill")
+                await trio.sleep(5 * self._down)
+                async with trio.open_nursery() as nursery:
+                    for name in lost:
+                        nursery.start_soon(self._mend, name)
+
+        await every(60.0, act)

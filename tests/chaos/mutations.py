@@ -197,8 +197,8 @@ def task_is_forgotten(events: list[Event], random: Random) -> list[Event]:
     (lease,) = claim.leases
     row = Row(lease.task_id, f"key-{lease.task_id}", "pending", lease.attempt - 1, 0, None, None, None, None, True)
     at = claim.at
-    look = Looked(at=at + 99, wall=0, began=at + 98.9, terminal=0)
-    return [*first, Seen(at=at, wall=0, row=row), look, *rest]
+    looks = [Looked(at=at + tick, wall=0, began=at + tick - 0.1, terminal=0) for tick in range(1, 100)]
+    return [*first, Seen(at=at, wall=0, row=row), *looks, *rest]
 
 
 def acknowledged_task_is_absent(events: list[Event], random: Random) -> list[Event]:

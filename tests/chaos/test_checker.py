@@ -58,6 +58,14 @@ def test_a_task_may_wait_through_an_outage() -> None:
     assert checker.NO_WAIT not in {violation.law for violation in check(always, RULES)}
 
 
+def test_a_task_may_wait_while_the_database_answers_nobody() -> None:
+    random = Random(1)
+    broken = mutations.task_is_forgotten(forge.forge(random), random)
+    looks = [event for event in broken if isinstance(event, history.Looked)]
+    silent = [event for event in broken if event not in looks or looks.index(event) % 2]
+    assert checker.NO_WAIT not in {violation.law for violation in check(silent, RULES)}
+
+
 def test_a_task_may_wait_while_every_slot_is_taken() -> None:
     random = Random(2)
     broken = mutations.task_is_forgotten(forge.forge(random), random)

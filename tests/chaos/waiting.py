@@ -1,18 +1,23 @@
 """Law 7 on a history: was there a task that nobody took although somebody could have?
 
 A task waited for certain from when the observer saw it pending until its last look at which nothing had changed. A worker
-could have taken it while it lived with a slot free, and nothing had cut it off from the database.
+could have taken it while it lived with a slot free, nothing had cut it off from the database, and the database answered: it
+did when it answered the observer.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
 from tests.chaos.history import FaultBegan
 from tests.chaos.index import Index, Story
+
+LONGEST_LOOK = 1.5
+"""Seconds from one look to the next while the database answers as it should: they begin half a second apart."""
 
 
 class Span(NamedTuple):
@@ -35,7 +40,7 @@ def forgotten_tasks(index: Index, longest: float, recovery: float) -> Iterator[t
     recovery: seconds after the end of an outage during which nobody is held to anything.
     """
     free = {worker: list(_free_spans(index, worker)) for worker in index.workers}
-    outages = list(_outages(index, recovery))
+    outages = [*_declared_outages(index, recovery), *_witnessed_outages(index, recovery)]
     for story in index.stories.values():
         for waited in _waits(story, index):
             if waited.length <= longest:
@@ -79,12 +84,20 @@ def _free_spans(index: Index, worker: str) -> Iterator[Span]:
         yield Span(since, died)
 
 
-def _outages(index: Index, recovery: float) -> Iterator[Span]:
+def _declared_outages(index: Index, recovery: float) -> Iterator[Span]:
+    """While something was broken that may cut everybody off."""
     for i, fault in enumerate(index.faults):
         if isinstance(fault, FaultBegan) and fault.outage:
             later = index.faults[i + 1 :]
             ended = next((e.at for e in later if not isinstance(e, FaultBegan) and e.name == fault.name), inf)
             yield Span(fault.at, ended + recovery)
+
+
+def _witnessed_outages(index: Index, recovery: float) -> Iterator[Span]:
+    """While the observer had no answer for longer than it ever waits between two looks."""
+    for before, after in pairwise(index.looks):
+        if after.at - before.at > LONGEST_LOOK:
+            yield Span(before.at, after.at + recovery)
 
 
 def _without(span: Span, holes: list[Span]) -> Iterator[Span]:

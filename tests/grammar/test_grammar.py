@@ -1,0 +1,148 @@
+"""CockroachDB's grammar accepts every statement that Continuum sends it, wherever Go is and no server needs to be."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+import trio.testing
+
+from continuum.config import Settings
+from continuum.db import changefeed, cockroach, database, open_database, statements
+from continuum.db.pool import RESTED
+from continuum.db.protocol import Database
+from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
+from continuum.model import Completion, NewTask, PartialOutput, Status, WorkerReport
+from tests.conftest import require
+from tests.grammar.parser import NotBuilt, build, find_go, refused
+from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
+from tests.support.listener import listening
+
+ANSWERS: dict[str, list[Answer]] = {
+    statements.SCHEMA_VERSION: [[(1,)]],
+    statements.RELEASE: [[(0,)]],
+    statements.RELEASE_EXCEPT: [[(0,)]],
+    statements.PROMOTE: [[(0, None)]],
+    statements.INSERT_TASKS: [[(1, "", None)]],
+    statements.FIND_KEYS: [[(2, "", "key")]],
+    cockroach.COCKROACH.statistics: [psycopg.errors.UndefinedTable("it was not there five seconds ago")],
+    statements.statistics(): [[(0,) * 9]],
+    survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
+    cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)]],
+    changefeed.TAKE_PLACE: [[(1,)]],
+    changefeed.KEEP_PLACE: [[(1,)]],
+    changefeed.NOW: [[("1.0",)]],
+    changefeed.FEED: [
+        psycopg.errors.FeatureNotSupported("rangefeeds require the kv.rangefeed.enabled setting"),
+        [(None, None, json.dumps({"resolved": "2.0"}))],
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Recorder]:
+    """What has heard everything that the adapter says to CockroachDB, on a clock that waits for nothing."""
+    recorder = Recorder(ANSWERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "connect", recorder.connect)
+        trio.run(_say_everything, recorder, clock=trio.testing.MockClock(autojump_threshold=0))
+    yield recorder
+    recorder.close()
+
+
+async def _say_everything(recorder: Recorder) -> None:
+    settings = Settings.model_validate({"database_url": "postgresql://nowhere/queue"})
+    async with open_database(settings) as queue:
+        await _use_every_verb(queue)
+        async with listening(queue, running=1):
+            with trio.move_on_after(120):
+                while recorder.not_reached():
+                    await trio.sleep(1)
+
+
+async def _use_every_verb(queue: Database) -> None:
+    task = NewTask(code="print('hello')")
+    await queue.migrate()
+    await queue.check_schema()
+    await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key")])
+    await queue.claim("worker", 1, lease=30)
+    await queue.claim("worker", 1, lease=30)
+    completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)
+    await queue.complete("worker", [completion])
+    await queue.release("worker", [completion.lease])
+    await queue.release_except("worker", [completion.lease])
+    await queue.heartbeat("worker", [completion.lease], lease=30)
+    await queue.progress("worker", [PartialOutput(1, 1, "", "")])
+    await queue.report(WorkerReport("worker", "host", 1, "0", 4, 0, "docker"))
+    await queue.sign_off("worker")
+    await queue.promote()
+    await queue.recover("worker")
+    await queue.expire(86400)
+    await queue.purge(86400)
+    await queue.cancel(1)
+    await queue.fetch([1])
+    await queue.still_open([1])
+    await queue.statistics()
+    await queue.workers()
+    await trio.sleep(RESTED + 1)
+    await queue.ping()
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    """The grammar."""
+    require("go", find_go() is not None, "the grammar of CockroachDB is a Go module: put `go` on PATH")
+    try:
+        return build()
+    except NotBuilt as error:
+        require("go", False, str(error))
+        raise
+
+
+async def test_no_call_that_sends_a_statement_was_left_out(recorder: Recorder) -> None:
+    assert not recorder.not_reached(), "use them in this file, so that what they send is held against the grammar"
+
+
+def test_nobody_but_the_adapter_sends_statements() -> None:
+    sending = {
+        file
+        for file in ADAPTER.parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in SENDERS & {"execute", "executemany", "copy", "stream"}
+        and not ast.unparse(node.func.value).startswith("client")
+    }
+    assert {file.parent for file in sending} == {ADAPTER}
+
+
+async def test_the_grammar_accepts_every_statement(recorder: Recorder, program: Path) -> None:
+    said = dict(recorder.heard)
+    for make in (survey_statement, claim_shard_statement):
+        for marks in range(MARKED_PRIORITIES + 1):
+            said[numbered(make(marks), defaultdict(int))] = f"{make.__name__}({marks})"
+    problems = {said[statement]: why for statement, why in refused(program, list(said)).items()}
+    assert not problems
+
+
+def test_a_wrong_statement_is_told_with_what_is_wrong(program: Path) -> None:
+    right, wrong = "SELECT 1", "SELECT id FROM tasks FOR UPDATE SKIPPED LOCKED"
+    problems = refused(program, [right, wrong, "LISTEN tasks_updated", "SELECT 1; SELECT 2", ""])
+    assert set(problems) == {wrong, "LISTEN tasks_updated", "SELECT 1; SELECT 2", ""}
+    assert 'at or near "skipped"' in problems[wrong]
+    assert problems["SELECT 1; SELECT 2"] == "2 statements instead of one"
+
+
+async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Recorder, program: Path) -> None:
+    spoiled = {statement.replace("SKIP LOCKED", "LOCKED SKIPPED"): name for statement, name in recorder.heard.items()}
+    problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
+    assert problems == {
+        "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
+        "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
+    }  # fmt: skip

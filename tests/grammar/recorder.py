@@ -24,6 +24,8 @@ SENDERS = {"execute", "stream", "run", "_run", "_try"}
 PASSED_THROUGH = ("._run", "._with_connection", "._try")
 """Functions that send what they were given, which says nothing of where it came from."""
 
+PARAMETER = re.compile(r"%(?:%|\((?P<name>\w+)\)s)")
+
 Answer = list[tuple[Any, ...]] | psycopg.Error
 
 
@@ -78,7 +80,12 @@ class Recorder:
             self._lines.add((file, line))
             if not origin and not any(each in function for each in PASSED_THROUGH):
                 origin = function
-        self.heard[numbered(text, parameters)] = origin
+        if parameters is None:
+            self.heard[text] = origin
+        else:
+            missing = set(PARAMETER.findall(text)) - {"", *parameters}
+            assert not missing, f"{origin} gives no value for {missing}"
+            self.heard[numbered(text)] = origin
         scripted = self._answers.get(text, [[]])
         answer = scripted.pop(0) if len(scripted) > 1 else scripted[0]
         if isinstance(answer, psycopg.Error):
@@ -86,20 +93,15 @@ class Recorder:
         return answer
 
 
-def numbered(statement: str, parameters: Mapping[str, object] | None) -> str:
-    """A statement with $1, $2, ... as psycopg sends it."""
-    if parameters is None:
-        return statement
+def numbered(statement: str) -> str:
+    """A statement with parameters as psycopg sends it: with $1, $2, ..."""
     numbers: dict[str, int] = {}
 
     def number(match: re.Match[str]) -> str:
         name = match["name"]
-        if name is None:
-            return "%"
-        assert name in parameters, f"{name} has no value"
-        return f"${numbers.setdefault(name, len(numbers) + 1)}"
+        return "%" if name is None else f"${numbers.setdefault(name, len(numbers) + 1)}"
 
-    return re.sub(r"%(?:%|\((?P<name>\w+)\)s)", number, statement)
+    return PARAMETER.sub(number, statement)
 
 
 def _stack() -> Iterator[tuple[str, int, str]]:

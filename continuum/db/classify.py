@@ -1,28 +1,24 @@
 """Which failures are worth another try: the one place that knows, for both dialects.
 
-| what the server or the driver says                          | what it becomes                                        |
-|-------------------------------------------------------------|--------------------------------------------------------|
-| no sqlstate (connection lost, refused, timed out), 08xxx    | unavailable; unknown outcome when a write was under way |
-| 57P01-57P05 (shutdown, crash, starting), 57014 (cancelled)  | the same                                               |
-| 53xxx (no connections, memory or disk), 58xxx (system)      | unavailable                                            |
-| 40001, 40P01 (serialization, deadlock), 55P03 (lock)        | conflict: tried again at once, with jitter             |
-| 40003 (statement completion unknown)                        | unknown outcome                                        |
-| XXUUU (CockroachDB has no code for it), XX000 of a dead node | the same: what nodes say when they lose each other     |
-| 25006 (read only: a standby answers), 0A000 of a standby    | unavailable: another host may be the primary           |
-| 42P01, 42703, 3F000 (no such table, column, schema)         | the schema is missing or older                         |
-| 28xxx (password), 3D000 (no such database)                  | unavailable, said plainly                              |
-| anything else                                               | a bug; it ends the worker                              |
+docs/reliability.md has the table with what each class leads to; a test holds the two against each other.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import psycopg
 
 
 class Kind(enum.Enum):
-    """What a failure means for the caller."""
+    """What a failure means for the caller.
+
+    UNAVAILABLE: nothing happened; later, or on another node, it may work. UNKNOWN: the same, but a write that was under way
+    may have happened. CONFLICT: nothing happened, and the same again at once may work. SCHEMA: it is missing or older than
+    this version. BUG: the same again fails again.
+    """
 
     UNAVAILABLE = "unavailable"
     UNKNOWN = "unknown"
@@ -31,27 +27,62 @@ class Kind(enum.Enum):
     BUG = "bug"
 
 
-_UNAVAILABLE = ("53", "58", "28", "3D")
-_INTERRUPTED = ("08", "57P")
-_UNCATEGORIZED = "XXUUU"
-_NODE = ("try another node", "breaker", "not accepting clients", "result is ambiguous", "rpc error")
+BY_SQLSTATE: Mapping[str, Kind] = MappingProxyType(
+    {
+        "08": Kind.UNKNOWN,
+        "25006": Kind.UNAVAILABLE,
+        "25P03": Kind.UNKNOWN,
+        "25P04": Kind.UNKNOWN,
+        "28": Kind.UNAVAILABLE,
+        "3D": Kind.UNAVAILABLE,
+        "3F000": Kind.SCHEMA,
+        "40001": Kind.CONFLICT,
+        "40003": Kind.UNKNOWN,
+        "40P01": Kind.CONFLICT,
+        "42703": Kind.SCHEMA,
+        "42P01": Kind.SCHEMA,
+        "53": Kind.UNAVAILABLE,
+        "55P03": Kind.CONFLICT,
+        "57014": Kind.UNKNOWN,
+        "57P": Kind.UNKNOWN,
+        "58": Kind.UNAVAILABLE,
+        "58C": Kind.UNKNOWN,
+        "XXUUU": Kind.UNKNOWN,
+    }
+)
+"""What the server's code, or how it begins, means; the longest that fits counts, and anything else is a bug."""
+
+INTERNAL_BUT_TRANSIENT = (
+    "try another",
+    "not accepting clients",
+    "node unavailable",
+    "communication error",
+    "rpc error",
+    "breaker open",
+    "result is ambiguous",
+)
+"""CockroachDB calls some failures of other nodes internal errors, and says so only in words."""
+
+_MADE_BY_THE_CLIENT = (
+    psycopg.ProgrammingError,
+    psycopg.DataError,
+    psycopg.NotSupportedError,
+    psycopg.InternalError,
+    psycopg.IntegrityError,
+)
 
 
 def classify(error: psycopg.Error) -> Kind:
-    """What an error of the driver means. UNKNOWN means: it may have happened, if the statement writes."""
+    """What an error of the driver means."""
     state = error.sqlstate
     if state is None:
-        return Kind.UNKNOWN if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else Kind.BUG
-    if state in ("40001", "40P01", "55P03"):
-        return Kind.CONFLICT
-    if state in ("40003", "57014", _UNCATEGORIZED) or state.startswith(_INTERRUPTED):
+        # libpq's own words about a connection that is broken, or talks nonsense; psycopg has no finer class for some.
+        return Kind.BUG if isinstance(error, _MADE_BY_THE_CLIENT) else Kind.UNKNOWN
+    if state == "XX000" and any(words in str(error).lower() for words in INTERNAL_BUT_TRANSIENT):
         return Kind.UNKNOWN
-    if state.startswith(_UNAVAILABLE) or state == "25006":
-        return Kind.UNAVAILABLE
-    if state.startswith("XX"):
-        return Kind.UNKNOWN if any(words in str(error) for words in _NODE) else Kind.BUG
-    if state in ("42P01", "42703", "3F000"):
-        return Kind.SCHEMA
+    for length in (5, 3, 2):
+        if state[:length] in BY_SQLSTATE:
+            return BY_SQLSTATE[state[:length]]
     return Kind.BUG
 
 

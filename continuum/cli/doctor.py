@@ -13,6 +13,7 @@ import typer
 from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX
 from continuum.config import Settings
 from continuum.db import open_database
+from continuum.db.advice import advice_on
 from continuum.db.errors import DatabaseError, DatabaseUnavailable
 from continuum.model import Ending, RunRequest
 from continuum.nursery.state import version
@@ -73,7 +74,8 @@ async def _examine_database(settings: Settings) -> list[Finding]:
             await database.check_schema()
             findings.append(Finding("schema", True, "present and current"))
     except DatabaseError as error:
-        advice = f"; {NO_DATABASE}" if isinstance(error, DatabaseUnavailable) else ""
+        unclear = isinstance(error, DatabaseUnavailable) and not advice_on(str(error))
+        advice = f"; {NO_DATABASE}" if unclear else ""
         findings.append(Finding("schema" if findings else "database", False, f"{error}{advice}"))
     return findings
 

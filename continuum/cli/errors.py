@@ -22,6 +22,7 @@ import typer
 
 from continuum.client import TaskNotFound, WaitTimeout
 from continuum.config import ConfigurationError
+from continuum.db.advice import advice_on
 from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
@@ -61,7 +62,8 @@ def explained() -> Iterator[None]:
         cause = only_cause(error)
         for kind, code, hint in _HINTS:
             if isinstance(cause, kind):
-                for line in [*str(cause).splitlines(), *filter(None, [hint])]:
+                says_it_all = hint is NO_DATABASE and advice_on(str(cause))
+                for line in [*str(cause).splitlines(), *([hint] if hint and not says_it_all else [])]:
                     sys.stderr.write(f"continuum: {line}\n")
                 raise typer.Exit(code) from None
         if isinstance(cause, KeyboardInterrupt):

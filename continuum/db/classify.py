@@ -6,10 +6,13 @@ docs/reliability.md has the table with what each class leads to; a test holds th
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import psycopg
+
+from continuum.db.advice import advice_on
 
 
 class Kind(enum.Enum):
@@ -86,7 +89,12 @@ def classify(error: psycopg.Error) -> Kind:
     return Kind.BUG
 
 
+_ATTEMPT = re.compile(r"^- (?=host)", re.MULTILINE)
+
+
 def describe(error: BaseException) -> str:
-    """One line that says what went wrong, without the driver's advice on where it came from."""
+    """One line that says what went wrong and, where that is clear, what to do; of several hosts, for each of them."""
     text = str(error).strip() or type(error).__name__
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    _, *attempts = _ATTEMPT.split(text)  # what comes before the list of attempts repeats the last of them
+    lines = [" ".join(line.strip() for line in each.splitlines() if line.strip()) for each in attempts or [text]]
+    return "; ".join([*lines, *dict.fromkeys(filter(None, map(advice_on, lines)))])

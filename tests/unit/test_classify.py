@@ -14,7 +14,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from continuum.db.classify import BY_SQLSTATE, INTERNAL_BUT_TRANSIENT, Kind, classify
+from continuum.config import Settings
+from continuum.db import advice
+from continuum.db.classify import BY_SQLSTATE, INTERNAL_BUT_TRANSIENT, Kind, classify, describe
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
@@ -129,3 +131,31 @@ def test_a_connection_that_breaks_in_the_middle_is_never_taken_for_a_bug(last: b
     with server_that_ends_with(last, reset=reset) as address, pytest.raises(psycopg.Error) as caught:
         psycopg.connect(address, autocommit=True).execute("SELECT 1")
     assert classify(caught.value) is Kind.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("said", "advised"),
+    [
+        ('FATAL:  database "tasks" does not exist', "create the database tasks, or check DB_NAME"),
+        ('FATAL:  password authentication failed for user "u"', "check DB_USER and DB_PASSWORD"),
+        ("fe_sendauth: no password supplied", "check DB_USER and DB_PASSWORD"),
+        ("SSL error: tlsv1 alert certificate expired", "let DB_SSLCERT name"),
+        (
+            'FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", no encryption',
+            "DB_SSLMODE=verify-full",
+        ),
+        ("Connection refused\n\tIs the server running on that host?", ""),
+        ("no pg_hba.conf entry for host, SSL encryption\nno pg_hba.conf entry for host, no encryption", ""),
+    ],
+)
+def test_a_refused_connection_is_one_line_with_what_to_do_where_that_is_clear(said: str, advised: str) -> None:
+    line = describe(psycopg.OperationalError(f'connection to server at "::1", port 1 failed: {said}\n'))
+    assert "\n" not in line
+    assert said.split()[0] in line
+    assert advised in line
+    assert bool(advice.advice_on(line)) is bool(advised)
+
+
+def test_advice_names_only_settings_that_exist() -> None:
+    named = set(re.findall(r"DB_[A-Z]+", Path(advice.__file__).read_text()))
+    assert named <= {name.upper() for name in Settings.model_fields}

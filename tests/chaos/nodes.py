@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -72,9 +74,9 @@ class Clustered:
         await (self._nodes.resume(name) if self._broken[name] == "pause" else self._nodes.start(name))
         del self._broken[name]
 
-    async def _one_after_another(self, report: Reporter, how: str, said: str, down: float, interval: float) -> None:
-        names = itertools.cycle(self._nodes.names)
-
+    async def _again_and_again(
+        self, names: Iterator[str], report: Reporter, how: str, said: str, down: float, interval: float
+    ) -> None:
         async def act() -> None:
             name = next(names)
             began = trio.current_time()
@@ -86,21 +88,26 @@ class Clustered:
         await trio.sleep(interval / 2)
         await every(interval, act)
 
+    def _any(self) -> Iterator[str]:
+        while True:
+            yield random.choice(self._nodes.names)
+
     async def _kill(self, report: Reporter) -> None:
-        """kill -9 of one node after another, each started again a little later."""
-        await self._one_after_another(report, "kill", "killed", self._down, self._interval)
+        """kill -9 of one node, whichever, and of one again when it was started and serves."""
+        await self._again_and_again(self._any(), report, "kill", "killed", self._down, self._interval)
 
     async def _hang(self, report: Reporter) -> None:
-        """SIGSTOP of one node after another, SIGCONT after a time in which its leases pass on."""
-        await self._one_after_another(report, "pause", "hangs", 4 * self._down, 4 * self._interval)
+        """SIGSTOP of one node, SIGCONT after a time in which its leases pass on."""
+        await self._again_and_again(self._any(), report, "pause", "hangs", 4 * self._down, 4 * self._interval)
 
     async def _drain(self, report: Reporter) -> None:
-        """One node after another is drained and stays away for a while."""
-        await self._one_after_another(report, "drain", "drained", self._down, 3 * self._interval)
+        """One node is drained and stays away for a while."""
+        await self._again_and_again(self._any(), report, "drain", "drained", self._down, 3 * self._interval)
 
     async def _restart(self, report: Reporter) -> None:
         """A rolling restart: each node is drained and started at once, and the next follows when it serves."""
-        await self._one_after_another(report, "drain", "restarted", 0, 0)
+        names = itertools.cycle(self._nodes.names)
+        await self._again_and_again(names, report, "drain", "restarted", 0, 0)
 
     async def _lose_quorum(self, report: Reporter) -> None:
         """All nodes but one are killed, and stay away for 15 s."""

@@ -27,14 +27,14 @@ class Plan:
 
     tasks: int = 5_000
     submitting: float = 50.0
-    script: tuple[float, float] = (0.05, 0.4)
+    script: tuple[float, float] = (0.05, 0.2)
     workers: int = 3
-    slots: int = 8
+    slots: int = 16
     lease: float = 6.0
     polling_interval: float = 1.0
     kill_worker_every: float = 20.0
     worker_kills: int = 1
-    faults: float = 120.0
+    faults: float = 180.0
     finish: float = 120.0
 
 

@@ -9,6 +9,36 @@ CREATE TABLE IF NOT EXISTS codes (
     code TEXT NOT NULL
 );
 
+-- Which workers hold one of the cluster's few changefeeds.
+CREATE TABLE IF NOT EXISTS wakeup_feeds (
+    place      INT8 PRIMARY KEY,
+    worker_id  TEXT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS workers (
+    id                 TEXT PRIMARY KEY,
+    host               TEXT NOT NULL DEFAULT '',
+    pid                INT4 NOT NULL DEFAULT 0,
+    version            TEXT NOT NULL DEFAULT '',
+    sandbox            TEXT NOT NULL DEFAULT '',
+    slots              INT4 NOT NULL DEFAULT 0,
+    running            INT4 NOT NULL DEFAULT 0,
+    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),
+    stopped_at         TIMESTAMPTZ,
+    completed          INT8 NOT NULL DEFAULT 0,
+    failed             INT8 NOT NULL DEFAULT 0,
+    cancelled          INT8 NOT NULL DEFAULT 0,
+    execution_seconds  FLOAT8 NOT NULL DEFAULT 0,
+    finished_last_hour INT4 NOT NULL DEFAULT 0
+);
+
+CREATE TABLE IF NOT EXISTS continuum_schema (
+    version    INT4 PRIMARY KEY,
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
 -- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
 -- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
@@ -45,51 +75,28 @@ CREATE TABLE IF NOT EXISTS tasks (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
     CONSTRAINT tasks_shard_known CHECK (shard BETWEEN 0 AND 15),
-    -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
-    -- would make SKIP LOCKED lock every row it reads.
-    INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL,
     INDEX tasks_scheduled (run_at) WHERE status = 'pending' AND run_at IS NOT NULL,
     INDEX tasks_leases (lease_expires_at) STORING (worker_id) WHERE status = 'processing',
     INDEX tasks_held (worker_id) WHERE status = 'processing',
     INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
     INDEX tasks_finished (finished) WHERE finished IS NOT NULL,
-    UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL
+    UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL,
+    -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
+    -- would make SKIP LOCKED lock every row it reads.
+    INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
 );
 
 -- Old versions of rows slow scans until they are collected, and a queue makes little else. The claim's index gets ranges of its
 -- own by having its own zone, and there nearly everything is dead: collected within minutes. A changefeed that was away for
 -- longer than the table's time begins anew, which loses nothing.
+--
+-- Neighbours with the same zone share a range while they are small, and the claim's index comes last: all else begins as one
+-- range. An outcome is then written in one place, and a node that dies takes two leases with it at most, not one per table.
+ALTER TABLE codes CONFIGURE ZONE USING gc.ttlseconds = 600;
+ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 600;
+ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 600;
+ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 600;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 600;
 ALTER INDEX tasks@tasks_claim CONFIGURE ZONE USING gc.ttlseconds = 60;
-
--- Which workers hold one of the cluster's few changefeeds.
-CREATE TABLE IF NOT EXISTS wakeup_feeds (
-    place      INT8 PRIMARY KEY,
-    worker_id  TEXT NOT NULL,
-    expires_at TIMESTAMPTZ NOT NULL
-);
-
-CREATE TABLE IF NOT EXISTS workers (
-    id                 TEXT PRIMARY KEY,
-    host               TEXT NOT NULL DEFAULT '',
-    pid                INT4 NOT NULL DEFAULT 0,
-    version            TEXT NOT NULL DEFAULT '',
-    sandbox            TEXT NOT NULL DEFAULT '',
-    slots              INT4 NOT NULL DEFAULT 0,
-    running            INT4 NOT NULL DEFAULT 0,
-    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
-    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),
-    stopped_at         TIMESTAMPTZ,
-    completed          INT8 NOT NULL DEFAULT 0,
-    failed             INT8 NOT NULL DEFAULT 0,
-    cancelled          INT8 NOT NULL DEFAULT 0,
-    execution_seconds  FLOAT8 NOT NULL DEFAULT 0,
-    finished_last_hour INT4 NOT NULL DEFAULT 0
-);
-
-CREATE TABLE IF NOT EXISTS continuum_schema (
-    version    INT4 PRIMARY KEY,
-    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
-);
 
 INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;

@@ -10,7 +10,7 @@ export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e bench build clean
+.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos bench build clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ sandbox: venv ## Sandboxes for real
 
 e2e: venv ## Whole workers, and what happens when their parts die
 	$(PYTEST) tests/e2e
+
+chaos: venv ## Break a database under load and judge what was recorded; CHAOS="--help" lists where and how
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: venv ## Measure sandboxes and the whole way of a task on this machine
 	$(BIN)/python benchmarks/throughput.py

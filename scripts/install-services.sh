@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests need besides Python: Docker with a sandbox image, PostgreSQL, Chromium.
+# What the tests need besides Python: Docker with compose and a sandbox image, PostgreSQL, Chromium.
 # On Debian as root it installs and starts them; elsewhere it says what is missing, and the tests say what they skip.
 # `install-services.sh stop` stops a dockerd that this script started.
 set -eu
@@ -24,7 +24,9 @@ missing=
 command -v docker >/dev/null && command -v dockerd >/dev/null || missing="$missing docker.io"
 command -v iptables >/dev/null || missing="$missing iptables"
 command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
-[ -x /usr/bin/chromium ] || missing="$missing chromium"
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+    || missing="$missing chromium"
+docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || missing="$missing docker-compose"
 command -v psql >/dev/null || missing="$missing postgresql-client"
 command -v runuser >/dev/null || missing="$missing util-linux"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"

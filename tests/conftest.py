@@ -22,6 +22,7 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 CANNOT_EXIST_IN_CI = {
     "cockroach": "no registry that CI reaches carries a CockroachDB binary; the GitHub workflow downloads one",
+    "cockroach-image": "no registry that CI reaches carries CockroachDB's image; the GitHub workflow pulls it",
 }
 """What may be missing even where everything else must be there, each with its reason."""
 

@@ -5,6 +5,7 @@ Where it runs is said by the environment:
 - DATABASE_URL, all nodes of a cluster and an empty database of the run's own, with the commands that break a node:
   CHAOS_NODES="roach1 roach2 roach3", CHAOS_KILL="docker kill {node}", CHAOS_START="docker start {node}", and, if they should
   be tried, CHAOS_DRAIN, CHAOS_PAUSE, CHAOS_RESUME. A node counts as started when the command has ended.
+- with --place compose, the cluster of deploy/cockroach-compose.yml, which must be up; in a database of the run's own;
 - else, with `cockroach` on PATH (or named by COCKROACH_BIN), a cluster of three nodes on loopback, removed afterwards;
 - else a PostgreSQL on loopback behind a proxy that misbehaves.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tests.chaos.places import NoPlace, open_place
 from tests.chaos.plan import Plan
 from tests.chaos.run import NotEmpty, Result, run
 from tests.chaos.timeline import summarize, timeline
+from tests.support.compose import ComposeFailed
 
 
 def parse() -> argparse.Namespace:
@@ -32,7 +35,7 @@ def parse() -> argparse.Namespace:
     plan = Plan()
     parser.add_argument("--fault", help="what is broken; without it, the first that the place offers")
     parser.add_argument(
-        "--place", choices=["named", "cluster", "postgres"], help="where, instead of by the environment"
+        "--place", choices=["named", "compose", "cluster", "postgres"], help="where, instead of by the environment"
     )
     parser.add_argument("--isolation", help="default_transaction_isolation of the PostgreSQL, such as serializable")
     parser.add_argument(
@@ -79,14 +82,29 @@ def report(result: Result, quiet: bool) -> int:
     return 1 if result.violations else 0
 
 
-if __name__ == "__main__":
+def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """What went wrong, without the nurseries around it."""
+    for each in group.exceptions:
+        yield from leaves(each) if isinstance(each, BaseExceptionGroup) else (each,)
+
+
+def chaos() -> int:
+    """What a shell gets to know: 0 when every law held, 1 when one was broken, 2 when the run could not take place."""
     asked = parse()
+    reasons: list[BaseException] = []
     try:
         with tempfile.TemporaryDirectory(prefix="continuum-chaos-") as temporary:
-            kept = asked.folder or Path(temporary)
-            kept.mkdir(parents=True, exist_ok=True)
-            if any(kept.glob("*.jsonl")):
-                raise NoPlace(f"--folder {kept} holds a history already")
-            sys.exit(report(trio.run(main, asked, kept), asked.quiet))
-    except (NoPlace, NotEmpty) as error:
-        sys.exit(f"chaos: {error}")
+            folder = asked.folder or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.glob("*.jsonl")):
+                raise NoPlace(f"--folder {folder} holds a history already")
+            return report(trio.run(main, asked, folder), asked.quiet)
+    except* (NoPlace, NotEmpty, ComposeFailed) as group:
+        reasons += leaves(group)
+    for reason in reasons:
+        print(f"chaos: {reason}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(chaos())

@@ -1,4 +1,4 @@
-"""Where a run takes place: a cluster of one's own, one that the environment names, or PostgreSQL behind a proxy."""
+"""Where a run takes place: a cluster of one's own, one that runs already, or PostgreSQL behind a proxy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from tests.chaos.nodes import Clustered
 from tests.chaos.plan import Target
 from tests.chaos.proxied import Proxied
 from tests.support.cluster import Cluster, find_cockroach, start_cluster
+from tests.support.compose import ComposeFailed, ComposeNodes, administrate, compose_nodes
 from tests.support.postgres import find_binaries, start_postgres
 from tests.support.proxy import fault_proxy
 
 COMMAND_DEADLINE = 90.0
+COMPOSE_DATABASE = "continuum_chaos"
 
 
 class NoPlace(Exception):
@@ -106,6 +108,9 @@ async def open_place(
             if not url:
                 raise NoPlace("DATABASE_URL is empty: name all nodes, and an empty database of the run's own")
             yield Clustered(url, NamedNodes(os.environ), interval=interval, down=down)
+        case "compose":
+            async with _compose_database() as (url, nodes):
+                yield Clustered(url, nodes, interval=interval, down=down)
         case "cluster":
             binary = find_cockroach()
             if binary is None:
@@ -118,3 +123,19 @@ async def open_place(
             options = [f"default_transaction_isolation = '{isolation}'"] if isolation else []
             async with start_postgres(*options) as server, fault_proxy(server.port) as proxy:
                 yield Proxied(server.url, server.port, proxy)
+
+
+@asynccontextmanager
+async def _compose_database() -> AsyncIterator[tuple[str, ComposeNodes]]:
+    """An empty database in the compose cluster, dropped afterwards. Its own workers know nothing of it."""
+    create, drop = (
+        f"CREATE DATABASE {COMPOSE_DATABASE}; ALTER DATABASE {COMPOSE_DATABASE} OWNER TO continuum",
+        f"DROP DATABASE IF EXISTS {COMPOSE_DATABASE} CASCADE",
+    )
+    try:
+        async with compose_nodes() as nodes:
+            await administrate(f"{drop}; {create}")
+            yield nodes.url(COMPOSE_DATABASE), nodes
+            await administrate(drop)
+    except ComposeFailed as error:
+        raise NoPlace(f"{error}\nStart the cluster first, as deploy/cockroach-compose.yml says.") from None

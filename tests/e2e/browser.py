@@ -1,4 +1,4 @@
-"""Looks at the first page with Chromium and prints as JSON what a person would see: `python browser.py ADDRESS`.
+"""Looks at the first page with Chromium and prints as JSON what a person would see: `python browser.py CHROMIUM ADDRESS`.
 
 A process of its own: playwright runs an asyncio loop, whose policy in the process of the tests is trio-asyncio's.
 """
@@ -10,7 +10,6 @@ import sys
 
 from playwright.sync_api import sync_playwright
 
-CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -20,13 +19,13 @@ FLAGS = [
 ]
 
 
-def look_at(address: str) -> dict[str, object]:
+def look_at(chromium: str, address: str) -> dict[str, object]:
     """The page's title, texts, rows and colours; what it requested; and what the browser complained of."""
     complaints: list[str] = []
     requests: set[str] = set()
     background: dict[str, str] = {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -52,4 +51,4 @@ def look_at(address: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(look_at(sys.argv[1])))
+    print(json.dumps(look_at(*sys.argv[1:])))

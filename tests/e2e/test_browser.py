@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from continuum.telemetry import Telemetry
 from tests.conftest import require
 from tests.support.harness import settings
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOK = Path(__file__).with_name("browser.py")
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -34,8 +35,9 @@ def running(task_id: int, name: str) -> Running:
 
 async def test_a_browser_shows_the_worker_and_counts_and_an_attack_in_a_task_name_does_nothing() -> None:
     playwright = importlib.util.find_spec("playwright") is not None
-    require("playwright", playwright, "install the development dependencies")
-    require("chromium", CHROMIUM.exists(), f"{CHROMIUM} is not there: apt-get install chromium")
+    require("browser", playwright, "install the development dependencies")
+    require("browser", CHROMIUM is not None, "there is no Chromium on PATH: apt-get install chromium")
+    assert CHROMIUM is not None
     state = WorkerState(id="worker-1", slots=4, processed=12, sandbox="fake")
     for one in (running(1, "monthly report"), running(2, ATTACK)):
         state.running[one.task.lease] = one
@@ -45,7 +47,7 @@ async def test_a_browser_shows_the_worker_and_counts_and_an_attack_in_a_task_nam
     async with trio.open_nursery() as nursery:
         address = await nursery.start(serve_status, settings(api_port=0), state, database, Telemetry())
         with trio.fail_after(60):
-            looked = await trio.run_process([sys.executable, str(LOOK), address], capture_stdout=True)
+            looked = await trio.run_process([sys.executable, str(LOOK), CHROMIUM, address], capture_stdout=True)
         nursery.cancel_scope.cancel()
     seen = json.loads(looked.stdout)
     assert seen["complaints"] == []

@@ -73,3 +73,10 @@ def test_the_runner_needs_nothing_but_the_standard_library_of_python_3_8() -> No
     assert imported <= {
         "atexit", "ctypes", "errno", "gc", "json", "os", "resource", "select", "signal", "stat", "struct", "sys", "time",
     }  # fmt: skip
+
+
+def test_the_workflow_and_the_compose_file_name_the_same_cockroachdb() -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    compose = (ROOT / "deploy/cockroach-compose.yml").read_text()
+    (version,) = re.findall(r"COCKROACH_VERSION: (\S+)", workflow)
+    assert set(re.findall(r"cockroachdb/cockroach:([^}\s]+)", compose)) == {version}

@@ -128,13 +128,12 @@ async def open_place(
 @asynccontextmanager
 async def _compose_database() -> AsyncIterator[tuple[str, ComposeNodes]]:
     """An empty database in the compose cluster, dropped afterwards. Its own workers know nothing of it."""
-    create, drop = (
-        f"CREATE DATABASE {COMPOSE_DATABASE}; ALTER DATABASE {COMPOSE_DATABASE} OWNER TO continuum",
-        f"DROP DATABASE IF EXISTS {COMPOSE_DATABASE} CASCADE",
-    )
+    drop = f"DROP DATABASE IF EXISTS {COMPOSE_DATABASE} CASCADE"
     try:
         async with compose_nodes() as nodes:
-            await administrate(f"{drop}; {create}")
+            await administrate(
+                drop, f"CREATE DATABASE {COMPOSE_DATABASE}", f"ALTER DATABASE {COMPOSE_DATABASE} OWNER TO continuum"
+            )
             yield nodes.url(COMPOSE_DATABASE), nodes
             await administrate(drop)
     except ComposeFailed as error:

@@ -39,17 +39,20 @@ def forgotten_tasks(index: Index, longest: float, recovery: float) -> Iterator[t
 
     recovery: seconds after the end of an outage during which nobody is held to anything.
     """
-    free = {worker: list(_free_spans(index, worker)) for worker in index.workers}
     outages = [*_declared_outages(index, recovery), *_witnessed_outages(index, recovery)]
+    idle = [
+        (worker, span)
+        for worker in index.workers
+        for free in _free_spans(index, worker)
+        for span in _without(free, outages)
+        if span.length > longest  # of the many short ones none can hold a wait that is too long
+    ]
     for story in index.stories.values():
         for waited in _waits(story, index):
-            if waited.length <= longest:
-                continue
-            for worker, spans in free.items():
-                for span in spans:
-                    for idle in _without(span.within(waited), outages):
-                        if idle.length > longest:
-                            yield story.task_id, f"it waited for {idle.length:.1f} s while {worker} had a slot free"
+            for worker, span in idle:
+                together = span.within(waited).length
+                if together > longest:
+                    yield story.task_id, f"it waited for {together:.1f} s while {worker} had a slot free"
 
 
 def _waits(story: Story, index: Index) -> Iterator[Span]:

@@ -54,9 +54,10 @@ async def compose(*arguments: str, deadline: float = COMMAND_DEADLINE) -> bytes:
     return done.stdout
 
 
-async def administrate(statements: str, node: str = "roach1") -> None:
-    """Run SQL as root. Raises ComposeFailed."""
-    await compose("exec", "-T", node, "cockroach", "sql", f"--host={node}", f"--execute={statements}")
+async def administrate(*statements: str, node: str = "roach1") -> None:
+    """Run SQL as root, each statement by itself. Raises ComposeFailed."""
+    said = [f"--execute={statement}" for statement in statements]
+    await compose("exec", "-T", node, "cockroach", "sql", f"--host={node}", *said)
 
 
 class ComposeNodes:

@@ -74,7 +74,7 @@ def _connection_string(value: SecretStr | None) -> SecretStr | None:
 
     try:
         parts = conninfo_to_dict(value.get_secret_value() if value else "")
-        if not all(port.isdecimal() for port in str(parts.get("port", "5432")).split(",")):
+        if not all(port.isdecimal() for port in str(parts.get("port", "")).split(",") if port):
             raise ValueError("use a port number, as in postgresql://user:password@localhost:5432/continuum")
     except ProgrammingError:
         raise ValueError(

@@ -259,3 +259,9 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 def test_a_heartbeat_may_fail_twice_before_the_lease_expires() -> None:
     assert load_settings(lease_seconds=30).heartbeat_interval == 10
+
+
+@pytest.mark.parametrize("hosts", ["one,two", "one:26257,two", "one:26257,two:26258", "[::1],two"])
+def test_a_database_url_names_several_hosts_with_or_without_ports(hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user@{hosts}/continuum")
+    assert load_settings().database_url is not None

@@ -191,6 +191,15 @@ class Recovered:
         return self.retried + self.failed + self.cancelled
 
 
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """How many scheduled tasks became claimable, and in how many seconds there will be more: 0 when there are more now, None
+    when nothing is scheduled."""
+
+    count: int
+    next_in: float | None
+
+
 class Cancellation(enum.StrEnum):
     """What became of a request to cancel a task."""
 

@@ -159,6 +159,7 @@ class Changefeed:
     async def _follow(self) -> None:
         with trio.fail_after(SILENCE):
             connection = await self._session.connect()
+        heard_before = self._heard_at
         try:
             if self._cursor is None:
                 with trio.fail_after(SILENCE):
@@ -175,6 +176,10 @@ class Changefeed:
                     self._understand(json.loads(value), resolved=table is None)
         except StopAsyncIteration:
             return
+        except trio.TooSlowError:
+            if self._heard_at == heard_before:
+                self._cursor = None  # to catch up from there takes longer than a feed may be silent
+            raise
         finally:
             discard(connection)
 

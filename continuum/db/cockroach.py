@@ -42,6 +42,10 @@ ALTER TABLE tasks SET (
 SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
 """How the table is set up, to change it only where it differs."""
 
+_CUSTOM_PLANS = "SELECT set_config(name, 'force_custom_plan', false) FROM pg_settings WHERE name = 'plan_cache_mode'"
+"""A plan for any value of LIMIT would not push it into the scan, and lock every row (cockroachdb/cockroach#128704). Before
+version 24.2 there are no other plans, nor the setting."""
+
 OPTIONAL = "CONFIGURE ZONE"
 """A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
 
@@ -51,7 +55,7 @@ class CockroachQueue:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._claims = ShardedClaims(session.run)
+        self._claims = ShardedClaims(session.run, session.read, session.polling_interval)
 
     async def claim(self, parameters: Mapping[str, Any]) -> Rows:
         return await self._claims.claim(parameters)
@@ -71,7 +75,7 @@ class CockroachQueue:
             if not listener.running:
                 continue
             try:
-                found = await self._session.run(FIND_CANCELLATION, {"worker": listener.worker_id})
+                found = await self._session.read(FIND_CANCELLATION, {"worker": listener.worker_id})
             except DatabaseUnavailable:
                 continue  # the heartbeat learns of cancellations, too
             if found:
@@ -116,6 +120,10 @@ COCKROACH = Dialect(
     prepare_session=(
         "SET default_transaction_isolation = 'serializable'",
         "SET optimizer_use_lock_op_for_serializable = off",
+        _CUSTOM_PLANS,
     ),
+    # Under SERIALIZABLE a read waits for every open transaction that has written what it looks at. Where READ COMMITTED is
+    # switched off in the cluster, this is SERIALIZABLE still.
+    prepare_reading=("SET default_transaction_isolation = 'read committed'",),
     expire=expire,
 )

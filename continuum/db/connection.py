@@ -16,7 +16,10 @@ from typing import Any, TypeVar, cast
 import psycopg
 import trio
 from psycopg import errors, waiting
+from psycopg._conninfo_attempts import conninfo_attempts
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 RV = TypeVar("RV")
@@ -52,6 +55,11 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
                 wanted = gen.send(ready)
         except StopIteration as done:
             return cast("RV", done.value)
+        except psycopg.Error:
+            # The server's answer was read to its end, or the connection is broken in the middle of something.
+            if self.pgconn.transaction_status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
+                self.pgconn.finish()
+            raise
         except BaseException:
             if harmless is None or (not harmless.cancelled_caught and not harmless.cancel_called):
                 self.pgconn.finish()
@@ -83,6 +91,7 @@ async def connect(conninfo: str) -> TrioConnection:
     # It replaces this function in `asyncio`; psycopg keeps the one it found when it was imported.
     vars(waiting)["get_running_loop"] = asyncio.get_running_loop
     failure: psycopg.Error | None = None
+    conninfo = await _resolved(conninfo)
     async with trio_asyncio.open_loop():
         opening = partial(TrioConnection.connect, conninfo, autocommit=True)
         try:
@@ -90,3 +99,21 @@ async def connect(conninfo: str) -> TrioConnection:
         except psycopg.Error as error:  # not through the loop's nurseries, which would wrap it in groups
             failure = error
     raise failure
+
+
+async def _resolved(conninfo: str) -> str:
+    """The same with the addresses of all hosts, in the order in which to try them, looked up by psycopg's own code in a thread
+    that nobody has to wait for: a lookup may take longer than any deadline, and asyncio waits for its threads.
+
+    Raises `psycopg.OperationalError` when no host has an address.
+    """
+    parameters = conninfo_to_dict(conninfo)
+    attempts = await trio.to_thread.run_sync(conninfo_attempts, parameters, abandon_on_cancel=True)
+    several: dict[str, Any] = {
+        name: ",".join(str(attempt.get(name) or "") for attempt in attempts)
+        for name in ("host", "hostaddr", "port")
+        if any(attempt.get(name) for attempt in attempts)
+    }
+    if "load_balance_hosts" in parameters:
+        several["load_balance_hosts"] = "disable"  # their order is random already
+    return make_conninfo(conninfo, **several)

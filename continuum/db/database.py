@@ -35,6 +35,7 @@ from continuum.model import (
     Lease,
     NewTask,
     PartialOutput,
+    Promoted,
     Recovered,
     Statistics,
     Status,
@@ -47,6 +48,10 @@ DEADLINE = 5.0
 """Seconds for an ordinary call, waiting for a connection and opening it included: well inside the shortest useful lease."""
 LONG_DEADLINE = 30.0
 """Seconds for calls that carry much text, or that count."""
+SLOWEST_TEXT = 1_000_000.0
+"""Characters a second that a call with much text may count on, beyond its DEADLINE."""
+READING_CONNECTIONS = 2
+"""Connections of one worker that only read, where these are others: a survey never waits for a look at the statistics."""
 MIGRATION_DEADLINE = 600.0
 STATEMENT_TIMEOUT = "35s"
 """When the server gives up a statement whose client has long gone."""
@@ -87,10 +92,11 @@ class SqlDatabase:
         self._wanted = wanted
         self._dialect: Dialect | None = None
         self._queue: Queue | None = None
-        self._session = Session(self._run, self._connect_in_time, wakeup, polling_interval, feeds)
+        self._session = Session(self._run, self._read, self._connect_in_time, wakeup, polling_interval, feeds)
         self._pool = ConnectionPool(self._connect, pool_size)
         # The heartbeat's connection is its own: whatever the others do, it never waits for them.
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
+        self._reading_pool = ConnectionPool(self._connect_to_read, READING_CONNECTIONS)
 
     @property
     def dialect(self) -> str:
@@ -100,6 +106,7 @@ class SqlDatabase:
         """Drop all connections."""
         self._pool.close()
         self._heartbeat_pool.close()
+        self._reading_pool.close()
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -108,6 +115,17 @@ class SqlDatabase:
         try:
             self._dialect = self._detect(connection)
             for statement in (f"SET statement_timeout = '{STATEMENT_TIMEOUT}'", *self._dialect.prepare_session):
+                await connection.execute(statement.encode())
+        except BaseException:
+            discard(connection)
+            raise
+        return connection
+
+    async def _connect_to_read(self) -> TrioConnection:
+        connection = await self._connect()
+        try:
+            assert self._dialect is not None
+            for statement in self._dialect.prepare_reading:
                 await connection.execute(statement.encode())
         except BaseException:
             discard(connection)
@@ -140,6 +158,15 @@ class SqlDatabase:
 
         return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)
 
+    async def _read(
+        self, statement: str, parameters: Mapping[str, Any] | None = None, *, deadline: float | None = None
+    ) -> Rows:
+        """Run a statement that only reads, and waits for nobody's transaction."""
+        apart = (await self._known_dialect()).prepare_reading
+        return await self._run(
+            statement, parameters, deadline=deadline, pool=self._reading_pool if apart else self._pool
+        )
+
     async def _with_connection(
         self,
         body: Callable[[TrioConnection], Awaitable[T]],
@@ -154,7 +181,8 @@ class SqlDatabase:
                 try:
                     async with (pool or self._pool).connection() as connection:
                         sent = True
-                        return await body(connection)
+                        with _dropped_where_its_node_failed(connection):
+                            return await body(connection)
                 except psycopg.Error as error:
                     kind = classify(error)
                     # A connection that rested in the pool may be dead: what may be repeated gets a second one at once.
@@ -227,10 +255,17 @@ class SqlDatabase:
             "last_errors": [completion.last_error for completion in completions],
             "delays": [completion.retry_in for completion in completions],
         }
-        found = await self._run(statements.COMPLETE, parameters, deadline=self.long_deadline, writes=True)
+        deadline = self._time_for(completions)
+        found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True)
         if len(found) < len(completions):
-            found += await self._run(statements.FIND_STANDING, parameters, deadline=self.long_deadline)
+            # Not by `_read`: what an earlier try has under way must be waited for.
+            found += await self._run(statements.FIND_STANDING, parameters, deadline=deadline)
         return frozenset(Lease(*row) for row in found)
+
+    def _time_for(self, outputs: Sequence[Completion | PartialOutput]) -> float:
+        """Seconds for a call that carries these outputs: a node that hangs is noticed soon, a slow network may be slow."""
+        size = sum(len(each.output) + len(each.error_output) for each in outputs)
+        return min(self.long_deadline, self.deadline + size / SLOWEST_TEXT)
 
     async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
         ((count,),) = await self._run(statements.RELEASE, {"worker": worker_id, **_leases(leases)}, writes=True)
@@ -257,7 +292,7 @@ class SqlDatabase:
             "outputs": [output.output for output in outputs],
             "error_outputs": [output.error_output for output in outputs],
         }
-        await self._run(statements.PROGRESS, parameters, deadline=self.long_deadline)
+        await self._run(statements.PROGRESS, parameters, deadline=self._time_for(outputs))
 
     async def report(self, worker: WorkerReport) -> None:
         parameters = {name: getattr(worker, name) for name in WorkerReport.__slots__}
@@ -268,11 +303,12 @@ class SqlDatabase:
 
     # -- housekeeping ------------------------------------------------------------------------------------------------
 
-    async def promote(self, limit: int = 1000) -> float | None:
-        ((promoted, next_in),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
-        if promoted == limit:
-            return 0.0
-        return None if next_in is None else max(0.0, float(next_in))
+    async def promote(self, limit: int = 1000) -> Promoted:
+        ((count,),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
+        if count == limit:
+            return Promoted(count, 0.0)
+        ((next_in,),) = await self._read(statements.NEXT_DUE)
+        return Promoted(count, None if next_in is None else max(0.0, float(next_in)))
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
         parameters = {
@@ -330,25 +366,25 @@ class SqlDatabase:
         return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
-        found = await self._run(statements.FETCH, {"ids": list(task_ids)}, deadline=self.long_deadline)
+        found = await self._read(statements.FETCH, {"ids": list(task_ids)}, deadline=self.long_deadline)
         records = {record.id: record for record in map(rows.task_record, found)}
         return [records[task_id] for task_id in task_ids if task_id in records]
 
     async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
-        return frozenset(row[0] for row in await self._run(statements.STILL_OPEN, {"ids": list(task_ids)}))
+        return frozenset(row[0] for row in await self._read(statements.STILL_OPEN, {"ids": list(task_ids)}))
 
     async def statistics(self, *, latest: bool = False) -> Statistics:
         undisturbing = (await self._known_dialect()).statistics
         try:
-            (row,) = await self._run(statements.statistics() if latest else undisturbing, deadline=self.long_deadline)
+            (row,) = await self._read(statements.statistics() if latest else undisturbing, deadline=self.long_deadline)
         except (SchemaMismatch, DatabaseUnavailable) as error:
             if latest or not isinstance(error.__cause__, _NOT_YET_THERE):
                 raise
-            (row,) = await self._run(statements.statistics(), deadline=self.long_deadline)
+            (row,) = await self._read(statements.statistics(), deadline=self.long_deadline)
         return Statistics(*row)
 
     async def workers(self) -> list[WorkerRecord]:
-        return [WorkerRecord(*row) for row in await self._run(statements.WORKERS)]
+        return [WorkerRecord(*row) for row in await self._read(statements.WORKERS)]
 
     # -- waking up ---------------------------------------------------------------------------------------------------
 
@@ -397,6 +433,18 @@ async def _insert_tasks(connection: TrioConnection, tasks: Sequence[NewTask]) ->
 
 def _leases(leases: Sequence[Lease]) -> dict[str, list[int]]:
     return {"ids": [lease.task_id for lease in leases], "attempts": [lease.attempt for lease in leases]}
+
+
+@contextmanager
+def _dropped_where_its_node_failed(connection: TrioConnection) -> Iterator[None]:
+    """Close a connection whose server cannot serve it any more, so that the next call goes to another one. An answer that is
+    only about the statement leaves it as it is."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if classify(error) in (Kind.UNKNOWN, Kind.UNAVAILABLE):
+            discard(connection)
+        raise
 
 
 @contextmanager

@@ -25,14 +25,22 @@ class Run(Protocol):
     ) -> Rows: ...
 
 
+class Read(Protocol):
+    """Runs one statement that only reads, with a deadline; raises what `SqlDatabase` raises."""
+
+    async def __call__(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Rows: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What the adapter lends to a queue. `connect` opens a connection of its own, which the caller closes.
 
+    run: for every statement. read: for those that only read, and that wait for nobody's transaction.
     wakeup, polling_interval (seconds) and feeds are the settings WAKEUP, POLLING_INTERVAL and WAKEUP_FEEDS.
     """
 
     run: Run
+    read: Read
     connect: Callable[[], Awaitable[TrioConnection]]
     wakeup: str
     polling_interval: float
@@ -58,7 +66,8 @@ class Queue(Protocol):
 class Dialect:
     """One kind of database.
 
-    migrate: applies a schema file's text. prepare_session: statements for a new connection.
+    migrate: applies a schema file's text. prepare_session: statements for a new connection. prepare_reading: more of them for
+    one that only reads, where reading takes sessions of another kind to wait for nobody.
     statistics: the statement that counts, and disturbs nobody. expire: as `Database.expire`, where there is such a thing.
     """
 
@@ -69,6 +78,7 @@ class Dialect:
     open_queue: Callable[[Session], Queue]
     migrate: Callable[[TrioConnection, str], Awaitable[None]]
     prepare_session: tuple[str, ...] = ()
+    prepare_reading: tuple[str, ...] = ()
     expire: Callable[[Run, float], Awaitable[bool]] | None = None
 
     def schema(self) -> str:

@@ -23,6 +23,7 @@ from continuum.model import (
     Lease,
     NewTask,
     PartialOutput,
+    Promoted,
     Recovered,
     Statistics,
     Status,
@@ -253,18 +254,19 @@ class MemoryDatabase:
 
     # -- housekeeping ------------------------------------------------------------------------------------------------
 
-    async def promote(self, limit: int = 1000) -> float | None:
+    async def promote(self, limit: int = 1000) -> Promoted:
         await self._answer()
         parked = sorted(
             (task.run_at, task.id) for task in self.tasks.values() if task.status == Status.PENDING and task.run_at
         )
         due = [task_id for run_at, task_id in parked if run_at <= _now()]
-        for task_id in due[:limit]:
+        promoted = due[:limit]
+        for task_id in promoted:
             self.tasks[task_id] = replace(self.tasks[task_id], run_at=None)
-        if due:
+        if promoted:
             self._notify(Wakeup.PENDING)
-        later = parked[min(len(due), limit) :]
-        return max(0.0, (later[0][0] - _now()).total_seconds()) if later else None
+        later = parked[len(promoted) :]
+        return Promoted(len(promoted), max(0.0, (later[0][0] - _now()).total_seconds()) if later else None)
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
         await self._answer()

@@ -2,7 +2,7 @@
 
 A connection is used by one task at a time, and goes back only in a state in which the next may use it. One that rested is
 looked at before it is used: a server that shuts down has said so on it by then, and one that hangs does not answer. A
-connection that was lost tells that the others may be lost too: the idle ones are dropped with it.
+connection that was lost, or does not answer, tells that the others may be lost too: the idle ones are dropped with it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class ConnectionPool:
             if await _is_usable(connection, trio.current_time() - since):
                 return connection
             discard(connection)
+            self.drop_idle()
         return await self._connect()
 
     def _put_back(self, connection: TrioConnection) -> None:

@@ -22,6 +22,7 @@ from continuum.model import (
     Lease,
     NewTask,
     PartialOutput,
+    Promoted,
     Recovered,
     Statistics,
     TaskRecord,
@@ -126,9 +127,8 @@ class Database(Protocol):
 
     # -- housekeeping, by whichever worker comes first -----------------------------------------------------------------
 
-    async def promote(self, limit: int = 1000) -> float | None:
-        """Make up to `limit` scheduled tasks that are due claimable. Return the seconds until the next one is due
-        (0 when there were more than `limit`), or None when nothing is scheduled."""
+    async def promote(self, limit: int = 1000) -> Promoted:
+        """Make up to `limit` scheduled tasks that are due claimable."""
         ...
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:

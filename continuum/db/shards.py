@@ -11,12 +11,13 @@ from the head of a queue passes every task that was ever claimed until its index
 - Marks: below them, in each priority, is nothing but dead rows, so scans begin there. What may have come back below (a
   retry, a transaction that took its id long before it committed) is found by surveys of everything, at least every
   `SURVEY_AT_MOST` seconds.
+- Hints: a worker that was told of a task claims it by its key without a look, between two surveys of everything.
 """
 
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 import trio
 
 from continuum.db import statements
-from continuum.db.dialect import Rows, Run
+from continuum.db.dialect import Read, Rows, Run
 from continuum.db.errors import DatabaseUnavailable
 
 SHARDS = 16
@@ -41,6 +42,12 @@ MARKED_PRIORITIES = 8
 SLACK = 1_000_000 << 15
 """How far a mark stays behind the newest id known, for transactions that commit late: 10 s. The upper bits of unique_rowid()
 count 10 microseconds, the lower 15 are the node's."""
+HINTS_SUFFICE = 3.0
+"""Seconds after a survey of everything for which tasks that were told of are claimed without another one: longer than a worker
+with a feed rests between two looks."""
+LONGEST_CLAIM = 1.0
+"""Seconds after which a claim that has something brings it home: the heartbeat knows of it only then. Never more than a tenth
+of the lease."""
 
 
 class Entry(NamedTuple):
@@ -105,25 +112,30 @@ class Marks:
     """Below which id there is nothing in a priority, as far as is known."""
 
     def __init__(self) -> None:
-        self._newest: OrderedDict[int, int] = OrderedDict()
-        self._marks: dict[int, int] = {}
+        self._newest: dict[int, int] = {}
+        self._marks: OrderedDict[int, int] = OrderedDict()
 
     def saw_claimed(self, priority: int, task_id: int) -> None:
         """A task of this priority was claimed, which leaves a dead row."""
         self._newest[priority] = max(task_id, self._newest.get(priority, task_id))
-        self._newest.move_to_end(priority)
-        if len(self._newest) > MARKED_PRIORITIES:
-            dropped, _ = self._newest.popitem(last=False)
-            self._marks.pop(dropped, None)
 
     def set(self, pending: Iterable[Entry], *, up_to: int) -> None:
-        """Learn from a survey of everything: these are all pending tasks of priorities up to one."""
+        """Learn from a survey of everything: these are all pending tasks of priorities up to one.
+
+        What was claimed since the last such survey says where a priority is now, so that one task with an outlandish id
+        misleads for no longer than until the next.
+        """
         lowest: dict[int, int] = {}
         for entry in pending:
             lowest[entry.priority] = min(entry.id, lowest.get(entry.priority, entry.id))
-        for priority, newest in self._newest.items():
-            if priority <= up_to:
-                self._marks[priority] = min(newest - SLACK, lowest.get(priority, newest))
+        for priority in [each for each in self._newest if each <= up_to]:
+            self._marks[priority] = self._newest.pop(priority) - SLACK
+            self._marks.move_to_end(priority)
+        for priority, task_id in lowest.items():
+            if priority in self._marks:
+                self._marks[priority] = min(self._marks[priority], task_id)
+        while len(self._marks) > MARKED_PRIORITIES:
+            self._marks.popitem(last=False)
 
     def below(self, priority: int) -> dict[int, int]:
         """The marks of all more urgent priorities."""
@@ -155,22 +167,58 @@ class Backlog:
     drained: set[int] = field(default_factory=set)
 
 
-class ShardedClaims:
-    """One worker's way through the parts of the queue."""
+class Harvest:
+    """What one call is asked for, and what it has claimed so far."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = parameters
+        self.claimed: Rows = []
+        self._until = trio.current_time() + min(LONGEST_CLAIM, parameters["lease"] / 10)
+
+    @property
+    def wanted(self) -> int:
+        """How many more."""
+        limit: int = self.parameters["limit"]
+        return limit - len(self.claimed)
+
+    @property
+    def enough(self) -> bool:
+        """Whether nothing more is wanted, or what there is must not wait any longer."""
+        return self.wanted == 0 or (bool(self.claimed) and trio.current_time() >= self._until)
+
+    def may_take(self, entry: Entry) -> bool:
+        """Whether a task lies within the bounds of its priority."""
+        lowest, highest = self.parameters["min_priority"], self.parameters["max_priority"]
+        return bool(lowest <= entry.priority <= highest)
+
+
+class ShardedClaims:
+    """One worker's way through the parts of the queue.
+
+    read: runs a statement that only reads, and waits for nobody's transaction.
+    polling_interval: seconds; how long a worker rests at most when it has found nothing.
+    """
+
+    def __init__(self, run: Run, read: Read, polling_interval: float) -> None:
         self._run = run
+        self._read = read
+        self._survey_at_most = min(SURVEY_AT_MOST, polling_interval / 2)
         self._marks = Marks()
         self._backlog: Backlog | None = None
         self._next_shard = random.randrange(SHARDS)  # noqa: S311 - to spread the workers
         self._everything_at = 0.0
-        self._hints: deque[Entry] = deque(maxlen=SURVEY_LIMIT)
+        self._everything_seen_at = -HINTS_SUFFICE
+        self._hints: set[Entry] = set()
+        self._told_of_more = False
         self._failure: DatabaseUnavailable | None = None
         self._lock = trio.Lock()
 
     def hint(self, entry: Entry) -> None:
         """Somebody saw this task become pending."""
-        self._hints.append(entry)
+        if len(self._hints) < SURVEY_LIMIT:
+            self._hints.add(entry)
+        else:
+            self._told_of_more = True
 
     async def claim(self, parameters: Mapping[str, Any]) -> Rows:
         """As `Queue.claim`. Where only a later part of it fails, what was claimed before is returned, and the failure is
@@ -179,79 +227,99 @@ class ShardedClaims:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-            claimed: Rows = []
+            harvest = Harvest(parameters)
             try:
-                await self._claim_into(claimed, parameters)
+                await self._claim_into(harvest)
             except DatabaseUnavailable as error:
                 self._backlog = None
-                if not claimed:
+                if not harvest.claimed:
                     raise
                 self._failure = error
-            return sorted(claimed, key=statements.claim_order)
+            return sorted(harvest.claimed, key=statements.claim_order)
 
-    async def _claim_into(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
-        if self._hints and self._backlog is None:
-            await self._claim_entries(claimed, parameters, self._take_hints(parameters))
-            if claimed:
-                return
-        while len(claimed) < parameters["limit"]:
-            before = len(claimed)
-            if self._backlog is None or trio.current_time() >= self._backlog.survey_at:
-                await self._survey(claimed, parameters)
+    async def _claim_into(self, harvest: Harvest) -> None:
+        if self._hints_are_all() and await self._claim_entries(harvest, self._take_hints(harvest)):
+            return
+        while not harvest.enough:
+            surveyed = self._backlog is None or trio.current_time() >= self._backlog.survey_at
+            if surveyed:
+                await self._survey(harvest)
             if self._backlog is None:
                 return
-            await self._claim_from_backlog(self._backlog, claimed, parameters)
-            if len(claimed) == before:
-                return
+            if not await self._claim_from_backlog(self._backlog, harvest) and surveyed:
+                return  # others were quicker everywhere
 
-    async def _survey(self, claimed: Rows, parameters: Mapping[str, Any]) -> None:
+    def _hints_are_all(self) -> bool:
+        """Whether what was told, and what is looked for by the clock, is all that there may be."""
+        return (
+            bool(self._hints)
+            and self._backlog is None
+            and not self._told_of_more
+            and trio.current_time() - self._everything_seen_at < HINTS_SUFFICE
+        )
+
+    def _take_hints(self, harvest: Harvest) -> list[Entry]:
+        """The most urgent tasks that were told of, as many as are wanted; the others stay known."""
+        within = [entry for entry in self._hints if harvest.may_take(entry)]
+        chosen = sorted(within, key=_order)[: harvest.wanted]
+        self._hints = set(within).difference(chosen)
+        return chosen
+
+    async def _survey(self, harvest: Harvest) -> None:
         """Claim what is few, and find the best priority of what is many."""
         began = trio.current_time()
         everything = began >= self._everything_at
         marks = {} if everything else self._marks.all()
+        self._told_of_more = False
         if everything and self._backlog is not None:
             self._backlog.floors.clear()
             self._backlog.drained.clear()
-        up_to = parameters["max_priority"] if self._backlog is None else self._backlog.priority - 1
+        up_to = harvest.parameters["max_priority"] if self._backlog is None else self._backlog.priority - 1
         found: list[Entry] = []
-        while up_to >= parameters["min_priority"]:
-            where = {**parameters, **_values(marks), "max_priority": up_to}
-            found = [Entry(*row) for row in await self._run(survey_statement(len(marks)), where)]
+        while up_to >= harvest.parameters["min_priority"]:
+            where = {**harvest.parameters, **_values(marks), "max_priority": up_to}
+            found = [Entry(*row) for row in await self._read(survey_statement(len(marks)), where)]
             if len(found) < SURVEY_LIMIT:
                 break
             self._backlog = Backlog(min(entry.priority for entry in found))
             up_to = self._backlog.priority - 1
+            found = []
         now = trio.current_time()
-        next_time = now + min(SURVEY_AT_MOST, max(SURVEY_AT_LEAST, SURVEY_COST * (now - began)))
+        next_time = now + min(self._survey_at_most, max(SURVEY_AT_LEAST, SURVEY_COST * (now - began)))
         if everything:
             self._everything_at = next_time
+            self._everything_seen_at = began
             self._marks.set(found, up_to=up_to)
         if self._backlog is not None:
             self._backlog.survey_at = next_time
-        await self._claim_entries(claimed, parameters, found)
+        await self._claim_entries(harvest, found)
 
-    async def _claim_entries(self, claimed: Rows, parameters: Mapping[str, Any], entries: list[Entry]) -> None:
-        """Claim the first of these tasks; where others were quicker, once more among the rest, in no order."""
-        left = sorted(entries, key=lambda entry: (entry.priority, entry.id))
+    async def _claim_entries(self, harvest: Harvest, entries: list[Entry]) -> int:
+        """Claim the first of these tasks; where others were quicker, once more among the rest, in no order. Return how
+        many were claimed."""
+        left = sorted(entries, key=_order)
+        before = len(harvest.claimed)
         for _ in range(2):
-            wanted = parameters["limit"] - len(claimed)
-            chosen, left = left[:wanted], left[wanted:]
+            if harvest.enough:
+                break
+            chosen, left = left[: harvest.wanted], left[harvest.wanted :]
             if not chosen:
-                return
+                break
             keys = {
                 "shards": [entry.shard for entry in chosen],
                 "priorities": [entry.priority for entry in chosen],
                 "ids": [entry.id for entry in chosen],
             }
-            self._add(claimed, await self._run(CLAIM_KEYS, {**parameters, **keys}, writes=True))
+            self._add(harvest, await self._run(CLAIM_KEYS, {**harvest.parameters, **keys}, writes=True))
             random.shuffle(left)
+        return len(harvest.claimed) - before
 
-    async def _claim_from_backlog(self, backlog: Backlog, claimed: Rows, parameters: Mapping[str, Any]) -> None:
-        """Claim from one part after the other, until there is enough or all are drained."""
+    async def _claim_from_backlog(self, backlog: Backlog, harvest: Harvest) -> int:
+        """Claim from one part after the other, until there is enough or all are drained. Return how many were claimed."""
+        before = len(harvest.claimed)
         while len(backlog.drained) < SHARDS:
-            wanted = parameters["limit"] - len(claimed)
-            if wanted == 0:
-                return
+            if harvest.enough:
+                return len(harvest.claimed) - before
             shard = self._next_shard
             self._next_shard = (shard + 1) % SHARDS
             if shard in backlog.drained:
@@ -259,22 +327,26 @@ class ShardedClaims:
             marks = self._marks.below(backlog.priority)
             if shard in backlog.floors:
                 marks[backlog.priority] = backlog.floors[shard]
+            wanted = harvest.wanted
             where = {**_values(marks), "shard": shard, "limit": wanted, "max_priority": backlog.priority}
-            found = await self._run(claim_shard_statement(len(marks)), {**parameters, **where}, writes=True)
-            self._add(claimed, found)
+            found = await self._run(claim_shard_statement(len(marks)), {**harvest.parameters, **where}, writes=True)
+            self._add(harvest, found)
             if len(found) < wanted:
                 backlog.drained.add(shard)
-            else:
-                _, backlog.floors[shard] = statements.claim_order(found[-1])
+                continue
+            priority, task_id = statements.claim_order(found[-1])
+            if priority == backlog.priority:
+                backlog.floors[shard] = task_id
         self._backlog = None
+        return len(harvest.claimed) - before
 
-    def _add(self, claimed: Rows, found: Rows) -> None:
+    def _add(self, harvest: Harvest, found: Rows) -> None:
         for row in found:
             self._marks.saw_claimed(*statements.claim_order(row))
-        claimed += found
+        harvest.claimed += found
+        claimed = {row[statements.ID] for row in found}
+        self._hints = {entry for entry in self._hints if entry.id not in claimed}
 
-    def _take_hints(self, parameters: Mapping[str, Any]) -> list[Entry]:
-        hints = set(self._hints)
-        self._hints.clear()
-        allowed = range(parameters["min_priority"], parameters["max_priority"] + 1)
-        return [entry for entry in hints if entry.priority in allowed]
+
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.priority, entry.id

@@ -20,7 +20,7 @@ _CLAIMED = """
     ORDER BY claimed.priority, claimed.id
 """
 
-_ID, _PRIORITY = 0, 8
+ID, _PRIORITY = 0, 8
 
 _TAKE = f"""
         UPDATE tasks SET
@@ -43,7 +43,7 @@ def claim(which: str) -> str:
 
 def claim_order(row: tuple[Any, ...]) -> tuple[int, int]:
     """Priority and id of a row that such a statement returned."""
-    return row[_PRIORITY], row[_ID]
+    return row[_PRIORITY], row[ID]
 
 
 CLAIM_POSTGRES = claim("""
@@ -189,10 +189,12 @@ WITH due AS (
         ORDER BY run_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ),
     promoted AS (UPDATE tasks SET run_at = NULL WHERE id IN (SELECT id FROM due) RETURNING 1)
-SELECT (SELECT count(*) FROM promoted),
-       (SELECT extract(epoch FROM min(run_at) - now()) FROM tasks WHERE status = 'pending' AND run_at > now())
+SELECT count(*) FROM promoted
 """
-"""Make what has come due claimable, and say when the next one will be."""
+"""Make what has come due claimable."""
+
+NEXT_DUE = "SELECT extract(epoch FROM min(run_at) - now()) FROM tasks WHERE status = 'pending' AND run_at > now()"
+"""In how many seconds the next task comes due. What is due and still there is locked by somebody else who promotes it."""
 
 RECOVER = f"""
 WITH expired AS (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
 
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.protocol import Database
-from continuum.model import ClaimedTask
+from continuum.model import ClaimedTask, Lease
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.completion import Completions
 from continuum.nursery.signals import Shutdown, Signal
@@ -22,6 +23,12 @@ log = structlog.get_logger(__name__)
 UNWRITTEN_LIMIT = 4
 """No more is claimed while outcomes for so many times the slots wait to be written: a database that grants claims
 but takes no completions must not fill the worker's memory."""
+
+
+LATE_CLAIM = 40.0
+"""Seconds for which a claim without an answer may still take effect: longer than the server's statement timeout."""
+GIVE_BACK_AGAIN = 5.0
+"""Seconds between two looks for such claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,9 @@ class Claims:
     work: Signal
     """Raised when there may be something to claim: work arrived, a slot became free, the sandboxes work again."""
     shutdown: Shutdown
-    _taken: int = 0
-    _answer_lost: bool = False
+    _taken: set[Lease] = field(default_factory=set)
+    _give_back_at: float = math.inf
+    _unheard_until: float = -math.inf
 
     async def run(self, execute: Callable[[ClaimedTask], Awaitable[None]], executions: trio.Nursery) -> None:
         """Claim until shutdown is requested, starting `execute` in `executions` for each claimed task."""
@@ -56,20 +64,22 @@ class Claims:
             try:
                 await execute(task)
             finally:
-                self._taken -= 1
+                self._taken.remove(task.lease)
                 self.work.notify()
 
         backoff = Backoff()
         while not self.shutdown.requested.is_set():
             wanted = self._free_slots()
-            if wanted == 0:
+            if wanted == 0 and trio.current_time() < self._give_back_at:
                 await self.work.wait(self.policy.polling_interval)
                 continue
             began = trio.current_time()
             try:
                 tasks = await self._claim(wanted)
             except DatabaseUnavailable as error:
-                self._answer_lost = self._answer_lost or isinstance(error, OutcomeUnknown)
+                if isinstance(error, OutcomeUnknown):
+                    self._give_back_at = trio.current_time()
+                    self._unheard_until = self._give_back_at + LATE_CLAIM
                 note_database_failure(self.state, "claim", error)
                 await self._pause(backoff.next_delay())
                 continue
@@ -81,7 +91,7 @@ class Claims:
                 if self.shutdown.requested.is_set():
                     self.completions.release(task.lease)
                 else:
-                    self._taken += 1
+                    self._taken.add(task.lease)
                     executions.start_soon(hold_slot, task)
             if len(tasks) < wanted:
                 await self.work.wait(self.policy.polling_interval)
@@ -93,11 +103,13 @@ class Claims:
             return 0
         if len(self.completions) >= UNWRITTEN_LIMIT * self.state.slots:
             return 0
-        return self.state.slots - self._taken
+        return self.state.slots - len(self._taken)
 
     async def _claim(self, wanted: int) -> list[ClaimedTask]:
-        if self._answer_lost:
+        if trio.current_time() >= self._give_back_at:
             await self._give_back_unheard_claims()
+        if wanted == 0:
+            return []
         return await self.database.claim(
             self.state.id,
             wanted,
@@ -107,10 +119,12 @@ class Claims:
         )
 
     async def _give_back_unheard_claims(self) -> None:
-        """A claim's answer was lost, so the record may hold tasks for us that we never heard of."""
-        held = [*self.state.running, *self.completions.leases()]
+        """A claim's answer was lost, so the record may hold tasks for us that we never heard of, or will: a node that hung
+        may go on with it."""
+        began = trio.current_time()
+        held = [*{*self._taken, *self.completions.leases()}]
         released = await self.database.release_except(self.state.id, held)
-        self._answer_lost = False
+        self._give_back_at = began + GIVE_BACK_AGAIN if began < self._unheard_until else math.inf
         if released:
             log.info("gave back tasks whose claim was never answered", released=released)
 

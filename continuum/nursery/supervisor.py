@@ -131,6 +131,8 @@ async def _schema_fits(state: WorkerState, database: Database, shutdown: Shutdow
             nonlocal fits
             await until_available(state, "start", database.check_schema)
             fits = True
+            if state.database_failures:
+                state.steady_since = trio.current_time()  # an outage for others, too: their heartbeats come first
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(check)

@@ -53,14 +53,12 @@ class WakeUps:
 
     async def promote_when_due(self) -> None:
         """Make scheduled tasks claimable when their time has come."""
-        came_due = False
         while True:
-            delay = await until_available(self.state, "wake-up", self.database.promote)
-            if came_due:
+            promoted = await until_available(self.state, "wake-up", self.database.promote)
+            if promoted.count:
                 self.work.notify()
-            wait = self.polling_interval if delay is None else min(delay, self.polling_interval)
-            changed = await self.schedule_changed.wait(wait)
-            came_due = not changed and delay is not None and delay <= wait
+            next_in = self.polling_interval if promoted.next_in is None else promoted.next_in
+            await self.schedule_changed.wait(min(next_in, self.polling_interval))
 
     # -- as the database's listener ---------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ async def test_only_the_holder_of_the_current_attempt_may_write(database: Databa
     assert (await database.recover("janitor")).retried == 1
     with trio.fail_after(10):
         while not (tasks := await database.claim("two", 1, lease=30)):
-            await trio.sleep(max(0.01, await database.promote() or 0.01))
+            await trio.sleep(max(0.01, (await database.promote()).next_in or 0.01))
     current = tasks[0]
     assert current.attempt == stale.attempt + 1
     for worker, task in (("one", stale), ("two", stale), ("one", current)):
@@ -155,11 +155,11 @@ async def test_a_retry_waits_for_its_time_without_being_claimable(database: Data
     task = await claim_one(database)
     await database.complete("one", [retry(task, 0.3)])
     assert await database.claim("one", 1, lease=30) == []
-    delay = await database.promote()
+    delay = (await database.promote()).next_in
     assert delay is not None
     assert 0 < delay <= 0.3
     await trio.sleep(delay + 0.02)
-    assert await database.promote() is None
+    assert (await database.promote()).next_in is None
     again = await claim_one(database)
     assert (again.id, again.attempt) == (task.id, 2)
 
@@ -172,7 +172,7 @@ async def test_a_task_for_later_is_left_until_then_and_one_for_the_past_is_due_n
     claimed = {task.id for task in await database.claim("one", 9, lease=30)}
     assert past in claimed
     assert later not in claimed
-    delay = await database.promote()
+    delay = (await database.promote()).next_in
     assert delay is not None
     assert 3500 < delay <= 3600
 
@@ -186,7 +186,7 @@ async def test_an_expired_lease_goes_back_to_pending_until_its_attempts_are_used
     assert (record.status, record.worker_id) == ("pending", None)
     with trio.fail_after(10):
         while not await database.claim("two", 1, lease=0.01):
-            await trio.sleep(max(0.01, await database.promote() or 0.01))
+            await trio.sleep(max(0.01, (await database.promote()).next_in or 0.01))
     await trio.sleep(0.05)
     assert await database.recover("janitor") == Recovered(failed=1)
     (record,) = await database.fetch([task_id])

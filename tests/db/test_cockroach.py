@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ import structlog
 import trio
 
 from continuum.db import changefeed, cockroach, statements
+from continuum.db.cockroach import COCKROACH
 from continuum.db.database import SqlDatabase
 from continuum.db.protocol import Database
 from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, survey_statement
@@ -255,6 +257,32 @@ async def test_producers_do_not_see_the_shard(queue: Database, url: str) -> None
         assert "shard" not in [column.name for column in cursor.description or ()]
 
 
+async def test_an_open_transaction_of_a_producer_holds_nobody_up(queue: Database, url: str) -> None:
+    (task_id,) = await queue.submit([HELLO])
+    now = (await queue.fetch([task_id]))[0].created_at
+    (scheduled,) = await queue.submit([replace(HELLO, run_at=now + dt.timedelta(seconds=1))])
+    with psycopg.connect(url) as producer:
+        # As before 25.4, or where a transaction has more to say than is buffered: what it wrote is there to be met.
+        producer.execute(
+            "SELECT set_config(name, 'off', false) FROM pg_settings WHERE name LIKE '%buffered_writes_enabled'"
+        )
+        producer.commit()
+        producer.execute(
+            "INSERT INTO tasks (name, run_at) SELECT 'later', now() + n * interval '1 second' "
+            "FROM generate_series(0, 20) AS g (n)"
+        )
+        producer.execute(
+            "INSERT INTO tasks (name, shard) SELECT 'not committed', n FROM generate_series(0, 15) AS g (n)"
+        )
+        with trio.fail_after(4):
+            assert [task.id for task in await queue.claim("one", 9, lease=30)] == [task_id]
+            assert (await queue.statistics(latest=True)).running == 1
+            while not (await queue.promote()).count:
+                await trio.sleep(0.05)
+            assert [task.id for task in await queue.claim("one", 9, lease=30)] == [scheduled]
+        producer.rollback()
+
+
 # -- plans -------------------------------------------------------------------------------------------------------------------
 
 _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
@@ -320,7 +348,7 @@ def full_queue(shared_cockroach: CockroachServer) -> str:
 def test_no_hot_statement_scans_the_table_and_claims_lock_what_they_take(full_queue: str, name: str) -> None:
     statement, parameters, index = PLANS[name]
     with psycopg.connect(full_queue, autocommit=True) as connection:
-        for setting in cockroach.COCKROACH.prepare_session:
+        for setting in COCKROACH.prepare_session:
             connection.execute(setting.encode())
         plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {statement}".encode(), parameters))
     assert "FULL SCAN" not in plan, plan
@@ -342,8 +370,10 @@ async def test_sessions_claim_safely_whatever_the_cluster_defaults_to(url: str) 
         for setting, expected in (
             ("transaction_isolation", "serializable"),
             ("optimizer_use_lock_op_for_serializable", "off"),
+            ("plan_cache_mode", "force_custom_plan"),
         ):
             assert await database._run(f"SHOW {setting}") == [(expected,)]
+        assert await database._read("SHOW transaction_isolation") == [("read committed",)]
 
 
 # -- reading, retention and privileges -----------------------------------------------------------------------------------------
@@ -389,6 +419,18 @@ async def test_a_user_who_may_not_change_the_table_deletes_old_tasks_instead(que
         assert not await database.expire(3600)
         await database.submit([HELLO])
         assert len(await database.claim("one", 9, lease=30)) == 1
+
+
+async def test_a_schema_is_applied_without_what_the_user_may_not_do(queue: Database, url: str) -> None:
+    may_not_configure = make_user(
+        url, f"CREATE ON DATABASE {url.rpartition('/')[2]}", "SELECT, INSERT, UPDATE, DELETE ON TABLE *"
+    )
+    async with open_url(may_not_configure) as database:
+        with structlog.testing.capture_logs() as logs:
+            assert await database.migrate() == 1
+    left_out = [entry["left_out"] for entry in logs if entry["log_level"] == "warning"]
+    assert len(left_out) == COCKROACH.schema().count("CONFIGURE ZONE")
+    assert all("CONFIGURE ZONE" in statement for statement in left_out)
 
 
 async def test_a_schema_can_be_applied_by_a_user_who_owns_nothing_but_the_database(url: str) -> None:

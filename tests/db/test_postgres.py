@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -230,6 +232,56 @@ async def test_a_node_that_hangs_costs_a_second_where_another_one_answers(
             assert len(await database.claim("one", 1, lease=30)) == 1
             # a second for the connection that rested, and at most CONNECT_TIMEOUT if the one that hangs is tried again
             assert trio.current_time() - began < pool.ANSWER + CONNECT_TIMEOUT + 1
+
+
+async def test_an_answer_that_is_only_about_the_statement_costs_no_connection(
+    postgres: Database, empty_postgres: str
+) -> None:
+    assert isinstance(postgres, SqlDatabase)
+    await postgres.ping()
+    before = await postgres._run("SELECT pg_backend_pid()")
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await postgres._run("SELECT 1 / 0")
+        with pytest.raises(DatabaseUnavailable):
+            await postgres._run("DO $$ BEGIN RAISE serialization_failure; END $$")
+    assert await postgres._run("SELECT pg_backend_pid()") == before
+
+
+async def test_an_answer_that_the_node_cannot_serve_costs_all_idle_connections(postgres: Database) -> None:
+    assert isinstance(postgres, SqlDatabase)
+    before = await postgres._run("SELECT pg_backend_pid()")
+    with pytest.raises(DatabaseUnavailable):
+        await postgres._run("DO $$ BEGIN RAISE SQLSTATE '53200'; END $$")
+    assert await postgres._run("SELECT pg_backend_pid()") != before
+
+
+async def test_a_slow_lookup_of_a_name_ends_with_the_deadline_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    answer = threading.Event()
+
+    def slow(*_: object, **__: object) -> object:
+        asked.set()
+        answer.wait(30)
+        raise OSError("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    try:
+        async with open_url("postgresql://continuum@one.invalid,two.invalid/continuum") as database:
+            assert isinstance(database, SqlDatabase)
+            database.deadline = 0.5
+            began = trio.current_time()
+            with pytest.raises(DatabaseUnavailable):
+                await database.ping()
+            assert trio.current_time() - began < 2
+            assert asked.is_set()
+    finally:
+        answer.set()
+
+
+async def test_several_hosts_of_which_one_has_no_address_are_no_obstacle(server: PostgresServer) -> None:
+    async with open_url(f"postgresql://continuum@nowhere.invalid:1,localhost:{server.port}/continuum") as database:
+        await database.ping()
 
 
 async def test_a_cancelled_call_leaves_the_pool_usable_and_no_query_running(

@@ -31,7 +31,7 @@ from continuum.model import (
 )
 from continuum.nursery import completion as completion_module
 from continuum.nursery.backoff import Backoff
-from continuum.nursery.claim import UNWRITTEN_LIMIT, ClaimPolicy, Claims
+from continuum.nursery.claim import GIVE_BACK_AGAIN, UNWRITTEN_LIMIT, ClaimPolicy, Claims
 from continuum.nursery.completion import BATCH_LIMIT, Completions, decide
 from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
@@ -301,6 +301,37 @@ async def test_tasks_of_a_claim_that_was_never_answered_are_given_back_before_th
         await trio.sleep(10)
         assert sorted(task.id for task in claimer.taken) == ids
         assert [task.released for task in claimer.taken] == [1, 1]
+
+
+async def test_tasks_of_a_claim_that_took_effect_long_after_its_deadline_are_given_back_too(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    """As by a node that hung with the claim, and went on with it when it came back."""
+    late: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    class Hanging(MemoryDatabase):
+        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+            if not late:
+                late.append((arguments, values))
+                raise OutcomeUnknown("the node hangs")
+            return await super().claim(*arguments, **values)  # type: ignore[arg-type]
+
+    database = Hanging()
+    shutdown = Shutdown()
+    claimer = Claimer(
+        make_claims(database, state, Completions(database, state, Telemetry(), Signal()), shutdown), shutdown
+    )
+    async with running(claimer):
+        await trio.sleep(20)
+        (task_id,) = await database.submit([HELLO])
+        ((arguments, values),) = late
+        assert len(await MemoryDatabase.claim(database, *arguments, **values)) == 1  # type: ignore[arg-type]
+        with trio.fail_after(GIVE_BACK_AGAIN + 5):
+            while not claimer.taken:
+                await trio.sleep(0.5)
+        assert [(task.id, task.released) for task in claimer.taken] == [(task_id, 1)]
+        await trio.sleep(60)
+        assert len(claimer.taken) == 1, "what runs is not given back"
 
 
 async def test_what_a_claim_brings_after_shutdown_was_requested_goes_back(

@@ -16,6 +16,7 @@ from continuum.db.dialect import Rows
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.shards import (
     CLAIM_KEYS,
+    HINTS_SUFFICE,
     SHARDS,
     SLACK,
     SURVEY_AT_MOST,
@@ -26,6 +27,7 @@ from continuum.db.shards import (
     survey_statement,
 )
 
+POLLING_INTERVAL = 5.0
 NOW = 1 << 60
 """An id of now, as unique_rowid() makes them."""
 
@@ -84,7 +86,7 @@ def ids(rows: Rows) -> list[int]:
 
 async def test_a_short_queue_costs_two_statements_and_an_empty_one_a_single_read(autojump_clock: MockClock) -> None:
     index = Index({Entry(number, number % 3, NOW + number) for number in range(16)})
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     assert len(await claims.claim(parameters(20))) == 16
     assert index.asked == ["survey", "keys"]
     index.asked.clear()
@@ -93,8 +95,11 @@ async def test_a_short_queue_costs_two_statements_and_an_empty_one_a_single_read
 
 
 async def test_a_task_that_was_told_of_is_claimed_without_a_look(autojump_clock: MockClock) -> None:
-    index = Index({Entry(3, 0, NOW)})
-    claims = ShardedClaims(index.run)
+    index = Index()
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    assert await claims.claim(parameters(4)) == []
+    index.asked.clear()
+    index.pending.add(Entry(3, 0, NOW))
     claims.hint(Entry(3, 0, NOW))
     assert ids(await claims.claim(parameters(4))) == [NOW]
     assert index.asked == ["keys"]
@@ -103,9 +108,104 @@ async def test_a_task_that_was_told_of_is_claimed_without_a_look(autojump_clock:
     assert index.asked == ["keys", "keys", "survey"]
 
 
+async def test_tasks_that_were_told_of_do_not_keep_a_worker_from_one_that_nobody_told_of(
+    autojump_clock: MockClock,
+) -> None:
+    index = Index()
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(1))
+    urgent = Entry(1, -5, NOW)
+    index.pending.add(urgent)
+    began = trio.current_time()
+    number = 0
+    while urgent in index.pending:
+        number += 1
+        told = Entry(number % SHARDS, 3, NOW + number)
+        index.pending.add(told)
+        claims.hint(told)
+        await claims.claim(parameters(1))
+        await trio.sleep(0.01)
+    assert trio.current_time() - began < HINTS_SUFFICE + 0.1
+
+
+async def test_what_a_worker_was_told_of_and_cannot_take_yet_is_taken_next_and_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    index = Index()
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(1))
+    index.pending = {Entry(number % SHARDS, 0, NOW + number) for number in range(12)}
+    for entry in index.pending:
+        claims.hint(entry)
+    index.asked.clear()
+    assert [ids(await claims.claim(parameters(1))) for _ in range(12)] == [[NOW + number] for number in range(12)]
+    assert index.asked == ["keys"] * 12
+
+
+async def test_more_than_a_worker_remembers_being_told_of_is_looked_for(autojump_clock: MockClock) -> None:
+    index = Index()
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(1))
+    index.pending = {Entry(number % SHARDS, 0, NOW + number) for number in range(40)}
+    for entry in index.pending:
+        claims.hint(entry)
+    assert len(await claims.claim(parameters(64))) == 40
+
+
+async def test_a_backlog_that_others_have_emptied_is_not_the_end_of_the_search(autojump_clock: MockClock) -> None:
+    index = Index({Entry(number % SHARDS, 0, NOW + number) for number in range(200)})
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(1))
+    index.pending = {Entry(number % SHARDS, 1, NOW + number) for number in range(1600)}
+    assert len(await claims.claim(parameters(16))) == 16
+
+
+async def test_an_urgent_task_hides_none_of_those_that_were_there_before(autojump_clock: MockClock) -> None:
+    old = {Entry(number % SHARDS, 5, NOW + number) for number in range(1600)}
+    index = Index(set(old))
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(1))
+    index.pending |= {Entry(number % SHARDS, 1, NOW + 10_000 + number) for number in range(64)}
+    taken = [task for _ in range(64 + 400) for task in ids(await claims.claim(parameters(1)))]
+    assert len(taken) == 64 + 400
+
+
+async def test_bounds_of_priority_leave_the_order_as_it_is(autojump_clock: MockClock) -> None:
+    index = Index({Entry(number % SHARDS, 1 if number < 96 else 2, NOW + number) for number in range(1696)})
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    found = await claims.claim(parameters(16) | {"min_priority": 1})
+    assert {row[8] for row in found} == {1}
+
+
+async def test_a_claim_brings_home_what_it_has_long_before_the_lease_of_that_is_over(
+    autojump_clock: MockClock,
+) -> None:
+    index = Index({Entry(number % SHARDS, 0, NOW + number) for number in range(40)})
+
+    async def slow(*arguments: Any, **options: Any) -> Rows:
+        await trio.sleep(2)
+        return await index.run(*arguments, **options)
+
+    claims = ShardedClaims(slow, index.run, POLLING_INTERVAL)
+    began = trio.current_time()
+    assert await claims.claim(parameters(64))
+    assert trio.current_time() - began < 5
+
+
+async def test_one_outlandish_id_does_not_hide_what_comes_after_it_for_long(autojump_clock: MockClock) -> None:
+    index = Index({Entry(1, 0, (1 << 63) - 1)})
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
+    await claims.claim(parameters(4))
+    for step in range(4):
+        await trio.sleep(SURVEY_AT_MOST)
+        index.pending.add(Entry(1, 0, NOW + step))
+        assert await claims.claim(parameters(4))
+    assert claims._marks.all()[0] < NOW
+
+
 async def test_hints_outside_the_worker_s_priorities_are_not_claimed(autojump_clock: MockClock) -> None:
     index = Index({Entry(3, 7, NOW)})
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     claims.hint(Entry(3, 7, NOW))
     assert await claims.claim(parameters(4) | {"max_priority": 5}) == []
 
@@ -114,7 +214,7 @@ async def test_a_long_queue_is_claimed_from_one_part_at_a_time_and_looked_over_r
     autojump_clock: MockClock,
 ) -> None:
     index = Index({Entry(number % SHARDS, 0, NOW + number) for number in range(4000)})
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     taken: list[int] = []
     for _ in range(400):
         taken += ids(await claims.claim(parameters(5)))
@@ -125,7 +225,7 @@ async def test_a_long_queue_is_claimed_from_one_part_at_a_time_and_looked_over_r
 
 async def test_what_is_more_urgent_in_another_part_is_seen_within_a_second(autojump_clock: MockClock) -> None:
     index = Index({Entry(number % SHARDS, 5, NOW + number) for number in range(4000)})
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     await claims.claim(parameters(5))
     index.pending.add(Entry(9, -1, NOW + 10_000))
     began = trio.current_time()
@@ -138,7 +238,7 @@ async def test_what_was_claimed_before_a_failure_is_returned_and_the_failure_rai
     autojump_clock: MockClock,
 ) -> None:
     index = Index({Entry(number % SHARDS, 0, NOW + number) for number in range(64)})
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     failure = DatabaseUnavailable("gone")
     index.failures = [None, None, None, failure]  # a survey, another for what is more urgent, a part, the next part
     assert len(await claims.claim(parameters(20))) == 4
@@ -150,7 +250,7 @@ async def test_what_was_claimed_before_a_failure_is_returned_and_the_failure_rai
 
 async def test_dead_rows_are_passed_by_once_they_are_old(autojump_clock: MockClock) -> None:
     index = Index()
-    claims = ShardedClaims(index.run)
+    claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
     for step in range(20):
         newest = NOW + step * SLACK
         index.pending |= {Entry(1, 0, newest + number) for number in range(3)}
@@ -182,7 +282,7 @@ def test_every_task_is_claimed_once_and_none_stays_below_the_marks(
 ) -> None:
     async def main() -> None:
         index = Index()
-        claims = ShardedClaims(index.run)
+        claims = ShardedClaims(index.run, index.run, POLLING_INTERVAL)
         clock = 0
         added: set[int] = set()
         taken: list[int] = []

@@ -94,8 +94,9 @@ class SqlDatabase:
         self._queue: Queue | None = None
         self._session = Session(self._run, self._read, self._connect_in_time, wakeup, polling_interval, feeds)
         self._pool = ConnectionPool(self._connect, pool_size)
-        # The heartbeat's connection is its own: whatever the others do, it never waits for them.
+        # The heartbeat's connections are its own: whatever the others do, it never waits for them.
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
+        self._heartbeat_reading_pool = ConnectionPool(self._connect_to_read, 1)
         self._reading_pool = ConnectionPool(self._connect_to_read, READING_CONNECTIONS)
 
     @property
@@ -104,9 +105,8 @@ class SqlDatabase:
 
     def close(self) -> None:
         """Drop all connections."""
-        self._pool.close()
-        self._heartbeat_pool.close()
-        self._reading_pool.close()
+        for pool in (self._pool, self._reading_pool, self._heartbeat_pool, self._heartbeat_reading_pool):
+            pool.close()
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -279,6 +279,8 @@ class SqlDatabase:
     async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
         parameters = {"worker": worker_id, "lease": lease, **_leases(held)}
         found = await self._run(statements.HEARTBEAT, parameters, pool=self._heartbeat_pool)
+        if len(found) < len(held):
+            found += await self._run(statements.FIND_HELD, parameters, pool=self._heartbeat_reading_pool)
         kept = {Lease(task_id, attempt): cancel for task_id, attempt, cancel in found}
         return HeartbeatAnswer(
             lost=frozenset(each for each in held if each not in kept),

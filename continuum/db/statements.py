@@ -152,14 +152,20 @@ SELECT count(*) FROM ended
 """
 """Give back what the record says we process, but for what we know of: claims whose answer never came."""
 
-HEARTBEAT = f"""
-UPDATE tasks SET lease_expires_at = now() + %(lease)s * interval '1 second'
-FROM {_HELD}
-WHERE tasks.id = held.id AND tasks.attempt = held.attempt
-  AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
-RETURNING tasks.id, tasks.attempt, tasks.cancel_requested
+_OURS = """
+    tasks.id = held.id AND tasks.attempt = held.attempt AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
 """
-"""Extend the leases that are still ours; what is not returned is lost."""
+
+HEARTBEAT = f"""
+WITH ours AS (SELECT tasks.id FROM {_HELD} JOIN tasks ON {_OURS} FOR UPDATE OF tasks SKIP LOCKED)
+UPDATE tasks SET lease_expires_at = now() + %(lease)s * interval '1 second' WHERE id IN (SELECT id FROM ours)
+RETURNING id, attempt, cancel_requested
+"""
+"""Extend the leases that are still ours. A row that somebody else holds locked must not cost the others their leases; nobody
+recovers it meanwhile."""
+
+FIND_HELD = f"SELECT tasks.id, tasks.attempt, tasks.cancel_requested FROM {_HELD} JOIN tasks ON {_OURS}"
+"""Which leases are still ours, whoever holds their rows locked; what is not returned is lost."""
 
 PROGRESS = """
 UPDATE tasks SET output = part.output, error_output = part.error_output

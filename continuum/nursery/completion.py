@@ -1,7 +1,8 @@
 """Outcomes on their way into the database: decided, gathered, written in batches, never lost.
 
 An outcome stays here until the database has confirmed it, or has confirmed that its lease passed to somebody else.
-Through an outage it waits; its lease is kept alive by the heartbeat meanwhile.
+Through an outage it waits; its lease is kept alive by the heartbeat meanwhile. One that alone cannot be written, because
+somebody holds its row locked, must not keep the others: what failed is tried again last, and in smaller batches.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Iterable
 import structlog
 import trio
 
+from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status, retry_delay
-from continuum.nursery.backoff import until_available
+from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success, until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
 from continuum.telemetry import Telemetry
@@ -23,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 BATCH_LIMIT = 200
 """Outcomes in one statement: enough to make the round trip cheap, few enough to stay well inside its deadline."""
+SMALLER = 4
+"""By what the next batch is smaller than one that could not be written. Each one that was written doubles it again."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Text in one statement: outputs may be large, and a statement is one message on the wire."""
 
@@ -64,6 +68,8 @@ class Completions:
         self._retry_scheduled = retry_scheduled
         self._outcomes: dict[Lease, Completion] = {}
         self._releases: set[Lease] = set()
+        self._limit = BATCH_LIMIT
+        self._backoff = Backoff()
         self._work = trio.Event()
         self._closed = False
 
@@ -101,13 +107,23 @@ class Completions:
                 return
 
     async def _write_outcomes(self) -> None:
+        """Write one batch, or learn that it cannot be written now."""
         batch = self._next_batch()
         if not batch:
             return
         began = trio.current_time()
-        written = await until_available(
-            self._state, "completion", lambda: self._database.complete(self._state.id, batch)
-        )
+        try:
+            written = await self._database.complete(self._state.id, batch)
+        except DatabaseUnavailable as error:
+            note_database_failure(self._state, "completion", error)
+            self._limit = max(1, len(batch) // SMALLER)
+            for completion in batch:
+                self._outcomes[completion.lease] = self._outcomes.pop(completion.lease)
+            await trio.sleep(self._backoff.next_delay())
+            return
+        note_database_success(self._state)
+        self._backoff.reset()
+        self._limit = min(BATCH_LIMIT, self._limit * 2)
         for completion in batch:
             del self._outcomes[completion.lease]
             if completion.lease in written:
@@ -129,7 +145,7 @@ class Completions:
         size = 0
         for completion in self._outcomes.values():
             size += len(completion.output) + len(completion.error_output)
-            if batch and (len(batch) == BATCH_LIMIT or size > BATCH_BYTES):
+            if batch and (len(batch) == self._limit or size > BATCH_BYTES):
                 break
             batch.append(completion)
         return batch

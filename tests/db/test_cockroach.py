@@ -20,7 +20,7 @@ from continuum.db.database import SqlDatabase
 from continuum.db.protocol import Database
 from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, survey_statement
 from continuum.db.validation import INTEGER
-from continuum.model import NewTask, Wakeup
+from continuum.model import HeartbeatAnswer, Lease, NewTask, Wakeup
 from tests.db.conftest import create_database, open_url
 from tests.support.cockroach import CockroachServer
 from tests.support.listener import listening
@@ -281,6 +281,24 @@ async def test_an_open_transaction_of_a_producer_holds_nobody_up(queue: Database
                 await trio.sleep(0.05)
             assert [task.id for task in await queue.claim("one", 9, lease=30)] == [scheduled]
         producer.rollback()
+
+
+async def test_a_row_that_somebody_has_locked_costs_no_other_task_its_lease(queue: Database, url: str) -> None:
+    await queue.submit([HELLO] * 3)
+    tasks = await queue.claim("one", 3, lease=30)
+    leases = [task.lease for task in tasks]
+    with psycopg.connect(url) as somebody:
+        somebody.execute("UPDATE tasks SET name = 'looked into' WHERE id = %s", [tasks[1].id])
+        with trio.fail_after(3):
+            answer = await queue.heartbeat("one", [*leases, Lease(tasks[0].id, 7)], lease=600)
+        assert answer == HeartbeatAnswer(lost=frozenset({Lease(tasks[0].id, 7)}), cancelled=frozenset())
+        somebody.rollback()
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT id FROM tasks WHERE lease_expires_at > now() + interval '5 minutes' ORDER BY id"
+        )
+        assert [row[0] for row in found.fetchall()] == [tasks[0].id, tasks[2].id]
+    assert await queue.heartbeat("one", leases, lease=600) == HeartbeatAnswer(frozenset(), frozenset())
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from continuum.db.database import SqlDatabase
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, OutcomeUnknown, SchemaMismatch
 from continuum.db.protocol import Database
 from continuum.db.validation import INTEGER
-from continuum.model import Completion, NewTask, Status, Wakeup
+from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
 from tests.db.conftest import open_url
 from tests.support.listener import listening
 from tests.support.postgres import PostgresServer, find_binaries
@@ -282,6 +282,26 @@ async def test_a_slow_lookup_of_a_name_ends_with_the_deadline_of_the_call(monkey
 async def test_several_hosts_of_which_one_has_no_address_are_no_obstacle(server: PostgresServer) -> None:
     async with open_url(f"postgresql://continuum@nowhere.invalid:1,localhost:{server.port}/continuum") as database:
         await database.ping()
+
+
+async def test_a_row_that_somebody_has_locked_costs_no_other_task_its_lease(
+    postgres: Database, empty_postgres: str
+) -> None:
+    await postgres.submit([HELLO] * 3)
+    tasks = await postgres.claim("one", 3, lease=30)
+    leases = [task.lease for task in tasks]
+    with psycopg.connect(empty_postgres) as somebody:
+        somebody.execute("UPDATE tasks SET name = 'looked into' WHERE id = %s", [tasks[1].id])
+        with trio.fail_after(3):
+            answer = await postgres.heartbeat("one", [*leases, Lease(tasks[0].id, 7)], lease=600)
+        assert answer == HeartbeatAnswer(lost=frozenset({Lease(tasks[0].id, 7)}), cancelled=frozenset())
+        somebody.rollback()
+    with psycopg.connect(empty_postgres) as connection:
+        found = connection.execute(
+            "SELECT id FROM tasks WHERE lease_expires_at > now() + interval '5 minutes' ORDER BY id"
+        )
+        assert [row[0] for row in found.fetchall()] == [tasks[0].id, tasks[2].id]
+    assert await postgres.heartbeat("one", leases, lease=600) == HeartbeatAnswer(frozenset(), frozenset())
 
 
 async def test_a_cancelled_call_leaves_the_pool_usable_and_no_query_running(

@@ -143,6 +143,6 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     spoiled = {statement.replace("SKIP LOCKED", "LOCKED SKIPPED"): name for statement, name in recorder.heard.items()}
     problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
     assert problems == {
-        "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
+        "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
         "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
     }  # fmt: skip

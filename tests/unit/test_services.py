@@ -202,6 +202,38 @@ async def test_an_outcome_whose_lease_was_lost_is_dropped_and_not_counted(
     assert database.tasks[task.id].status == "processing"
 
 
+async def test_an_outcome_that_cannot_be_written_keeps_no_other_one_for_long(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    """As when somebody left a transaction open that has changed the task's row."""
+
+    class Locked(MemoryDatabase):
+        locked: Lease | None = None
+
+        async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+            if self.locked in {each.lease for each in completions}:
+                await trio.sleep(5)
+                raise OutcomeUnknown("the database did not answer in time")
+            return await super().complete(worker_id, completions)
+
+    database = Locked()
+    completions = Completions(database, state, Telemetry(), Signal())
+    tasks = await claimed(database, 100)
+    database.locked = tasks[50].lease
+    async with running(completions):
+        for task in tasks:
+            completions.put(done(task))
+        with trio.fail_after(60):
+            while len(completions) > 1:
+                await trio.sleep(0.1)
+        assert list(completions.leases()) == [database.locked]
+        database.locked = None
+        with trio.fail_after(10):
+            while len(completions):
+                await trio.sleep(0.1)
+    assert state.processed == 100
+
+
 async def test_the_service_ends_once_it_was_closed_and_everything_is_written(
     autojump_clock: MockClock, database: MemoryDatabase, completions: Completions
 ) -> None:

@@ -19,7 +19,6 @@ from tests.conftest import require
 from tests.support.compose import BUILD_DEADLINE, NODES, ROOT, compose, compose_nodes, find_compose
 from tests.support.docker import require_docker
 
-WORKER = "http://127.0.0.1:8080"
 SLOW = "import time; time.sleep(0.2); print('done')"
 
 
@@ -66,11 +65,13 @@ def test_every_node_has_a_store_and_a_health_check_and_workers_cannot_sign_certi
 
 
 @asynccontextmanager
-async def whole_cluster(workers: int) -> AsyncIterator[None]:
-    """The cluster and so many workers, removed with their volumes afterwards."""
+async def whole_cluster(workers: int) -> AsyncIterator[httpx.AsyncClient]:
+    """The cluster and so many workers, removed with their volumes afterwards; a client for the status of one of them."""
     try:
         await compose("up", "--build", "--detach", "--scale", f"worker={workers}", deadline=BUILD_DEADLINE)
-        yield
+        address = (await compose("port", "worker", "8080")).decode().strip()
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as http:
+            yield http
     finally:
         with trio.CancelScope(shield=True):
             await compose("down", "--volumes", "--timeout", "5")
@@ -88,7 +89,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("images")
 async def test_a_node_dies_under_load_and_the_status_says_that_every_task_was_done() -> None:
-    async with whole_cluster(workers=2), httpx.AsyncClient(base_url=WORKER, timeout=10) as http:
+    async with whole_cluster(workers=2) as http:
         await until(http, "/readyz", lambda answer: answer.is_success)
         async with compose_nodes() as nodes:
             settings = Settings.model_validate({"database_url": nodes.url("continuum")})

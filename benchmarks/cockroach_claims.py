@@ -166,7 +166,8 @@ def crowd(base: str) -> None:
                 f"p99 {percentile(latencies, 99):5.0f} ms",
                 flush=True,
             )
-        print(f"{claimers:4} claimers: ratio {rates['16 parts'] / rates['one index']:.1f}", flush=True)
+        if len(rates) > 1:
+            print(f"{claimers:4} claimers: ratio {rates['16 parts'] / rates['one index']:.1f}", flush=True)
 
 
 def percentile(values: list[float], part: int) -> float:
@@ -237,9 +238,14 @@ async def pass_through(url: str, way: str, total: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("parts", nargs="*", default=["crowd", "backlog", "passing"])
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="which ways to claim are measured"
+    )
     parser.add_argument("--total", type=int, default=200_000, help="tasks that pass through")
     arguments = parser.parse_args()
     base = os.environ["DATABASE_URL"]
+    for left_out in WAYS.keys() - set(arguments.ways):
+        del WAYS[left_out]
     for part in arguments.parts:
         if part == "passing":
             passing(base, arguments.total)

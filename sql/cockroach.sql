@@ -86,17 +86,16 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
 );
 
--- Old versions of rows slow scans until they are collected, and a queue makes little else. The claim's index gets ranges of its
--- own by having its own zone, and there nearly everything is dead: collected within minutes. A changefeed that was away for
--- longer than the table's time begins anew, which loses nothing.
+-- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
+-- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
 --
--- Neighbours with the same zone share a range while they are small, and the claim's index comes last: all else begins as one
--- range. An outcome is then written in one place, and a node that dies takes two leases with it at most, not one per table.
-ALTER TABLE codes CONFIGURE ZONE USING gc.ttlseconds = 600;
-ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 600;
-ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 600;
-ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 600;
-ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 600;
-ALTER INDEX tasks@tasks_claim CONFIGURE ZONE USING gc.ttlseconds = 60;
+-- Neighbours with the same zone share a range while they are small, so that all of this begins as one: inserting, claiming and
+-- finishing a task each happen in one place, without a second phase whose traces SKIP LOCKED would take for locks, and a node
+-- that dies takes one lease with it. CockroachDB splits it by size and load when there is more.
+ALTER TABLE codes CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
 INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;

@@ -74,12 +74,19 @@ def report(result: Result, quiet: bool) -> int:
         f"({summary.completed} completed, {summary.failed} failed) after {summary.attempts} attempts in "
         f"{summary.duration:.1f} s; longest pause between outcomes {summary.longest_pause:.1f} s"
     )
-    for violation in result.violations[:50]:
-        print(f"VIOLATION  {violation}")
-    if len(result.violations) > 50:
-        print(f"... and {len(result.violations) - 50} more")
-    print("verdict: BROKEN" if result.violations else "verdict: clean, every law held")
-    return 1 if result.violations else 0
+    print(f"law 7 was judged for {result.judged:.1f} s of workers that had a slot free")
+    for complaint in result.complaints[:50]:
+        print(complaint)
+    if len(result.complaints) > 50:
+        print(f"... and {len(result.complaints) - 50} more")
+    print(f"verdict: {verdict(result)}")
+    return 1 if result.complaints else 0
+
+
+def verdict(result: Result) -> str:
+    if result.violations:
+        return "BROKEN"
+    return "no law was broken, but too little happened" if result.shortfalls else "clean, every law held"
 
 
 def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
@@ -89,7 +96,8 @@ def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def chaos() -> int:
-    """What a shell gets to know: 0 when every law held, 1 when one was broken, 2 when the run could not take place."""
+    """What a shell gets to know: 0 when every law held, 1 when one was broken or too little happened to tell, 2 when the
+    run could not take place."""
     asked = parse()
     reasons: list[BaseException] = []
     try:

@@ -51,14 +51,22 @@ class Fleet:
             )
         return name
 
-    async def kill_oldest(self) -> str:
-        """kill -9 of the worker that has worked longest; return its name."""
-        name = next(iter(self._workers))
-        process = self._workers.pop(name)
-        self._record(WorkerEnded(worker=name, killed=True))
-        process.send_signal(signal.SIGKILL)
-        await trio.to_thread.run_sync(process.wait)
-        return name
+    async def kill_oldest(self) -> str | None:
+        """kill -9 of the worker that has worked longest of those that still do; return its name, if there is one.
+
+        One that had ended by itself before is written down as such.
+        """
+        while self._workers:
+            name = next(iter(self._workers))
+            process = self._workers.pop(name)
+            if (code := process.poll()) is not None:
+                self._record(WorkerEnded(worker=name, killed=False, exit_code=code))
+                continue
+            self._record(WorkerEnded(worker=name, killed=True))
+            process.send_signal(signal.SIGKILL)
+            await trio.to_thread.run_sync(process.wait)
+            return name
+        return None
 
     async def stop(self) -> None:
         """Have all of them end in peace, and write down how they did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ E = TypeVar("E", bound=Event)
 
 LEASE = 10.0
 SLOTS = 4
+CRASH = "Timeout/Crash: worker"
 LIVING, DYING = "living", "dying"
 DEATH = 1_000.0
 """When `DYING` is killed, long after its last claim; the other one lives to the end."""
@@ -73,10 +75,12 @@ class _Forgery:
     def attempt(self, before: Row) -> None:
         worker = self.random.choice([LIVING, LIVING, DYING])
         lease = Lease(before.task_id, before.attempt + 1)
-        self.tell(Claimed, worker=worker, began=self.now, seconds=LEASE, leases=(lease,))
+        self.tell(Claimed, worker=worker, began=self.now, seconds=LEASE, wanted=SLOTS, leases=(lease,))
         row = before._replace(status="processing", attempt=lease.attempt, worker=worker, due=False)
         self.look(row)
         ways = [self.complete, self.complete, self.give_back, self.retry, self.lose]
+        if before.task_id > 1:  # at least one task is completed
+            ways.append(self.crash)
         self.random.choice(ways)(row, worker)
 
     def run(self, row: Row, worker: str, *, interrupted: bool = False) -> str:
@@ -117,15 +121,27 @@ class _Forgery:
     def lose(self, row: Row, worker: str) -> None:
         """The lease expires while the script runs, and another attempt begins before it ends."""
         self.tell(Started, worker=worker, lease=row.lease)
-        self.tell(FaultBegan, name="away", outage=True)
-        self.now += LEASE
-        self.tell(FaultEnded, name="away")
-        self.look(row._replace(status="pending", worker=None, last_error="Timeout/Crash: worker", due=False))
+        self.expire()
+        self.look(row._replace(status="pending", worker=None, last_error=CRASH, due=False))
         self.attempt(self.rows[row.task_id])
         output = f"output of {row.task_id} {row.attempt}"
         self.tell(Stopped, worker=worker, lease=row.lease, interrupted=False, output=output)
         self.offer(row, worker, "completed", output)
         self.answer(row, worker, stands=False)
+
+    def crash(self, row: Row, worker: str) -> None:
+        """The lease of the last attempt expires, and its worker hears of it."""
+        self.tell(Started, worker=worker, lease=row.lease)
+        self.expire()
+        self.look(row._replace(status="failed", finished=str(self.now), last_error=CRASH))
+        self.tell(Extended, worker=worker, began=self.now, seconds=LEASE, kept=(), lost=(row.lease,))
+        self.tell(Stopped, worker=worker, lease=row.lease, interrupted=True)
+
+    def expire(self) -> None:
+        """Let the time of a lease pass with the database away."""
+        self.tell(FaultBegan, name="away", outage=True)
+        self.now += LEASE
+        self.tell(FaultEnded, name="away")
 
     def end(self) -> None:
         self.now = max(self.now, DEATH)
@@ -133,7 +149,8 @@ class _Forgery:
         self.look()
         for row in self.rows.values():
             self.tell(Kept, row=row, payload="{}")
-        self.tell(Counted, completed=len(self.rows), failed=0, cancelled=0)
+        ended = Counter(row.status for row in self.rows.values())
+        self.tell(Counted, completed=ended["completed"], failed=ended["failed"], cancelled=0)
         self.tell(WorkerEnded, worker=LIVING, killed=False, exit_code=0)
 
 

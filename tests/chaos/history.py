@@ -59,6 +59,11 @@ class Row(NamedTuple):
     def terminal(self) -> bool:
         return self.status not in (Status.PENDING, Status.PROCESSING)
 
+    @property
+    def by_janitor(self) -> bool:
+        """Whether it is over, and the last that was said of it is that somebody's worker was gone."""
+        return self.status != Status.PROCESSING and (self.last_error or "").startswith("Timeout/Crash: ")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
@@ -102,12 +107,14 @@ class WorkerEnded(Moment):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(Moment):
-    """The database granted leases of so many seconds."""
+    """The database granted leases of so many seconds. `wanted`: how many the worker asked for, as many as it had slots
+    free; 0 where nobody wrote it down."""
 
     kind: Literal["claimed"] = "claimed"
     worker: str
     began: float
     seconds: float
+    wanted: int = 0
     leases: tuple[Lease, ...]
 
 

@@ -18,6 +18,7 @@ from tests.chaos.history import (
     Kept,
     Looked,
     Offered,
+    Row,
     Seen,
     Started,
     Stopped,
@@ -58,9 +59,11 @@ class Story:
     seen: list[Seen] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
 
-    def leases_of(self, event: Offered | GivingBack) -> tuple[Lease, ...]:
-        """The leases that somebody lets go of."""
-        return event.leases if isinstance(event, GivingBack) else tuple(outcome.lease for outcome in event.outcomes)
+    @property
+    def records(self) -> list[tuple[float, Row]]:
+        """What the record was seen to hold, each with a moment by which it did."""
+        events: list[Seen | Kept] = [*self.seen, *self.kept]
+        return [(event.at, event.row) for event in events]
 
     @property
     def standing(self) -> list[tuple[str, Accepted]]:
@@ -71,12 +74,11 @@ class Story:
 
     def passed_on(self, lease: Lease) -> bool:
         """Whether anything tells that a lease ended without its holder's outcome."""
-        rows = [seen.row for seen in self.seen] + [kept.row for kept in self.kept]
         return any(grant.attempt > lease.attempt for grant in self.grants) or any(
             row.attempt > lease.attempt
             or (row.attempt == lease.attempt and row.pending)
-            or (row.attempt == lease.attempt and row.terminal and (row.last_error or "").startswith("Timeout/Crash: "))
-            for row in rows
+            or (row.attempt == lease.attempt and row.terminal and row.by_janitor)
+            for _, row in self.records
         )
 
 

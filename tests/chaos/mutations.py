@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from continuum.model import Lease
-from tests.chaos.forge import LEASE, LIVING
+from tests.chaos.forge import CRASH, DYING, LEASE, LIVING, SLOTS
 from tests.chaos.history import (
     Accepted,
     Claimed,
@@ -24,6 +24,7 @@ from tests.chaos.history import (
     Stopped,
     Submitted,
     WorkerEnded,
+    WorkerStarted,
     Written,
 )
 
@@ -48,8 +49,8 @@ def swap(events: Sequence[Event], old: Event, *new: Event) -> list[Event]:
 
 
 def _kept(events: list[Event], random: Random) -> Kept:
-    """Some task's record."""
-    return one(events, Kept, random)
+    """Some completed task's record."""
+    return one([e for e in events if isinstance(e, Kept) and e.row.status == "completed"], Kept, random)
 
 
 def _claim(events: list[Event], random: Random) -> Claimed:
@@ -120,6 +121,50 @@ def live_lease_taken(events: list[Event], random: Random) -> list[Event]:
     (lease,) = claim.leases
     taken = replace(claim, worker="other", at=claim.at + 1e-6, leases=(lease._replace(attempt=lease.attempt + 1),))
     return swap(events, claim, claim, taken)
+
+
+def lease_taken_from_who_offers_the_end(events: list[Event], random: Random) -> list[Event]:
+    """A worker offers a task's end in time, is told that its lease was lost, and another is granted the task at once."""
+    offer = _offer(events, random)
+    lease = offer.outcomes[0].lease
+    newer = lease._replace(attempt=lease.attempt + 1)
+    began, at = offer.at + 1e-6, offer.at + 2e-6
+    others = [e for e in events if not (isinstance(e, Written) and lease in e.standing)]
+    taken = Claimed(at=at, wall=0, worker="other", began=began, seconds=LEASE, leases=(newer,))
+    refused = Written(at=at, wall=0, worker=offer.worker, began=began, standing=(), lost=(lease,))
+    return swap(others, offer, offer, taken, refused)
+
+
+def live_attempt_is_retried(events: list[Event], random: Random) -> list[Event]:
+    """The janitor puts a task back into the queue whose lease is live."""
+    claim = _claim(events, random)
+    (lease,) = claim.leases
+    before = [e.row for e in events if isinstance(e, Seen) and e.row.task_id == lease.task_id and e.at < claim.at][-1]
+    row = before._replace(status="pending", attempt=lease.attempt, last_error=CRASH, due=False)
+    return swap(events, claim, claim, Seen(at=claim.at + 1e-6, wall=0, row=row))
+
+
+def live_attempt_is_failed(events: list[Event], random: Random) -> list[Event]:
+    """The janitor ends a task for good whose lease is live; its worker hears of it and keeps quiet."""
+    kept = _kept(events, random)
+    lease = kept.row.lease
+    counted = one(events, Counted, random)
+    stopped = one(events, Stopped, random, lease=lease)
+    others = [
+        replace(e, row=e.row._replace(status="failed", output=None, last_error=CRASH))
+        if isinstance(e, Seen | Kept) and e.row.lease == lease and e.row.terminal
+        else e
+        for e in events
+        if not (
+            (isinstance(e, Offered) and e.outcomes[0].lease == lease)
+            or (isinstance(e, Written) and lease in e.standing)
+        )
+    ]
+    lost = Extended(
+        at=stopped.at + 1e-6, wall=0, worker=stopped.worker, began=stopped.at, seconds=LEASE, kept=(), lost=(lease,)
+    )
+    others = swap(others, counted, replace(counted, completed=counted.completed - 1, failed=counted.failed + 1))
+    return swap(others, stopped, stopped, lost)
 
 
 def attempt_falls(events: list[Event], random: Random) -> list[Event]:
@@ -201,6 +246,22 @@ def task_is_forgotten(events: list[Event], random: Random) -> list[Event]:
     return [*first, Seen(at=at, wall=0, row=row), *looks, *rest]
 
 
+def busy_worker_forgets_a_task(events: list[Event], random: Random) -> list[Event]:
+    """As above, while the worker, which is the only one, takes and ends other tasks all the time."""
+    other = one(events, WorkerStarted, random, worker=DYING)
+    forgotten = task_is_forgotten(swap(events, other, replace(other, slots=0)), random)
+    others: list[Event] = []
+    for number, look in enumerate([e for e in forgotten if isinstance(e, Looked) and e.terminal == 0][:-1]):
+        lease = Lease(1_000 + number, 1)
+        at = look.at
+        others += [
+            Claimed(at=at, wall=0, worker=LIVING, began=at, seconds=LEASE, wanted=SLOTS, leases=(lease,)),
+            Started(at=at, wall=0, worker=LIVING, lease=lease),
+            Stopped(at=at + 0.1, wall=0, worker=LIVING, lease=lease, interrupted=True),
+        ]
+    return sorted([*forgotten, *others], key=lambda event: event.at)
+
+
 def acknowledged_task_is_absent(events: list[Event], random: Random) -> list[Event]:
     at = events[-1].at
     return [*events, Submitted(at=at, wall=0, key="gone", payload="{}", began=at, answer="acknowledged", task_id=77)]
@@ -250,6 +311,9 @@ LAW_1 = (
 LAW_2 = (
     lease_granted_twice,
     live_lease_taken,
+    lease_taken_from_who_offers_the_end,
+    live_attempt_is_retried,
+    live_attempt_is_failed,
     attempt_falls,
     runs_twice,
     runs_unclaimed,
@@ -257,7 +321,7 @@ LAW_2 = (
     later_lease_is_extended_past,
 )
 LAW_3 = (outcome_never_offered, outcome_never_answered, outcome_thrown_away, standing_outcome_vanishes)
-LAW_7 = (task_is_forgotten,)
+LAW_7 = (task_is_forgotten, busy_worker_forgets_a_task)
 COMPLETENESS = (
     acknowledged_task_is_absent,
     task_is_there_twice,

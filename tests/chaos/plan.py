@@ -19,6 +19,7 @@ class Plan:
 
     tasks: how many are submitted, spread over `submitting`.
     script: what a script takes at least and at most.
+    slots: of each worker; more than the producer submits at once, or law 7 holds nobody to anything.
     kill_worker_every: seconds from the death of one worker (kill -9, and another takes its place) to that of the next.
     worker_kills: how many die.
     faults: until when things are broken, if the work is not done before; then everything is healed.
@@ -29,7 +30,7 @@ class Plan:
     submitting: float = 50.0
     script: tuple[float, float] = (0.05, 0.2)
     workers: int = 3
-    slots: int = 16
+    slots: int = 32
     lease: float = 6.0
     polling_interval: float = 1.0
     kill_worker_every: float = 20.0
@@ -66,11 +67,16 @@ Break = Callable[[Reporter], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to break things, and what workers are held to meanwhile."""
+    """One way to break things, and what workers are held to meanwhile.
+
+    longest_pause: seconds that may pass between two outcomes, where it is this that says that work goes on: things break
+        too often for law 7 to hold anybody to anything.
+    """
 
     name: str
     run: Break
     rules: Rules
+    longest_pause: float | None = None
 
 
 class Target(Protocol):

@@ -51,7 +51,7 @@ class RecordedDatabase:
         tasks = await self._database.claim(worker_id, limit, lease=lease, **bounds)
         if tasks:
             leases = tuple(task.lease for task in tasks)
-            self._record(Claimed(worker=self._worker, began=began, seconds=lease, leases=leases))
+            self._record(Claimed(worker=self._worker, began=began, seconds=lease, wanted=limit, leases=leases))
         return tasks
 
     async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -12,12 +12,13 @@ import trio
 from continuum.config import Settings
 from continuum.db import open_database
 from tests.chaos import history
-from tests.chaos.checker import Violation, check
+from tests.chaos.checker import Violation, check, seconds_judged
 from tests.chaos.fleet import Fleet
 from tests.chaos.history import History, Recorder
 from tests.chaos.observer import Observer
 from tests.chaos.plan import Fault, Plan, Reporter, Target
 from tests.chaos.producer import produce
+from tests.chaos.shortfalls import HEALING, shortfalls
 
 MIGRATION_DEADLINE = 60.0
 LAST_LOOK_DEADLINE = 30.0
@@ -25,10 +26,20 @@ LAST_LOOK_DEADLINE = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """What was written down, and which laws that breaks."""
+    """What was written down, which laws that breaks, and what it falls short of proving.
+
+    judged: seconds, see `checker.seconds_judged`.
+    """
 
     history: History
     violations: list[Violation]
+    shortfalls: list[str]
+    judged: float
+
+    @property
+    def complaints(self) -> list[str]:
+        """A line for each reason not to call the run clean."""
+        return [f"SHORTFALL  {each}" for each in self.shortfalls] + [f"VIOLATION  {each}" for each in self.violations]
 
 
 class NotEmpty(Exception):
@@ -70,7 +81,7 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
                         breaking.start_soon(_kill_workers, plan, fleet, tell)
                         await all_done()
                         breaking.cancel_scope.cancel()
-                async with report.fault("healing", outage=True):
+                async with report.fault(HEALING, outage=True):
                     await target.heal()
                 with trio.move_on_after(plan.finish):
                     await all_done()
@@ -83,13 +94,15 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
             await observer.look_at_the_end()
         tell("everything has ended")
     events = history.read(folder)
-    return Result(events, check(events, fault.rules))
+    rules = replace(fault.rules, polling_interval=plan.polling_interval)
+    judged = seconds_judged(events, rules)
+    return Result(events, check(events, rules), shortfalls(plan, fault, events, judged), judged)
 
 
 async def _kill_workers(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> None:
     for _ in range(plan.worker_kills):
         await trio.sleep(plan.kill_worker_every)
-        tell(f"{await fleet.kill_oldest()} killed, {fleet.start()} takes its place")
+        tell(f"{await fleet.kill_oldest() or 'nobody'} killed, {fleet.start()} takes its place")
 
 
 async def _prepare(target: Target) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.history import FaultBegan, WorkerEnded
 from tests.chaos.nodes import Clustered
 from tests.chaos.places import OwnNodes
 from tests.chaos.plan import Plan
 from tests.chaos.run import run
-from tests.chaos.timeline import summarize
 from tests.conftest import require
 from tests.support.cluster import find_cockroach, start_cluster
 
-PLAN = Plan(tasks=1_000, submitting=25, kill_worker_every=12, faults=60)
+PLAN = Plan(tasks=1_000, submitting=30, kill_worker_every=12, faults=60)
+LONG = replace(PLAN, submitting=75, faults=90)
+"""Work from before something breaks until long after it."""
 
 
 @pytest.mark.parametrize("fault", ["kill", "hang", "drain", "restart", "quorum"])
@@ -25,10 +26,5 @@ async def test_no_law_is_broken(fault: str, tmp_path: Path) -> None:
     assert binary is not None
     async with start_cluster(binary) as cluster:
         target = Clustered(cluster.url, OwnNodes(cluster))
-        result = await run(PLAN, target, target.faults[fault], tmp_path, print)
-    assert not result.violations, "\n".join(map(str, result.violations[:20]))
-    summary = summarize(result.history)
-    assert (summary.submitted, summary.records, summary.terminal) == (PLAN.tasks, PLAN.tasks, PLAN.tasks)
-    broken = {event.name for event in result.history if isinstance(event, FaultBegan)}
-    assert broken - {"healing"}, "nothing was ever broken"
-    assert sum(event.killed for event in result.history if isinstance(event, WorkerEnded)) == PLAN.worker_kills
+        result = await run(LONG if fault in ("hang", "quorum") else PLAN, target, target.faults[fault], tmp_path, print)
+    assert not result.complaints, "\n".join(result.complaints[:20])

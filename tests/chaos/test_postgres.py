@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.history import FaultBegan, WorkerEnded
 from tests.chaos.plan import Plan
 from tests.chaos.proxied import Proxied
 from tests.chaos.run import NotEmpty, run
-from tests.chaos.timeline import summarize, timeline
+from tests.chaos.timeline import timeline
 from tests.conftest import require
 from tests.support.postgres import find_binaries, start_postgres
 from tests.support.proxy import fault_proxy
 
-PLAN = Plan(tasks=500, submitting=6, script=(0.02, 0.2), lease=4, kill_worker_every=4, faults=30, finish=60)
+PLAN = Plan(tasks=500, submitting=15, script=(0.02, 0.2), lease=4, kill_worker_every=4, faults=30, finish=60)
 CONFLICT = "could not serialize access"
 
 
@@ -34,12 +33,7 @@ async def test_no_law_is_broken(fault: str, isolation: str, tmp_path: Path) -> N
         target = Proxied(server.url, server.port, proxy)
         result = await run(PLAN, target, target.faults[fault], tmp_path, print)
         server_log = (server.data / "server.log").read_text()
-    assert not result.violations, "\n".join(map(str, result.violations[:20]))
-    summary = summarize(result.history)
-    assert (summary.submitted, summary.records, summary.terminal) == (PLAN.tasks, PLAN.tasks, PLAN.tasks)
-    broken = {event.name for event in result.history if isinstance(event, FaultBegan)}
-    assert broken - {"healing"}, "nothing was ever broken"
-    assert sum(event.killed for event in result.history if isinstance(event, WorkerEnded)) == PLAN.worker_kills
+    assert not result.complaints, "\n".join(result.complaints[:20])
     assert (CONFLICT in server_log) == (isolation == "serializable"), "whether transactions lost conflicts"
     lines = list(timeline(result.history))
     assert any("BROKEN" in line for line in lines)

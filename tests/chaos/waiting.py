@@ -1,8 +1,8 @@
 """Law 7 on a history: was there a task that nobody took although somebody could have?
 
 A task waited for certain from when the observer saw it pending until its last look at which nothing had changed. A worker
-could have taken it while it lived with a slot free, nothing had cut it off from the database, and the database answered: it
-did when it answered the observer.
+could have taken it while it lived with a slot free, whatever it claimed meanwhile for others, nothing had cut it off from
+the database, and the database answered: it did when it answered the observer.
 """
 
 from __future__ import annotations
@@ -39,20 +39,32 @@ def forgotten_tasks(index: Index, longest: float, recovery: float) -> Iterator[t
 
     recovery: seconds after the end of an outage during which nobody is held to anything.
     """
+    able = _able(index, longest, recovery)
+    for story in index.stories.values():
+        for waited in _waits(story, index):
+            if waited.length > longest:
+                for worker, span in able:
+                    together = span.within(waited).length
+                    if together > longest:
+                        yield story.task_id, f"it waited for {together:.1f} s while {worker} had a slot free"
+
+
+def judged(index: Index, longest: float, recovery: float) -> float:
+    """For how many seconds, of all workers together, a forgotten task would have been found out."""
+    return sum(span.length - longest for _, span in _able(index, longest, recovery))
+
+
+def _able(index: Index, longest: float, recovery: float) -> list[tuple[str, Span]]:
+    """When each worker could have taken a task, as far as that lasted for more than `longest` on end."""
     outages = [*_declared_outages(index, recovery), *_witnessed_outages(index, recovery)]
-    idle = [
+    return [
         (worker, span)
         for worker in index.workers
         for free in _free_spans(index, worker)
+        if free.length > longest  # of the many short ones none can hold a wait that is too long
         for span in _without(free, outages)
-        if span.length > longest  # of the many short ones none can hold a wait that is too long
+        if span.length > longest
     ]
-    for story in index.stories.values():
-        for waited in _waits(story, index):
-            for worker, span in idle:
-                together = span.within(waited).length
-                if together > longest:
-                    yield story.task_id, f"it waited for {together:.1f} s while {worker} had a slot free"
 
 
 def _waits(story: Story, index: Index) -> Iterator[Span]:
@@ -68,10 +80,19 @@ def _waits(story: Story, index: Index) -> Iterator[Span]:
 
 
 def _free_spans(index: Index, worker: str) -> Iterator[Span]:
-    """When a worker lived and had at least one slot free. Slots are taken from when the claim that fills them begins."""
+    """When a worker lived and had at least one slot free.
+
+    Slots are taken from when the claim that fills them begins. One that was given all it asked for may have left others
+    behind: until its answer no slot counts as free, although scripts may end meanwhile.
+    """
     born = index.workers[worker]
     died = index.ends[worker].at if worker in index.ends else index.ends_at
-    changes = [(claim.began, -len(claim.leases)) for claim in index.claims if claim.worker == worker]
+    changes: list[tuple[float, int]] = []
+    for claim in index.claims:
+        if claim.worker == worker:
+            taken = len(claim.leases)
+            asked = born.slots if taken >= claim.wanted else taken
+            changes += [(claim.began, -asked), (claim.at, asked - taken)]
     changes += [(stop.at, 1) for stop in index.stops if stop.worker == worker]
     ran = {stop.lease for stop in index.stops if stop.worker == worker}
     changes += [
@@ -80,9 +101,11 @@ def _free_spans(index: Index, worker: str) -> Iterator[Span]:
     ]  # fmt: skip
     slots, since = born.slots, born.at
     for at, change in sorted(changes):
-        if slots > 0:
+        if slots > 0 >= slots + change:
             yield Span(since, min(at, died))
-        slots, since = slots + change, at
+        elif slots <= 0 < slots + change:
+            since = at
+        slots += change
     if slots > 0:
         yield Span(since, died)
 

@@ -91,6 +91,8 @@ class Clustered:
                 await self._break(name, how)
                 await trio.sleep_until(began + down)
                 await self._mend(name)
+            # All nodes are there for as long as was meant, however long this one took to start: it is one that is away.
+            await trio.sleep(interval - down)
 
         await trio.sleep(self._interval / 2)
         await every(interval, act)

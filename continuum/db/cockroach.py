@@ -42,10 +42,6 @@ ALTER TABLE tasks SET (
 SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
 """How the table is set up, to change it only where it differs."""
 
-_CUSTOM_PLANS = "SELECT set_config(name, 'force_custom_plan', false) FROM pg_settings WHERE name = 'plan_cache_mode'"
-"""A plan for any value of LIMIT would not push it into the scan, and lock every row (cockroachdb/cockroach#128704). Before
-version 24.2 there are no other plans, nor the setting."""
-
 OPTIONAL = "CONFIGURE ZONE"
 """A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
 
@@ -120,8 +116,10 @@ COCKROACH = Dialect(
     prepare_session=(
         "SET default_transaction_isolation = 'serializable'",
         "SET optimizer_use_lock_op_for_serializable = off",
-        _CUSTOM_PLANS,
     ),
+    # A prepared statement may get a plan for any values, into whose scan LIMIT is not pushed (cockroachdb/cockroach#128704):
+    # under SKIP LOCKED it would lock every row that it reads.
+    prepares_by_itself=False,
     # Under SERIALIZABLE a read waits for every open transaction that has written what it looks at. Where READ COMMITTED is
     # switched off in the cluster, this is SERIALIZABLE still.
     prepare_reading=("SET default_transaction_isolation = 'read committed'",),

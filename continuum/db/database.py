@@ -50,6 +50,8 @@ LONG_DEADLINE = 30.0
 """Seconds for calls that carry much text, or that count."""
 SLOWEST_TEXT = 1_000_000.0
 """Characters a second that a call with much text may count on, beyond its DEADLINE."""
+NEVER = 2**31
+"""More executions of a statement than there will be before it is prepared without being asked."""
 READING_CONNECTIONS = 2
 """Connections of one worker that only read, where these are others: a survey never waits for a look at the statistics."""
 MIGRATION_DEADLINE = 600.0
@@ -114,6 +116,8 @@ class SqlDatabase:
         connection = await connect(self._conninfo)
         try:
             self._dialect = self._detect(connection)
+            if not self._dialect.prepares_by_itself:
+                connection.prepare_threshold = NEVER
             for statement in (f"SET statement_timeout = '{STATEMENT_TIMEOUT}'", *self._dialect.prepare_session):
                 await connection.execute(statement.encode())
         except BaseException:
@@ -148,12 +152,16 @@ class SqlDatabase:
         *,
         deadline: float | None = None,
         writes: bool = False,
+        keyed: bool = False,
         pool: ConnectionPool | None = None,
     ) -> Rows:
-        """Run one statement and return its rows, trying again while it loses conflicts."""
+        """Run one statement and return its rows, trying again while it loses conflicts.
+
+        keyed: it finds its rows by nothing but their keys, so that one plan serves all values.
+        """
 
         async def body(connection: TrioConnection) -> Rows:
-            cursor = await connection.execute(statement.encode(), parameters)
+            cursor = await connection.execute(statement.encode(), parameters, prepare=keyed or None)
             return await cursor.fetchall() if cursor.description else []
 
         return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)
@@ -256,7 +264,7 @@ class SqlDatabase:
             "delays": [completion.retry_in for completion in completions],
         }
         deadline = self._time_for(completions)
-        found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True)
+        found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True, keyed=True)
         if len(found) < len(completions):
             # Not by `_read`: what an earlier try has under way must be waited for.
             found += await self._run(statements.FIND_STANDING, parameters, deadline=deadline)
@@ -278,7 +286,7 @@ class SqlDatabase:
 
     async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
         parameters = {"worker": worker_id, "lease": lease, **_leases(held)}
-        found = await self._run(statements.HEARTBEAT, parameters, pool=self._heartbeat_pool)
+        found = await self._run(statements.HEARTBEAT, parameters, keyed=True, pool=self._heartbeat_pool)
         if len(found) < len(held):
             found += await self._run(statements.FIND_HELD, parameters, pool=self._heartbeat_reading_pool)
         kept = {Lease(task_id, attempt): cancel for task_id, attempt, cancel in found}

@@ -21,7 +21,12 @@ class Run(Protocol):
     """Runs one statement on a connection of the pool, with a deadline; raises what `SqlDatabase` raises."""
 
     async def __call__(
-        self, statement: str, parameters: Mapping[str, Any] | None = None, *, writes: bool = False
+        self,
+        statement: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        writes: bool = False,
+        keyed: bool = False,
     ) -> Rows: ...
 
 
@@ -67,7 +72,8 @@ class Dialect:
     """One kind of database.
 
     migrate: applies a schema file's text. prepare_session: statements for a new connection. prepare_reading: more of them for
-    one that only reads, where reading takes sessions of another kind to wait for nobody.
+    one that only reads, where reading takes sessions of another kind to wait for nobody. prepares_by_itself: whether the driver
+    may prepare any statement that comes often; else only those are prepared that find their rows by keys.
     statistics: the statement that counts, and disturbs nobody. expire: as `Database.expire`, where there is such a thing.
     """
 
@@ -79,6 +85,7 @@ class Dialect:
     migrate: Callable[[TrioConnection, str], Awaitable[None]]
     prepare_session: tuple[str, ...] = ()
     prepare_reading: tuple[str, ...] = ()
+    prepares_by_itself: bool = True
     expire: Callable[[Run, float], Awaitable[bool]] | None = None
 
     def schema(self) -> str:

@@ -310,7 +310,7 @@ class ShardedClaims:
                 "priorities": [entry.priority for entry in chosen],
                 "ids": [entry.id for entry in chosen],
             }
-            self._add(harvest, await self._run(CLAIM_KEYS, {**harvest.parameters, **keys}, writes=True))
+            self._add(harvest, await self._run(CLAIM_KEYS, {**harvest.parameters, **keys}, writes=True, keyed=True))
             random.shuffle(left)
         return len(harvest.claimed) - before
 

@@ -20,7 +20,7 @@ from continuum.db.database import SqlDatabase
 from continuum.db.protocol import Database
 from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, survey_statement
 from continuum.db.validation import INTEGER
-from continuum.model import HeartbeatAnswer, Lease, NewTask, Wakeup
+from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
 from tests.db.conftest import create_database, open_url
 from tests.support.cockroach import CockroachServer
 from tests.support.listener import listening
@@ -388,10 +388,27 @@ async def test_sessions_claim_safely_whatever_the_cluster_defaults_to(url: str) 
         for setting, expected in (
             ("transaction_isolation", "serializable"),
             ("optimizer_use_lock_op_for_serializable", "off"),
-            ("plan_cache_mode", "force_custom_plan"),
         ):
             assert await database._run(f"SHOW {setting}") == [(expected,)]
         assert await database._read("SHOW transaction_isolation") == [("read committed",)]
+
+
+async def test_only_statements_that_go_by_keys_are_prepared(queue: Database) -> None:
+    assert isinstance(queue, SqlDatabase)
+    for _ in range(8):
+        await queue.submit([HELLO] * 40)
+        tasks = await queue.claim("one", 3, lease=30)
+        await queue.heartbeat("one", [task.lease for task in tasks], lease=30)
+        await queue.complete("one", [Completion(task.id, 1, Status.COMPLETED, 0, "", "", None) for task in tasks])
+        await queue.promote()
+        await queue.recover("one")
+    prepared = set()
+    for pool in (queue._pool, queue._heartbeat_pool):
+        async with pool.connection() as connection:
+            cursor = await connection.execute("SELECT statement FROM pg_prepared_statements WHERE name <> ''")
+            prepared |= {row[0] for row in await cursor.fetchall()}
+    assert prepared
+    assert not [statement for statement in prepared if "limit" in statement.lower()]
 
 
 # -- reading, retention and privileges -----------------------------------------------------------------------------------------

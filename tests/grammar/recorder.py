@@ -128,7 +128,9 @@ class _Connection:
             host="nowhere",
         )
 
-    async def execute(self, statement: str | bytes, parameters: Mapping[str, object] | None = None) -> Any:
+    async def execute(
+        self, statement: str | bytes, parameters: Mapping[str, object] | None = None, *, prepare: bool | None = None
+    ) -> Any:
         await trio.lowlevel.checkpoint()
         return _Cursor(self._recorder, self._recorder.hear(statement, parameters))
 

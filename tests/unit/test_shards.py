@@ -40,7 +40,7 @@ class Index:
     asked: list[str] = field(default_factory=list)
     failures: list[DatabaseUnavailable | None] = field(default_factory=list)
 
-    async def run(self, statement: str, parameters: Mapping[str, Any] | None = None, *, writes: bool = False) -> Rows:
+    async def run(self, statement: str, parameters: Mapping[str, Any] | None = None, **_: bool) -> Rows:
         await trio.sleep(0.002)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:

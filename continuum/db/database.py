@@ -161,7 +161,9 @@ class SqlDatabase:
         """
 
         async def body(connection: TrioConnection) -> Rows:
-            cursor = await connection.execute(statement.encode(), parameters, prepare=keyed or None)
+            assert self._dialect is not None
+            prepare = True if keyed and not self._dialect.prepares_by_itself else None
+            cursor = await connection.execute(statement.encode(), parameters, prepare=prepare)
             return await cursor.fetchall() if cursor.description else []
 
         return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)

@@ -10,6 +10,7 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -95,11 +96,12 @@ class SqlDatabase:
         self._dialect: Dialect | None = None
         self._queue: Queue | None = None
         self._session = Session(self._run, self._read, self._connect_in_time, wakeup, polling_interval, feeds)
+        connect_to_read = partial(self._connect, to_read=True)
         self._pool = ConnectionPool(self._connect, pool_size)
         # The heartbeat's connections are its own: whatever the others do, it never waits for them.
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
-        self._heartbeat_reading_pool = ConnectionPool(self._connect_to_read, 1)
-        self._reading_pool = ConnectionPool(self._connect_to_read, READING_CONNECTIONS)
+        self._heartbeat_reading_pool = ConnectionPool(connect_to_read, 1)
+        self._reading_pool = ConnectionPool(connect_to_read, READING_CONNECTIONS)
 
     @property
     def dialect(self) -> str:
@@ -112,24 +114,14 @@ class SqlDatabase:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    async def _connect(self) -> TrioConnection:
+    async def _connect(self, *, to_read: bool = False) -> TrioConnection:
         connection = await connect(self._conninfo)
         try:
             self._dialect = self._detect(connection)
             if not self._dialect.prepares_by_itself:
                 connection.prepare_threshold = NEVER
-            for statement in (f"SET statement_timeout = '{STATEMENT_TIMEOUT}'", *self._dialect.prepare_session):
-                await connection.execute(statement.encode())
-        except BaseException:
-            discard(connection)
-            raise
-        return connection
-
-    async def _connect_to_read(self) -> TrioConnection:
-        connection = await self._connect()
-        try:
-            assert self._dialect is not None
-            for statement in self._dialect.prepare_reading:
+            settings = [f"SET statement_timeout = '{STATEMENT_TIMEOUT}'", *self._dialect.prepare_session]
+            for statement in settings + (list(self._dialect.prepare_reading) if to_read else []):
                 await connection.execute(statement.encode())
         except BaseException:
             discard(connection)

@@ -40,6 +40,7 @@ class Lease(NamedTuple):
 class NewTask:
     """A task to submit. Give `code` (source text) or `code_id` (a row of CODES), not both.
 
+    requirements: what `code` imports beside the standard library, in the lines of a requirements file, each pinned.
     payload: JSON text, already encoded; None is SQL NULL, which a script sees as `null`.
     run_at: not before this time (aware, UTC); None means now.
     timeout: seconds of wall time; None means the worker's TASK_TIMEOUT.
@@ -49,6 +50,7 @@ class NewTask:
     description: str | None = None
     code: str | None = None
     code_id: str | None = None
+    requirements: str | None = None
     payload: str | None = None
     priority: int = 0
     max_attempts: int = 3
@@ -64,6 +66,7 @@ class ClaimedTask:
     """One claimed attempt, with all that is needed to run it.
 
     code: the source text; None when the row names no code, or one that CODES does not hold.
+    requirements: the pinned packages that CODES lists for it, in the lines of a requirements file.
     payload: JSON text (`null` for SQL NULL).
     released: attempts that ended without counting (the worker gave them back); see `attempts_left`.
     timeout: seconds, None where the task leaves it to the worker.
@@ -86,6 +89,7 @@ class ClaimedTask:
     created_at: dt.datetime
     description: str | None = None
     last_error: str | None = None
+    requirements: str | None = None
 
     @property
     def lease(self) -> Lease:
@@ -114,6 +118,8 @@ class Ending(enum.StrEnum):
     """The sandbox died, or answered wrongly, while the script ran."""
     INVALID = "invalid"
     """The task can never run as it is written (its code does not exist): failed without another try."""
+    MALICIOUS = "malicious"
+    """CODE_POLICY=reject refused its code before it ran: no other try."""
     CANCELLED = "cancelled"
 
 
@@ -326,6 +332,7 @@ class RunRequest:
 
     payload: JSON text. timeout: seconds of wall time. output_limit: bytes kept of each output.
     environment: variables for the script beside the usual ones.
+    requirements: as in `ClaimedTask`.
     """
 
     task_id: int
@@ -336,6 +343,7 @@ class RunRequest:
     output_limit: int
     environment: Mapping[str, str] = field(default_factory=dict)
     tenant: str | None = None
+    requirements: str | None = None
 
 
 RETRY_BASE = 1.0

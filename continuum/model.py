@@ -289,6 +289,7 @@ class WorkerRecord:
     completed: int
     failed: int
     cancelled: int
+    malicious: int
     finished_last_hour: int
 
 
@@ -306,13 +307,15 @@ class Statistics:
     completed: int
     failed: int
     cancelled: int
+    malicious: int
     avg_execution_seconds: float
     throughput_tasks_per_hour: float
     workers: int
 
     @property
     def total(self) -> int:
-        return self.pending + self.scheduled + self.running + self.completed + self.failed + self.cancelled
+        ended = self.completed + self.failed + self.cancelled + self.malicious
+        return self.pending + self.scheduled + self.running + ended
 
 
 class Wakeup(enum.Enum):

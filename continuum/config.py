@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     def _fits_integer(cls, value: int) -> int:
         if not -(2**31) <= value < 2**31:
             raise ValueError(f"use a whole number from {-(2**31)} to {2**31 - 1}")
+    log_payloads: bool = False
         return value
 
     @field_validator("db_port")

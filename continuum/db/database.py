@@ -16,7 +16,7 @@ import psycopg
 import trio
 
 from continuum.db import rows, statements
-from continuum.db.classify import Kind, classify, describe
+from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import Code, code_of
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
@@ -465,7 +465,9 @@ def _translated(write_sent: Callable[[], bool]) -> Iterator[None]:
             raise OutcomeUnknown("the database did not answer in time; the write may have happened") from None
         raise DatabaseUnavailable("the database did not answer in time") from None
     except psycopg.Error as error:
-        match classify(error):
+        kind = classify(error)
+        without_data(error)  # also where it is raised again, or shown as the cause
+        match kind:
             case Kind.UNKNOWN if write_sent():
                 raise OutcomeUnknown(describe(error)) from error
             case Kind.UNAVAILABLE | Kind.UNKNOWN | Kind.CONFLICT:

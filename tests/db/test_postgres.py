@@ -6,8 +6,10 @@ import json
 import socket
 import subprocess
 import threading
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import trio
 from continuum.db import CONNECT_TIMEOUT, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
-from continuum.db.errors import DatabaseUnavailable, DialectMismatch, OutcomeUnknown, SchemaMismatch
+from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.protocol import Database
 from continuum.db.validation import INTEGER
 from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
@@ -126,6 +128,23 @@ async def test_a_listener_whose_connection_breaks_says_so_and_another_one_works(
     async with listening(postgres) as listener:
         await postgres.submit([HELLO])
         assert await listener.woken(1) is Wakeup.PENDING
+
+
+async def test_an_error_of_the_server_quotes_neither_rows_nor_parameters(
+    postgres: Database, empty_postgres: str
+) -> None:
+    secret = "-".join(("can", "ary"))  # tracebacks show the lines of this file, too
+    execute(empty_postgres, f"ALTER TABLE tasks ADD CONSTRAINT not_that CHECK (output NOT LIKE '%{secret}%')")
+    await postgres.submit([HELLO])
+    (task,) = await postgres.claim("one", 1, lease=30)
+    with pytest.raises(psycopg.errors.CheckViolation, match="not_that") as violated:
+        await postgres.complete("one", [replace(completed(task.id, 1), output=secret)])
+    with pytest.raises(InvalidTask, match=r"invalid input syntax for type json \(SQLSTATE 22P02\)") as invalid:
+        await postgres.submit([NewTask(code="pass", payload=secret)])
+    for error in (violated.value, invalid.value):
+        assert secret not in "".join(traceback.format_exception(error))
+    with pytest.raises(psycopg.errors.CheckViolation, match=f"(?s)Failing row contains.*{secret}"):
+        execute(empty_postgres, f"UPDATE tasks SET output = '{secret}'")
 
 
 # -- connections that break --------------------------------------------------------------------------------------------------

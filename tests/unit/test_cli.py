@@ -159,6 +159,24 @@ def test_an_exception_in_the_logs_is_one_line_of_json(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("_logs")
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_in_the_logs_shows_no_variables(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure_logs(Settings.model_validate({"log_format": log_format}))
+
+    def fail(payload: str) -> None:
+        raise ValueError("a reason")
+
+    for logger in (structlog.get_logger(), logging.getLogger("hypercorn")):
+        try:
+            fail("can" + "ary")
+        except ValueError:
+            logger.exception("it failed")
+    written = capsys.readouterr().err
+    assert written.count("a reason") == 2
+    assert "canary" not in written
+
+
+@pytest.mark.usefixtures("_logs")
 def test_logs_are_for_people_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(Settings.model_validate({"log_format": "console", "log_level": "warning"}))
     structlog.get_logger().info("quiet")

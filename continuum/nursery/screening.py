@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -176,8 +175,9 @@ class Screening:
         """Analyse a script in a process of its own. Raises `ScreeningUnusable`, and OSError when none can be started."""
         if len(code) > LARGEST_SCRIPT:
             return Verdict(failure=f"it has {len(code)} bytes; at most {LARGEST_SCRIPT} can be")
-        # A file and not a pipe: whatever becomes of the screener, its answer has a limit, which the system enforces.
-        with tempfile.TemporaryFile() as answered, trio.move_on_after(DEADLINE):
+        # A file and not a pipe: whatever becomes of the screener, its answer has a limit, which the system enforces. In memory,
+        # since a worker's container may have nowhere to write.
+        with os.fdopen(os.memfd_create("answer"), "r+b") as answered, trio.move_on_after(DEADLINE):
             done = await trio.run_process(
                 [sys.executable, "-I", str(SCREENER), self._request],
                 stdin=code,

@@ -64,6 +64,9 @@ def _prepare(request: dict[str, Any]) -> Any:
     chosen = config.BanditConfig(request["config"])
     profile = {"include": set(chosen.get_option("tests") or []), "exclude": set(chosen.get_option("skips") or [])}
     extension_loader.MANAGER.validate_profile(profile)
+    unknown = [rule for rule in set().union(*profile.values()) if not extension_loader.MANAGER.check_id(rule)]
+    if unknown:  # bandit only warns of them, and a list with one mistake may be a list of no rule at all
+        raise ValueError(f"no such rule: {', '.join(map(str, unknown))}")
     tests = test_set.BanditTestSet(chosen, profile)
 
     def analyse(script: bytes) -> dict[str, Any]:

@@ -172,7 +172,8 @@ def test_a_traceback_in_the_logs_shows_no_variables(capsys: pytest.CaptureFixtur
         except ValueError:
             logger.exception("it failed")
     written = capsys.readouterr().err
-    assert written.count("a reason") == 2
+    assert written.count("it failed") == 2
+    assert "a reason" in written
     assert "canary" not in written
 
 

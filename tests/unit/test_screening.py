@@ -204,8 +204,8 @@ async def test_a_screener_sees_nothing_of_the_worker_and_may_write_no_large_file
     stand_in(
         monkeypatch,
         tmp_path,
-        f"open({str(seen)!r}, 'w').write(repr((dict(os.environ), os.getcwd(), os.listdir('/proc/self/fd'))))\n"
-        "sys.exit(1)",
+        "seen = repr((dict(os.environ), os.getcwd(), os.listdir('/proc/self/fd')))\n"
+        f"open({str(seen)!r}, 'w').write(seen)",
     )
     await refusal_of("pass")
     environment, folder, descriptors = eval(seen.read_text())

@@ -140,6 +140,7 @@ class Settings(BaseSettings):
     container_pids_limit: int = Field(default=128, ge=8)
     container_disk_mb: int = Field(default=64, ge=1)
     container_runtime: str = ""
+    max_tasks_per_sandbox: int = Field(default=1000, ge=0)
     egress: Literal["public", "none"] = "public"
     output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
 

@@ -80,7 +80,7 @@ class Executions:
         )
         for _ in range(FRESH_SANDBOXES):
             try:
-                async with self.pool.sandbox() as sandbox:
+                async with self.pool.sandbox(task.tenant) as sandbox:
                     running.sandbox = sandbox.name
                     return await sandbox.run(request, running.transcript.write)
             except SandboxLost as error:

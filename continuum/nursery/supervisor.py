@@ -65,7 +65,10 @@ async def supervise(
     work, heartbeat_now, schedule_changed = Signal(), Signal(), Signal()
     completions = Completions(database, state, telemetry, schedule_changed)
     try:
-        async with open_pool(backend, settings.slots) as pool, trio.open_nursery() as services:
+        async with (
+            open_pool(backend, settings.slots, settings.max_tasks_per_sandbox) as pool,
+            trio.open_nursery() as services,
+        ):
             heartbeat = Heartbeat(
                 database,
                 state,

@@ -163,6 +163,8 @@ class BubblewrapBackend:
 class BubblewrapSandbox:
     """One running bwrap with a runner inside."""
 
+    reusable = True
+
     def __init__(
         self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], memory_mb: int
     ) -> None:

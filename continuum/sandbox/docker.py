@@ -217,6 +217,8 @@ def _missing_limits(info: dict[str, Any]) -> list[str]:
 class DockerSandbox:
     """A container in which a runner waits for scripts."""
 
+    reusable = True
+
     def __init__(self, engine: Engine, name: str, stream: ContainerStream, channel: RunnerChannel) -> None:
         self.name = name
         self._engine = engine

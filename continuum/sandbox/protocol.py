@@ -42,6 +42,11 @@ class Sandbox(Protocol):
         """How an operator finds it: a container's name, a process id."""
         ...
 
+    @property
+    def reusable(self) -> bool:
+        """False once it must run nothing more, however well it is: what it was started with no longer holds."""
+        ...
+
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         """Run a script to its end and return how it ended. The runner inside enforces the timeout and the limits
         and says `ready` once nothing of the script is left; the next `run` waits for that first.

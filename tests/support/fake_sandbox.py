@@ -69,6 +69,7 @@ class FakeSandbox:
     name: str
     busy: bool = False
     closed: bool = False
+    reusable: bool = True
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         assert not self.busy, "two tasks in one sandbox"

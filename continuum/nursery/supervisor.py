@@ -104,6 +104,7 @@ async def supervise(
                     services.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
                     executions = Executions(
                         state,
+                        backend,
                         pool,
                         completions,
                         telemetry,

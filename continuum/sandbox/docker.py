@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -20,9 +21,11 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Outcome, RunRequest
+from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
+from continuum.sandbox.docker_layers import DockerLayers
 from continuum.sandbox.docker_network import (
     SandboxNetwork,
     enforceable,
@@ -35,7 +38,8 @@ from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbo
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
 from continuum.sandbox.network import Allowlist, EgressPolicy, PolicyError
 from continuum.sandbox.network_names import resolve
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
+from continuum.sandbox.requirements_build import PLACE
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +93,10 @@ class DockerBackend:
             self._connected = Engine(Endpoint.from_environment(os.environ))
         return self._connected
 
+    @cached_property
+    def _layers(self) -> DockerLayers:
+        return DockerLayers(self._settings, self._engine, self._owner)
+
     async def check(self) -> None:
         try:
             with trio.fail_after(CHECK_DEADLINE):
@@ -136,18 +144,27 @@ class DockerBackend:
         host = await find_host_addresses(self._engine, self._owner, image.tag)
         return replace(network, policy=replace(network.policy, host=host, resolvers=self._settings.egress_dns))
 
-    async def start(self) -> DockerSandbox:
-        prepared = self._prepared
-        if prepared is None:
+    @asynccontextmanager
+    async def layer(self, requirements: Requirements) -> AsyncIterator[Layer]:
+        prepared = self._checked()
+        async with self._layers.hold(requirements, prepared.image) as layer:
+            yield layer
+
+    def _checked(self) -> _Prepared:
+        if self._prepared is None:
             raise BackendUnavailable("the Docker backend has not been prepared")
+        return self._prepared
+
+    async def start(self, layer: Layer | None = None) -> DockerSandbox:
+        prepared = self._checked()
         if prepared.network is not None:
             network = replace(prepared.network, policy=await self._current(prepared.network.policy))
             try:
-                return await self._start(prepared.image, network)
+                return await self._start(prepared.image, network, layer)
             except PolicyError as error:
                 self._prepared = replace(prepared, network=None, no_network=str(error))
                 self._warn_no_network(str(error))
-        return await self._start(prepared.image, None)
+        return await self._start(prepared.image, None, layer)
 
     async def _current(self, policy: EgressPolicy) -> EgressPolicy:
         """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start
@@ -159,7 +176,7 @@ class DockerBackend:
         except PolicyError as error:
             raise BackendUnavailable(f"no sandbox is started for what EGRESS_ALLOW names: {error}") from error
 
-    async def _start(self, image: SandboxImage, network: SandboxNetwork | None) -> DockerSandbox:
+    async def _start(self, image: SandboxImage, network: SandboxNetwork | None, layer: Layer | None) -> DockerSandbox:
         """Raises `PolicyError` when the network's policy cannot be set in the sandbox."""
         engine, owner = self._engine, self._owner
         name = f"continuum-{secrets.token_hex(6)}"
@@ -172,10 +189,13 @@ class DockerBackend:
             network.id if network else "none",
             hosts=policy.extra_hosts,
             resolvers=policy.resolvers,
+            layer=layer.name if layer else None,
         )
         stream: ContainerStream | None = None
         try:
             await engine.create(name, specification)
+            if layer is not None:
+                await self._layers.see_that_it_is_there(layer)
             stream = await engine.attach(name, stdin=True)
             await engine.start(name)
             channel = RunnerChannel(stream, name=name, memory_mb=self._settings.container_memory_mb)
@@ -183,7 +203,7 @@ class DockerBackend:
                 async with trio.open_nursery() as nursery:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, image.tag, name, policy)
-                    await self._boot(channel, stream)
+                    await self._boot(channel, stream, replace(RUNNER, path=(PLACE,)) if layer else RUNNER)
             return DockerSandbox(engine, name, stream, channel, policy.allowlist)
         except BaseException:
             await engine.remove(name)
@@ -191,9 +211,9 @@ class DockerBackend:
                 await trio.aclose_forcefully(stream)
             raise
 
-    async def _boot(self, channel: RunnerChannel, stream: ContainerStream) -> None:
+    async def _boot(self, channel: RunnerChannel, stream: ContainerStream, config: RunnerConfig) -> None:
         try:
-            await channel.boot(RUNNER)
+            await channel.boot(config)
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 
@@ -219,6 +239,7 @@ class DockerBackend:
                 nursery.start_soon(remove, container)
             for name in list(engine.unremoved):
                 nursery.start_soon(engine.remove, name)
+        await self._layers.sweep(live_workers)
         return removed
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """The pool of started sandboxes: one task at a time in each, started on demand, kept warm, removed when idle.
 
-A sandbox belongs to the tenant whose script it ran first, for as long as it lives. Each change of what there is and of
+A sandbox belongs to the tenant whose script it ran first, for as long as it lives, and has the layer of requirements that it
+was started with. Each change of what there is and of
 what is wanted ends in `_settle`, which decides everything and waits for nothing: the slow work (cold starts, removals)
 runs in the pool's own nursery.
 """
@@ -8,6 +9,7 @@ runs in the pool's own nursery.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from continuum.sandbox.protocol import Backend, BackendUnavailable, Sandbox
+from continuum.sandbox.protocol import Backend, BackendUnavailable, Layer, Sandbox, SandboxError
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,7 @@ class _Pooled:
     """A started sandbox. `idle_since` is on Trio's clock."""
 
     sandbox: Sandbox
+    layer: Layer | None
     idle_since: float
     tenant: str | _Nobody | None = _Nobody.NOBODY
     scripts: int = 0
@@ -48,12 +51,13 @@ class _Waiter:
     """Somebody who waits for a sandbox. `answered` is set together with one of the two answers."""
 
     tenant: str | None
+    layer: Layer | None
     answered: trio.Event = field(default_factory=trio.Event)
     granted: _Pooled | None = None
-    failure: BackendUnavailable | None = None
+    failure: SandboxError | None = None
 
     def may_use(self, pooled: _Pooled) -> bool:
-        return pooled.tenant in (self.tenant, _Nobody.NOBODY)
+        return pooled.layer == self.layer and pooled.tenant in (self.tenant, _Nobody.NOBODY)
 
 
 class SandboxPool:
@@ -70,9 +74,10 @@ class SandboxPool:
         self._nursery = nursery
         self._idle: list[_Pooled] = []  # the most recently used last
         self._busy = 0
-        self._starting = 0
+        self._starting: Counter[Layer | None] = Counter()
         self._removing = 0
-        self._replacements = 0  # for sandboxes that are or will be retired, to be started when there is room
+        # For sandboxes that are or will be retired, to be started when there is room.
+        self._replacements: Counter[Layer | None] = Counter()
         self._waiters: list[_Waiter] = []  # the longest waiting first
         self._changed = trio.lowlevel.ParkingLot()
         self._starts = trio.CapacityLimiter(PARALLEL_STARTS)
@@ -88,14 +93,15 @@ class SandboxPool:
     @property
     def total(self) -> int:
         """All sandboxes, those being started or removed included."""
-        return len(self._idle) + self._busy + self._starting + self._removing
+        return len(self._idle) + self._busy + self._starting.total() + self._removing
 
     @asynccontextmanager
-    async def sandbox(self, tenant: str | None = None) -> AsyncIterator[Sandbox]:
-        """A sandbox to run one script of a tenant in: an unused one, or one that has run nothing but scripts of this
-        tenant (None is a tenant, too). It goes back to the pool when the block ends well, and is removed when the
-        block raises or is cancelled. Raises `BackendUnavailable` when none can be started."""
-        pooled = await self._take(tenant)
+    async def sandbox(self, tenant: str | None = None, layer: Layer | None = None) -> AsyncIterator[Sandbox]:
+        """A sandbox with a layer, or with none, to run one script of a tenant in: an unused one, or one that has run
+        nothing but scripts of this tenant (None is a tenant, too). It goes back to the pool when the block ends well, and
+        is removed when the block raises or is cancelled. Raises `BackendUnavailable` and `LayerGone` when none can be
+        started."""
+        pooled = await self._take(tenant, layer)
         try:
             yield pooled.sandbox
         except BaseException:
@@ -111,8 +117,8 @@ class SandboxPool:
         """Start sandboxes until `count` are started. Raises `BackendUnavailable` when that fails."""
         self._failure = None
         while len(self._idle) + self._busy < min(count, self._size):
-            if not self._starting and self.total < self._size:
-                self._start_soon()
+            if not self._starting.total() and self.total < self._size:
+                self._start_soon(None)
             await self._changed.park()
             if self._failure is not None:
                 raise BackendUnavailable(str(self._failure))
@@ -126,8 +132,8 @@ class SandboxPool:
             self._remove_soon(pooled)
         return len(expired)
 
-    async def _take(self, tenant: str | None) -> _Pooled:
-        waiter = _Waiter(tenant)
+    async def _take(self, tenant: str | None, layer: Layer | None) -> _Pooled:
+        waiter = _Waiter(tenant, layer)
         self._waiters.append(waiter)
         self._settle()
         try:
@@ -141,12 +147,13 @@ class SandboxPool:
             self._settle()
             raise
         if waiter.granted is None:
-            raise BackendUnavailable(str(waiter.failure))
+            assert waiter.failure is not None
+            raise type(waiter.failure)(str(waiter.failure))
         pooled = waiter.granted
         pooled.tenant = tenant
         pooled.scripts += 1
         if self._is_worn(pooled):  # this is its last script, and the one after it should find another sandbox ready
-            self._replacements += 1
+            self._replacements[layer] += 1
             self._settle()
         return pooled
 
@@ -160,20 +167,20 @@ class SandboxPool:
         if self._closing:
             return
         self._discard_what_must_not_be_reused()
-        starting, leaving = self._starting, self._removing
+        starting, leaving = self._starting.copy(), self._removing
         for waiter in list(self._waiters):
             if (pooled := self._find_idle(waiter)) is not None:
                 self._grant(waiter, pooled)
-            elif starting:
-                starting -= 1
+            elif starting[waiter.layer]:
+                starting[waiter.layer] -= 1
             elif self.total < self._size:
-                self._start_soon()
+                self._start_soon(waiter.layer)
             elif leaving:
                 leaving -= 1
             elif not self._evict():  # which serves none of those who wait, or it would not be idle
                 break
         while self._replacements and self.total < self._size:
-            self._start_soon()
+            self._start_soon(next(iter(self._replacements)))
         self._changed.unpark_all()
 
     def _discard_what_must_not_be_reused(self) -> None:
@@ -210,45 +217,45 @@ class SandboxPool:
         if self._is_worn(pooled):
             self._remove_soon(pooled)
         elif not pooled.sandbox.reusable:
-            self._replacements += 1
+            self._replacements[pooled.layer] += 1
             self._remove_soon(pooled)
         else:
             pooled.idle_since = trio.current_time()
             self._idle.append(pooled)
 
-    def _start_soon(self) -> None:
+    def _start_soon(self, layer: Layer | None) -> None:
         """Begin a cold start, for whomever it comes in time; it stands for a replacement that is due, too."""
         self._failure = None
-        self._starting += 1
-        self._replacements = max(0, self._replacements - 1)
-        self._nursery.start_soon(self._start)
+        self._starting[layer] += 1
+        self._replacements -= Counter([layer])
+        self._nursery.start_soon(self._start, layer)
 
-    async def _start(self) -> None:
+    async def _start(self, layer: Layer | None) -> None:
         try:
             async with self._starts:
                 with trio.fail_after(START_DEADLINE):
-                    sandbox = await self._backend.start()
-        except BackendUnavailable as error:
-            self._fail_waiters(error)
+                    sandbox = await self._backend.start(layer)
+        except SandboxError as error:
+            self._fail_waiters(layer, error)
         except trio.TooSlowError:
-            self._fail_waiters(
-                BackendUnavailable(f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s")
-            )
+            late = f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s"
+            self._fail_waiters(layer, BackendUnavailable(late))
         else:
             self.cold_starts += 1
-            self._idle.append(_Pooled(sandbox, trio.current_time()))
+            self._idle.append(_Pooled(sandbox, layer, trio.current_time()))
         finally:
-            self._starting -= 1
+            self._starting -= Counter([layer])
             self._settle()
 
-    def _fail_waiters(self, failure: BackendUnavailable) -> None:
+    def _fail_waiters(self, layer: Layer | None, failure: SandboxError) -> None:
         """Nobody waits through an outage: what cannot start now is for those who ask again later."""
-        self._failure = failure
-        self._replacements = 0
-        for waiter in self._waiters:
+        if isinstance(failure, BackendUnavailable):
+            self._failure = failure
+        self._replacements.clear()
+        for waiter in [waiter for waiter in self._waiters if waiter.layer == layer]:
+            self._waiters.remove(waiter)
             waiter.failure = failure
             waiter.answered.set()
-        self._waiters.clear()
 
     def _remove_soon(self, pooled: _Pooled) -> None:
         self._removing += 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from continuum.sandbox.pool import SandboxPool, open_pool
-from continuum.sandbox.protocol import BackendUnavailable
+from continuum.sandbox.protocol import BackendUnavailable, Layer
 from tests.support.fake_sandbox import FakeBackend, FakeSandbox
 
 
@@ -27,7 +27,7 @@ class WatchedBackend(FakeBackend):
     existing: int = 0
     most: int = 0
 
-    async def start(self) -> FakeSandbox:
+    async def start(self, layer: Layer | None = None) -> FakeSandbox:
         self.attempts += 1
         attempt = self.attempts
         self.existing += 1
@@ -40,7 +40,7 @@ class WatchedBackend(FakeBackend):
             self.existing -= 1
             raise
         self.started += 1
-        return WatchedSandbox(self, f"fake-{attempt}")
+        return WatchedSandbox(self, f"fake-{attempt}", layer)
 
 
 @dataclass

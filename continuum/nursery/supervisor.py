@@ -68,7 +68,10 @@ async def supervise(
     work, heartbeat_now, schedule_changed = Signal(), Signal(), Signal()
     completions = Completions(database, state, telemetry, schedule_changed)
     try:
-        async with open_pool(backend, settings.slots) as pool, trio.open_nursery() as services:
+        async with (
+            open_pool(backend, settings.slots, settings.max_tasks_per_sandbox) as pool,
+            trio.open_nursery() as services,
+        ):
             heartbeat = Heartbeat(
                 database,
                 state,
@@ -104,6 +107,7 @@ async def supervise(
                     services.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
                     executions = Executions(
                         state,
+                        backend,
                         pool,
                         completions,
                         telemetry,

@@ -50,6 +50,7 @@ GRACE = 5.0
 _FRAME = struct.Struct("!cI")
 _HEADER = struct.Struct("!IIQ")
 _LENGTH = struct.Struct("!I")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_TIMEOUT = 2**32 - 1
 
 
@@ -61,6 +62,7 @@ class RunnerConfig:
     writable: places to empty after each script; `home` is one of them and holds the script's directories.
     limits: resource limits by name, as the module `resource` calls them.
     kill_all: the runner is in a process namespace of its own and kills everything there after each script.
+    path: directories that scripts import from beside the usual ones, as with PYTHONPATH; their `bin` is in PATH.
     """
 
     uid: int | None
@@ -71,6 +73,7 @@ class RunnerConfig:
     kill_all: bool = True
     sysv: bool = True
     user: str = "sandboxuser"
+    path: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The configuration as the runner reads it."""
@@ -79,15 +82,16 @@ class RunnerConfig:
             "work_directory": f"{self.home}/work",
             "limits": {"RLIMIT_CORE": 0} | self.limits,
             "environment": {
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PATH": ":".join([*(f"{each}/bin" for each in self.path), _PATH]),
                 "HOME": f"{self.home}/work",
                 "USER": self.user,
                 "LOGNAME": self.user,
                 "LANG": "C.UTF-8",
                 "TMPDIR": "/tmp",  # noqa: S108
+                **({"PYTHONPATH": ":".join(self.path)} if self.path else {}),
             },
         }
-        return _prefixed(json.dumps(values).encode())
+        return prefixed(json.dumps(values).encode())
 
 
 class FrameKind(enum.Enum):
@@ -179,7 +183,7 @@ class RunnerChannel:
         """
         source = Path(__file__).with_name("runner.py").read_bytes()
         with _lost_after(deadline, "the runner did not start", started=False):
-            await self._send(_prefixed(source) + config.encode())
+            await self._send(prefixed(source) + config.encode())
             await self._wait_until_ready()
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
@@ -304,7 +308,7 @@ def _encode_request(request: RunRequest) -> bytes:
         "CONTINUUM_ATTEMPT": str(request.attempt),
     }
     body = b"".join(
-        _prefixed(part)
+        prefixed(part)
         for part in (
             json.dumps({"environment": environment}).encode(),
             request.code.encode("utf-8", "surrogatepass"),
@@ -315,7 +319,7 @@ def _encode_request(request: RunRequest) -> bytes:
     return _HEADER.pack(timeout, request.output_limit, len(body)) + body
 
 
-def _prefixed(data: bytes) -> bytes:
+def prefixed(data: bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
+import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import structlog
 import trio
 
 from continuum.config import ConfigurationError
-from continuum.model import ClaimedTask, Ending, Status
+from continuum.model import ClaimedTask, Ending, Outcome, Status
 from continuum.nursery import screening
 from continuum.nursery.completion import decide
 from continuum.nursery.screening import LARGEST_SCRIPT, Screening, Verdict, open_screening
@@ -275,7 +276,7 @@ async def test_a_warning_quotes_code_only_where_payloads_may_be_logged(quotes: b
 def test_a_refused_attempt_is_never_tried_again() -> None:
     task = task_of(SHELL)
     assert task.attempts_left
-    completion = decide(task, screening.Outcome(Ending.MALICIOUS, message="Refused"))
+    completion = decide(task, Outcome(Ending.MALICIOUS, message="Refused"))
     assert (completion.status, completion.last_error, completion.retry_in) == (Status.MALICIOUS, "Refused", None)
 
 
@@ -290,7 +291,7 @@ async def test_a_start_without_bandit_ends_with_one_line_that_says_what_to_insta
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     venv.create(tmp_path / "bare", symlinks=True)
-    monkeypatch.setattr(screening.sys, "executable", str(tmp_path / "bare/bin/python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
     with pytest.raises(ConfigurationError) as caught:
         await open_screening(settings(code_policy="reject"))
     assert str(caught.value).startswith("CODE_POLICY=reject needs bandit, which is not installed: pip install")

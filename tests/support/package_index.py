@@ -9,14 +9,17 @@ import json
 import secrets
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trio
 
+from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox import docker_builder, docker_layers
+from continuum.sandbox.docker import DockerBackend, DockerSandbox
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.network import EgressPolicy
@@ -140,9 +143,6 @@ class Index:
             printed: bytes = client.exec_start(made["Id"])
         return printed.decode().splitlines()
 
-    def downloads(self, package: Package) -> int:
-        return self.asked().count(f"GET /files/{package.file}")
-
 
 @contextmanager
 def open_index(world: World) -> Iterator[Index]:
@@ -208,3 +208,34 @@ def builders_in(world: World) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(docker_builder, "restrict", led)
         yield
+
+
+def settings_for(index: Index, **values: Any) -> dict[str, Any]:
+    """Settings of a backend that installs from an index of the test's own, small and quick."""
+    return {"requirements_index": index.url, "requirements_max_mb": 32, "container_cpu_limit": 2.0, **values}
+
+
+@asynccontextmanager
+async def installing(index: Index, **values: Any) -> AsyncIterator[DockerBackend]:
+    """A backend that installs from an index of the test's own."""
+    async with lab.open_backend(**settings_for(index, **values)) as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def sandbox_with(backend: DockerBackend, text: str) -> AsyncIterator[DockerSandbox]:
+    """A sandbox that has what a list requires."""
+    async with backend.layer(parse_requirements(text)) as layer:
+        sandbox = await backend.start(layer)
+        try:
+            yield sandbox
+        finally:
+            await sandbox.aclose()
+
+
+async def refusal(backend: DockerBackend, text: str) -> str:
+    """Why a list is refused for good."""
+    with pytest.raises(BadRequirements) as refused:
+        async with backend.layer(parse_requirements(text)):
+            pass
+    return str(refused.value)

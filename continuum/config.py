@@ -204,12 +204,19 @@ class Settings(BaseSettings):
     requirements_timeout: Duration = Field(default=300.0, gt=0)
     output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
 
+    # Screening of code
+    code_policy: Annotated[Literal["off", "warn", "reject"], BeforeValidator(_lower)] = "off"
+    code_policy_config: Path | None = None
+    code_policy_severity: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "high"
+    code_policy_confidence: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "low"
+
     # Status server and logs
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
     api_token: SecretStr | None = None
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_payloads: bool = False
 
     @field_validator("min_priority", "max_priority")
     @classmethod

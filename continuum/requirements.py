@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -72,6 +73,7 @@ class _Pin:
         return " ".join((self.text, *(f"--hash={each}" for each in self.hashes)))
 
 
+@lru_cache(maxsize=32)
 def parse_requirements(text: str) -> Requirements:
     """Read a list. Blank lines, comments and continued lines (a backslash at the end) are as in a requirements file.
 

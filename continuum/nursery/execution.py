@@ -11,6 +11,7 @@ import trio
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
+from continuum.nursery.screening import Screening
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
@@ -48,6 +49,7 @@ class Executions:
     completions: Completions
     telemetry: Telemetry
     limits: Limits
+    screening: Screening | None = None
 
     async def run(self, task: ClaimedTask) -> None:
         """Run a task and hand its outcome to the completion service, or its lease back."""
@@ -78,6 +80,8 @@ class Executions:
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
         if task.code is None:
             return Outcome(Ending.INVALID, message=_missing_code(task))
+        if self.screening is not None and (refusal := await self.screening.refuse(task)) is not None:
+            return refusal
         trace = current_traceparent() or task.traceparent
         request = RunRequest(
             task_id=task.id,

@@ -29,6 +29,7 @@ from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
 from continuum.nursery.reaper import Reaper
+from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
 from continuum.nursery.wakeup import WakeUps
@@ -52,9 +53,11 @@ async def supervise(
     telemetry: Telemetry,
     shutdown: Shutdown,
     on_up: Callable[[], None] = lambda: None,
+    screening: Screening | None = None,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
+    screening: looks at code before it runs; None lets all of it run.
     on_up: called once the schema is found to fit; sandboxes may still be starting then.
 
     Raises `SchemaMismatch` or `DialectMismatch`, and whatever a service did not expect.
@@ -109,6 +112,7 @@ async def supervise(
                         completions,
                         telemetry,
                         Limits(settings.task_timeout, settings.output_limit),
+                        screening,
                     )
                     policy = ClaimPolicy(
                         settings.min_priority,

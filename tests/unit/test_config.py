@@ -76,11 +76,16 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "requirements_cache_mb": 4096,
         "requirements_timeout": 300.0,
         "output_limit": 1024 * 1024,
+        "code_policy": "off",
+        "code_policy_config": None,
+        "code_policy_severity": "high",
+        "code_policy_confidence": "low",
         "api_host": "127.0.0.1",
         "api_port": 8080,
         "api_token": None,
         "log_format": "auto",
         "log_level": "info",
+        "log_payloads": False,
     }
     assert load_settings().slots == 2 * (os.cpu_count() or 1)
     assert load_settings().db_password.get_secret_value() == "password"

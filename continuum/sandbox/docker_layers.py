@@ -174,22 +174,16 @@ class DockerLayers:
     async def sweep(self, live_workers: Set[str]) -> None:
         """Remove what builds that were cut short have left, and what there is no more room for."""
         volumes = await self._list()
-        names = {volume.name for volume in volumes}
-        complete = {volume.marks for volume in volumes if volume.marks}
+        complete = {volume.name for volume, _ in _complete(volumes)}
         for volume in volumes:
-            if volume.marks:
-                left = volume.marks not in names
-            else:
-                left = volume.name not in complete and self._is_abandoned(volume, live_workers)
-            if left:
+            kept = volume.marks in complete if volume.marks else volume.name in complete
+            if not kept and (volume.marks or not volume.key or self._is_abandoned(volume, live_workers)):
                 await self._remove(volume.name)
         await self._evict()
 
     def _is_abandoned(self, volume: _Volume, live_workers: Set[str]) -> bool:
         """Whether nobody will complete a volume."""
         owner = Owner.from_labels(volume.labels)
-        if not volume.key:
-            return True
         if owner.worker == self._owner.worker:
             return volume.name not in self._building
         return owner.is_dead(self._owner, live_workers, time.time() - volume.created)
@@ -248,9 +242,9 @@ class DockerLayers:
 
 
 def _complete(volumes: list[_Volume]) -> list[tuple[_Volume, int]]:
-    """The volumes that a mark calls complete, with their sizes in bytes."""
+    """The volumes that a builder made and a mark calls complete, with their sizes in bytes."""
     marks = {volume.marks: volume for volume in volumes if volume.marks}
-    return [(volume, marks[volume.name].size) for volume in volumes if volume.name in marks]
+    return [(volume, marks[volume.name].size) for volume in volumes if volume.name in marks and volume.key]
 
 
 def _still_refused(known: _List) -> bool:

@@ -23,6 +23,7 @@ from continuum.model import Outcome, RunRequest
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
+from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbox_specification
@@ -47,15 +48,15 @@ class _Prepared:
     """What `prepare` found. network: None where sandboxes get none, which is wanted or explained by `no_network`."""
 
     image: SandboxImage
-    runtime: str
+    isolation: Isolation
     network: SandboxNetwork | None
     no_network: str = ""
 
     @property
     def description(self) -> str:
         if self.network is not None:
-            return f"docker ({self.runtime}), egress public"
-        return f"docker ({self.runtime}), no network" + (f": {self.no_network}" if self.no_network else "")
+            return f"docker ({self.isolation.summary}), egress public, rules verified at each start"
+        return f"docker ({self.isolation.summary}), no network" + (f": {self.no_network}" if self.no_network else "")
 
 
 class DockerBackend:
@@ -73,6 +74,15 @@ class DockerBackend:
     @property
     def description(self) -> str:
         return self.name if self._prepared is None else self._prepared.description
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """What holds its sandboxes, known once prepared."""
+        return None if self._prepared is None else self._prepared.isolation
+
+    async def probe_socket(self) -> SocketFilter:
+        """Whether something filters what this worker may ask of the daemon. Raises `BackendUnavailable`."""
+        return await probe_socket(self._engine)
 
     @property
     def _engine(self) -> Engine:
@@ -94,16 +104,16 @@ class DockerBackend:
         info: dict[str, Any] = await engine.call(lambda api: api.info())
         if info.get("OSType") != "linux":
             raise BackendUnavailable(f"the Docker daemon runs {info.get('OSType')} containers; sandboxes need Linux")
-        for limit in _missing_limits(info):
-            self._warn_once("Docker cannot limit what sandboxes use", resource=limit)
+        isolation = isolation_of(info, settings.container_runtime)
+        for limit in isolation.unlimited:
+            self._warn_once("the host does not limit all that a sandbox uses", because=limit)
         network, no_network = await self._find_network(info)
         image = await ensure_image(
             engine, self._owner, settings.container_image, network=network.id if network else None
         )
         if network is not None and not image.has_iptables:
             network, no_network = None, f"{settings.container_image} lacks iptables, which could not be installed"
-        runtime = settings.container_runtime or info.get("DefaultRuntime") or "runc"
-        self._prepared = _Prepared(image, runtime, network, no_network)
+        self._prepared = _Prepared(image, isolation, network, no_network)
         if no_network:
             self._warn_once(_NO_NETWORK, because=no_network)
 
@@ -175,7 +185,9 @@ class DockerBackend:
 
         async def remove(container: dict[str, Any]) -> None:
             nonlocal removed
-            if await engine.remove(container["Id"]) and container["Labels"].get(ROLE_LABEL) == "sandbox":
+            # By name, which says what it is, where it still has one: no filter between worker and daemon knows an id.
+            name = (container["Names"] or [container["Id"]])[0].lstrip("/")
+            if await engine.remove(name) and container["Labels"].get(ROLE_LABEL) == "sandbox":
                 removed += 1
 
         async with trio.open_nursery() as nursery:
@@ -206,12 +218,6 @@ def _first_failure() -> Iterator[None]:
             if found := group.subgroup(kind):
                 raise found.exceptions[0] from None
         raise
-
-
-def _missing_limits(info: dict[str, Any]) -> list[str]:
-    """What the daemon says that it cannot limit."""
-    limits = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "CPU time"}
-    return [limit for flag, limit in limits.items() if info.get(flag) is False]
 
 
 class DockerSandbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ NETWORK_LABEL = "continuum.network"
 POLICY_DEADLINE = 20.0
 """Seconds for a helper container to set a sandbox's rules; it takes a fifth of one."""
 
-_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
+NETWORK_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 _HELPER_CAPABILITIES = ["NET_ADMIN", "NET_RAW"]
 _HELPER_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KERNEL_NETWORKED = {"runc", "io.containerd.runc.v2", "crun", "youki", "nvidia-container-runtime"}
@@ -52,7 +53,7 @@ async def ensure_network(engine: Engine) -> SandboxNetwork:
                 lambda api: api.create_network(
                     NETWORK,
                     driver="bridge",
-                    options=_OPTIONS,
+                    options=NETWORK_OPTIONS,
                     check_duplicate=True,
                     labels={NETWORK_LABEL: str(POLICY_VERSION)},
                 )
@@ -74,7 +75,7 @@ async def _find(engine: Engine) -> dict[str, Any] | None:
     networks = [network for network in listed if network["Name"] == NETWORK]
     if not networks:
         return None
-    usable = [network for network in networks if _isolates_members(network)]
+    usable = [network for network in networks if isolates_members(network)]
     if not usable:
         raise PolicyError(
             f"there is a network {NETWORK} that Continuum did not make, or whose options were changed: "
@@ -83,25 +84,23 @@ async def _find(engine: Engine) -> dict[str, Any] | None:
     return min(usable, key=lambda network: (network["Created"], network["Id"]))
 
 
-def _isolates_members(network: dict[str, Any]) -> bool:
+def isolates_members(network: dict[str, Any]) -> bool:
+    """Whether a network, as the daemon describes it, was made by `ensure_network` and is what that made."""
     options = network.get("Options") or {}
     ours = NETWORK_LABEL in (network.get("Labels") or {})
-    return ours and network["Driver"] == "bridge" and _OPTIONS.items() <= options.items()
+    return ours and network["Driver"] == "bridge" and NETWORK_OPTIONS.items() <= options.items()
 
 
-async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
-    """Set a policy in the network namespace of a running sandbox, and read it back.
-
-    Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
-    """
-    specification = {
+def policy_specification(labels: Mapping[str, str], image: str, sandbox: str, command: Sequence[str]) -> dict[str, Any]:
+    """The container, in the words of Docker's API, that runs `command` in the network namespace of a sandbox."""
+    return {
         "Image": image,
         "User": "0:0",
-        "Entrypoint": policy.command(),
+        "Entrypoint": list(command),
         "Cmd": [],
         "Env": [_HELPER_PATH],
         "WorkingDir": "/",
-        "Labels": owner.labels("network-policy"),
+        "Labels": dict(labels),
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": {
             "NetworkMode": f"container:{sandbox}",
@@ -114,6 +113,14 @@ async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, polic
             "LogConfig": {"Type": "none"},
         },
     }
+
+
+async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
+    """Set a policy in the network namespace of a running sandbox, and read it back.
+
+    Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
+    """
+    specification = policy_specification(owner.labels("network-policy"), image, sandbox, policy.command())
     try:
         printed = await engine.run(f"{sandbox}-{secrets.token_hex(3)}", specification, deadline=POLICY_DEADLINE)
     except EngineRefused as error:

@@ -20,7 +20,7 @@ PIDS = 40
 
 
 class Laboratory:
-    """A sandbox of one backend, and how to run scripts in it."""
+    """A sandbox of one backend, and how to run scripts in it. backend: `runsc` is Docker's with gVisor."""
 
     def __init__(self, backend: str, sandbox: Sandbox) -> None:
         self.backend = backend
@@ -52,8 +52,11 @@ async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]
         "container_cpu_limit": 2.0,
         **values,
     }
-    if name == "docker":
+    if name in ("docker", "runsc"):
         lab.require_docker()
+        if name == "runsc":
+            lab.require_gvisor()
+            small["container_runtime"] = name
         async with lab.open_backend(**small) as docker:
             container = await docker.start()
             try:
@@ -73,7 +76,7 @@ async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]
         await sandbox.aclose()
 
 
-@pytest.fixture(params=["bubblewrap", "docker"])
+@pytest.fixture(params=["bubblewrap", "docker", "runsc"])
 def backend_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

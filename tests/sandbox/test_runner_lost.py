@@ -36,7 +36,8 @@ def kill_from_outside(laboratory: Laboratory) -> None:
 async def until_hung_up(laboratory: Laboratory) -> None:
     """Return once the end of a sandbox has come through to its worker's socket."""
     sandbox: Any = laboratory.sandbox
-    stream = sandbox._stream._transport if laboratory.backend == "docker" else sandbox.channel._stream
+    bubblewrap = isinstance(sandbox, BubblewrapSandbox)
+    stream = sandbox.channel._stream if bubblewrap else sandbox._stream._transport
     poll = select.poll()
     poll.register(stream.socket.fileno(), select.POLLRDHUP)
     with trio.fail_after(10):

@@ -220,8 +220,9 @@ CALLS = (
 def path_filter(method: str) -> str:
     """A regular expression for the paths, version included, of the calls with a method: for filters that see no more."""
     plain = [call.path for call in CALLS if call.method == method and not call.versioned]
-    others = [call.path for call in CALLS if call.method == method and call.versioned]
-    return "|".join([*plain, f"{VERSION}(?:{'|'.join(others)})"])
+    others = "|".join(call.path for call in CALLS if call.method == method and call.versioned)
+    # In one group: there are filters that put ^ and $ around what they are given.
+    return f"(?:{'|'.join([*plain, f'{VERSION}(?:{others})'])})"
 
 
 def _policy_command(command: object) -> list[str]:

@@ -26,7 +26,7 @@ from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxI
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
-from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbox_specification
+from continuum.sandbox.docker_specification import MEBIBYTE, TEMPORARY_DIRECTORIES, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
 from continuum.sandbox.network import PolicyError
 from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
@@ -134,18 +134,20 @@ class DockerBackend:
             raise BackendUnavailable("the Docker backend has not been prepared")
         if prepared.network is not None:
             try:
-                return await self._start(prepared.image, prepared.network)
+                return await self._start(prepared, prepared.network)
             except PolicyError as error:
                 self._prepared = replace(prepared, network=None, no_network=str(error))
                 self._warn_once(_NO_NETWORK, because=str(error))
-        return await self._start(prepared.image, None)
+        return await self._start(prepared, None)
 
-    async def _start(self, image: SandboxImage, network: SandboxNetwork | None) -> DockerSandbox:
+    async def _start(self, prepared: _Prepared, network: SandboxNetwork | None) -> DockerSandbox:
         """Raises `PolicyError` when the network's policy cannot be set in the sandbox."""
         engine, owner = self._engine, self._owner
         name = f"continuum-{secrets.token_hex(6)}"
+        image, isolation = prepared.image, prepared.isolation
+        labels = owner.labels("sandbox")
         specification = sandbox_specification(
-            self._settings, image, BOOTSTRAP, owner.labels("sandbox"), network.id if network else "none"
+            self._settings, image, BOOTSTRAP, labels, network.id if network else "none", isolation
         )
         stream: ContainerStream | None = None
         try:
@@ -157,7 +159,7 @@ class DockerBackend:
                 async with trio.open_nursery() as nursery:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, image.tag, name, network.policy)
-                    await self._boot(channel, stream)
+                    await self._boot(channel, stream, isolation)
             return DockerSandbox(engine, name, stream, channel)
         except BaseException:
             await engine.remove(name)
@@ -165,9 +167,14 @@ class DockerBackend:
                 await trio.aclose_forcefully(stream)
             raise
 
-    async def _boot(self, channel: RunnerChannel, stream: ContainerStream) -> None:
+    async def _boot(self, channel: RunnerChannel, stream: ContainerStream, isolation: Isolation) -> None:
+        limits = {}
+        if isolation.gvisor:
+            limits["RLIMIT_NPROC"] = self._settings.container_pids_limit
+        if not isolation.cgroups:
+            limits["RLIMIT_AS"] = self._settings.container_memory_mb * MEBIBYTE
         try:
-            await channel.boot(RUNNER)
+            await channel.boot(replace(RUNNER, limits=limits))
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 

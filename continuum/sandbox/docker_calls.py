@@ -19,6 +19,7 @@ from continuum.config import Settings
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import IPTABLES_LABEL, REPOSITORY, SandboxImage, addition_specification
+from continuum.sandbox.docker_isolation import Isolation, isolation_of
 from continuum.sandbox.docker_network import (
     NETWORK,
     NETWORK_LABEL,
@@ -84,6 +85,7 @@ class Judge:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
         self._engine = engine
+        self._isolation: Isolation | None = None
 
     async def check(self, request: Request) -> tuple[Call, Any]:
         """The call that a request is, and the body to send with it, made anew. Raises `Refused`, and `EngineError`
@@ -151,7 +153,8 @@ class Judge:
         if role == "sandbox" and re.fullmatch(_SANDBOX, name):
             await self._check_network(network)
             found = await self._made_here(image)
-            expected = sandbox_specification(self._settings, found, BOOTSTRAP, labels, network)
+            isolation = await self._find_isolation()
+            expected = sandbox_specification(self._settings, found, BOOTSTRAP, labels, network, isolation)
         elif role == "network-policy" and re.fullmatch(_POLICY, name):
             await self._made_here(image)
             command = _policy_command(body.get("Entrypoint"))
@@ -164,6 +167,12 @@ class Judge:
         else:
             raise Refused(f"no container of a worker is called {name!r} with the role {role!r}")
         return _same(expected, body)
+
+    async def _find_isolation(self) -> Isolation:
+        if self._isolation is None:
+            info = await self._engine.call(lambda api: api.info())
+            self._isolation = isolation_of(info, self._settings.container_runtime)
+        return self._isolation
 
     async def _check_network(self, network: object) -> None:
         if network == "none":

@@ -33,14 +33,15 @@ class Isolation:
     """What holds a sandbox of one runtime.
 
     summary: in a few words; host: what the daemon and its kernel are; advice: what could be stronger, and how.
-    unlimited: what nothing limits for a sandbox as a whole, and what to do. cgroups: False where the runtime leaves the
-    host's cgroups alone, so that only processes one by one are limited, by the runner.
+    unlimited: what nothing limits for a sandbox as a whole, and what to do. gvisor: whether its kernel is gVisor.
+    cgroups: False where the runtime leaves the host's cgroups alone, so that only processes one by one are limited.
     """
 
     summary: str
     host: str = ""
     unlimited: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    gvisor: bool = False
     cgroups: bool = True
 
 
@@ -53,8 +54,8 @@ def isolation_of(info: Mapping[str, Any], runtime: str) -> Isolation:
     security = _security(info)
     advice: list[str] = []
     unlimited = _missing_limits(info)
-    cgroups = True
-    if "runsc" in program:
+    cgroups, gvisor = True, "runsc" in program
+    if gvisor:
         cgroups = not {"ignore-cgroups", "ignore-cgroups=true"} & set(arguments)
         summary = "gVisor, a kernel of its own" + ("" if cgroups else ", limits by process only")
         unlimited = unlimited if cgroups else [_NO_CGROUPS]
@@ -69,7 +70,7 @@ def isolation_of(info: Mapping[str, Any], runtime: str) -> Isolation:
         f"Docker {info.get('ServerVersion')}{' (rootless)' if 'rootless' in security else ''}, "
         f"kernel {info.get('KernelVersion')}, cgroup v{info.get('CgroupVersion') or 1}"
     )
-    return Isolation(f"{name}: {summary}", host, tuple(unlimited), tuple(advice), cgroups)
+    return Isolation(f"{name}: {summary}", host, tuple(unlimited), tuple(advice), gvisor, cgroups)
 
 
 def _security(info: Mapping[str, Any]) -> dict[str, str]:

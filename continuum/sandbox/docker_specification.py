@@ -7,6 +7,7 @@ from typing import Any
 
 from continuum.config import Settings
 from continuum.sandbox.docker_image import WORK_DIRECTORY, SandboxImage
+from continuum.sandbox.docker_isolation import Isolation
 
 MEBIBYTE = 1024 * 1024
 
@@ -28,8 +29,18 @@ FILES_PER_MEBIBYTE = 256
 """Files a temporary directory may hold: more than scripts need, and few enough that empty ones exhaust no memory."""
 
 
+HOST_PROCESSES_OF_GVISOR = (256, 4)
+"""What gVisor may have on the host by itself, and for each process of a script: seen were 26 and 3. It dies at this limit, so
+scripts are held to CONTAINER_PIDS_LIMIT inside, by its own kernel."""
+
+
 def sandbox_specification(
-    settings: Settings, image: SandboxImage, command: Sequence[str], labels: Mapping[str, str], network: str
+    settings: Settings,
+    image: SandboxImage,
+    command: Sequence[str],
+    labels: Mapping[str, str],
+    network: str,
+    isolation: Isolation,
 ) -> dict[str, Any]:
     """A container whose only process is `command`, run as root with next to no rights, talked to over its stdin.
 
@@ -37,6 +48,10 @@ def sandbox_specification(
     network: a network's id, or `none`.
     """
     memory = settings.container_memory_mb * MEBIBYTE
+    processes = settings.container_pids_limit
+    if isolation.gvisor:
+        own, each = HOST_PROCESSES_OF_GVISOR
+        processes = own + each * processes
     disk = (
         f"nosuid,nodev,size={settings.container_disk_mb}m,nr_inodes={settings.container_disk_mb * FILES_PER_MEBIBYTE}"
     )
@@ -70,7 +85,7 @@ def sandbox_specification(
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": round(settings.container_cpu_limit * 1e9),
-            "PidsLimit": settings.container_pids_limit,
+            "PidsLimit": processes,
             "Ulimits": [
                 {"Name": "core", "Soft": 0, "Hard": 0},
                 {"Name": "nofile", "Soft": 1024, "Hard": 1024},

@@ -68,8 +68,8 @@ async def body(socket: Path) -> dict[str, Any]:
     async with lab.open_backend() as backend:
         assert backend._prepared is not None
         image = backend._prepared.image
-        labels = backend._owner.labels("sandbox")
-    return copy.deepcopy(sandbox_specification(lab.settings(), image, BOOTSTRAP, labels, "none"))
+        labels, isolation = backend._owner.labels("sandbox"), backend._prepared.isolation
+    return copy.deepcopy(sandbox_specification(lab.settings(), image, BOOTSTRAP, labels, "none", isolation))
 
 
 async def ask(socket: Path | None, method: str, target: str, body: Any = None) -> httpx.Response:

@@ -16,6 +16,7 @@ from typing import Any
 from docker.utils import parse_repository_tag
 
 from continuum.config import Settings
+from continuum.egress import REDIRECTED_HOSTS
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import IPTABLES_LABEL, REPOSITORY, SandboxImage, addition_specification
@@ -24,6 +25,7 @@ from continuum.sandbox.docker_network import (
     NETWORK,
     NETWORK_LABEL,
     NETWORK_OPTIONS,
+    addresses_specification,
     isolates_members,
     policy_specification,
 )
@@ -38,7 +40,8 @@ VERSION = r"/v1\.(?:2[4-9]|[3-9][0-9])"
 _SANDBOX = r"continuum-[0-9a-f]{12}"
 _POLICY = rf"{_SANDBOX}-[0-9a-f]{{6}}"
 _ADDITION = r"continuum-image-[0-9a-f]{12}"
-_CONTAINER = rf"({_SANDBOX}|{_POLICY}|{_ADDITION})"
+_ADDRESSES = r"continuum-addresses-[0-9a-f]{12}"
+_CONTAINER = rf"({_SANDBOX}|{_POLICY}|{_ADDITION}|{_ADDRESSES})"
 _TAG = r"[0-9a-f]{12}"
 _IMAGE_ID = r"(sha256:[0-9a-f]{64})"
 _FALSE = ("", "0", "false", "False", "no", "none")
@@ -153,12 +156,23 @@ class Judge:
         if role == "sandbox" and re.fullmatch(_SANDBOX, name):
             await self._check_network(network)
             found = await self._made_here(image)
-            isolation = await self._find_isolation()
-            expected = sandbox_specification(self._settings, found, BOOTSTRAP, labels, network, isolation)
+            expected = sandbox_specification(
+                self._settings,
+                found,
+                BOOTSTRAP,
+                labels,
+                network,
+                await self._find_isolation(),
+                hosts=_allowed_hosts(host.get("ExtraHosts")),
+                resolvers=() if network == "none" else self._settings.egress_dns,
+            )
         elif role == "network-policy" and re.fullmatch(_POLICY, name):
             await self._made_here(image)
             command = _policy_command(body.get("Entrypoint"))
             expected = policy_specification(labels, image, name.rpartition("-")[0], command)
+        elif role == "network-policy" and re.fullmatch(_ADDRESSES, name):
+            await self._made_here(image)
+            expected = addresses_specification(labels, image)
         elif role == "image" and re.fullmatch(_ADDITION, name):
             if network != "none":
                 await self._check_network(network)
@@ -232,6 +246,13 @@ def path_filter(method: str) -> str:
     others = "|".join(call.path for call in CALLS if call.method == method and call.versioned)
     # In one group: there are filters that put ^ and $ around what they are given.
     return f"(?:{'|'.join([*plain, f'{VERSION}(?:{others})'])})"
+
+
+def _allowed_hosts(hosts: object) -> list[str]:
+    """What a sandbox is told of the names in EGRESS_ALLOW. It is a line of a file in it, and opens nothing."""
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise Refused("HostConfig.ExtraHosts is no list of names with addresses")
+    return hosts[len(REDIRECTED_HOSTS) :]
 
 
 def _policy_command(command: object) -> list[str]:

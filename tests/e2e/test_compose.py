@@ -62,11 +62,11 @@ def test_the_docker_socket_is_in_the_hands_of_a_proxy_without_network_and_of_nob
     assert worker["environment"]["DOCKER_HOST"] == "unix:///run/continuum/docker.sock"
     assert worker["depends_on"]["docker-socket"]["condition"] == "service_healthy"
     # What the proxy compares creations with: everything that says what a sandbox is must be the same on both sides.
-    shared = {name for name in worker["environment"] if name.startswith("CONTAINER_")}
+    shared = {name for name in worker["environment"] if name.startswith(("CONTAINER_", "EGRESS"))}
     assert {name: proxy["environment"][name] for name in shared} == {
         name: worker["environment"][name] for name in shared
     }
-    assert "CONTAINER_RUNTIME" in shared
+    assert {"CONTAINER_RUNTIME", "EGRESS_DNS"} <= shared
     assert not {name for name in proxy["environment"] if name.startswith("DB_")}, "it needs no database"
 
 

@@ -24,7 +24,7 @@ from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.docker_calls import CALLS, Judge, Request, path_filter
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import addition_specification, ensure_image
-from continuum.sandbox.docker_network import ensure_network, policy_specification
+from continuum.sandbox.docker_network import addresses_specification, ensure_network, policy_specification
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_proxy import serve_proxy
 from continuum.sandbox.docker_specification import sandbox_specification
@@ -362,7 +362,8 @@ async def test_the_other_containers_of_a_worker_are_compared_too(socket: Path, b
     base = (await ask(None, "GET", f"/images/{lab.IMAGE}/json")).json()["Id"]
     policy = policy_specification(owner.labels("network-policy"), tag, sandbox, usual)
     addition = addition_specification(owner.labels("image"), base, None)
-    image = f"continuum-image-{secrets.token_hex(6)}"
+    image, listing = f"continuum-image-{secrets.token_hex(6)}", f"continuum-addresses-{secrets.token_hex(6)}"
+    addresses = addresses_specification(owner.labels("network-policy"), tag)
     for name, given, place, value in (
         (f"{sandbox}-0a1b2c", policy, "Entrypoint", ["/bin/sh", "-c", "id", *usual[3:]]),
         (f"{sandbox}-0a1b2c", policy, "Entrypoint", [*usual, "more"]),
@@ -370,6 +371,9 @@ async def test_the_other_containers_of_a_worker_are_compared_too(socket: Path, b
         (f"{sandbox}-0a1b2c", policy, "HostConfig", policy["HostConfig"] | {"NetworkMode": "host"}),
         (f"{sandbox}-0a1b2c", policy, "HostConfig", policy["HostConfig"] | {"NetworkMode": "container:postgres"}),
         (f"{sandbox}-0a1b2c", policy, "HostConfig", policy["HostConfig"] | {"CapAdd": ["SYS_ADMIN"]}),
+        (listing, addresses, "Entrypoint", ["/bin/sh", "-c", "id"]),
+        (listing, addresses, "HostConfig", addresses["HostConfig"] | {"CapAdd": ["NET_ADMIN"]}),
+        (f"{sandbox}-0a1b2c", addresses, "Cmd", []),
         (image, addition, "Cmd", ["/bin/sh", "-c", "id"]),
         (image, addition, "Image", tag),
         (image, addition, "HostConfig", addition["HostConfig"] | {"Binds": ["/:/host"]}),

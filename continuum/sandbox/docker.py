@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import structlog
 import trio
 
 from continuum.config import Settings
-from continuum.model import Outcome, RunRequest
+from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
@@ -195,7 +196,8 @@ class DockerBackend:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
                     await self._boot(channel, stream, prepared.isolation)
-            return DockerSandbox(engine, name, stream, channel, policy.allowlist)
+            memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None
+            return DockerSandbox(engine, name, stream, channel, policy.allowlist, ends_beyond_mb=memory_mb)
         except BaseException:
             await engine.remove(name)
             if stream is not None:
@@ -266,7 +268,11 @@ def _first_failure() -> Iterator[None]:
 
 
 class DockerSandbox:
-    """A container in which a runner waits for scripts."""
+    """A container in which a runner waits for scripts.
+
+    ends_beyond_mb: a script that takes more memory than this ends the sandbox with it, as on gVisor, whose kernel is what
+    the host then kills; None where the host kills the script alone.
+    """
 
     def __init__(
         self,
@@ -275,8 +281,11 @@ class DockerSandbox:
         stream: ContainerStream,
         channel: RunnerChannel,
         allowlist: Allowlist | None = None,
+        *,
+        ends_beyond_mb: int | None = None,
     ) -> None:
         self.name = name
+        self._ends_beyond_mb = ends_beyond_mb
         self._allowlist = allowlist
         self._engine = engine
         self._stream = stream
@@ -288,10 +297,29 @@ class DockerSandbox:
         return self._allowlist is None or self._allowlist.is_current(trio.current_time())
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        said: dict[Stream, list[str]] = {Stream.OUTPUT: [], Stream.ERROR: []}
+
+        def keep(stream: Stream, text: str) -> None:
+            said[stream].append(text)
+            sink(stream, text)
+
+        began = time.time()
         try:
-            return await self._channel.run(request, sink)
+            return await self._channel.run(request, sink if self._ends_beyond_mb is None else keep)
         except SandboxLost as lost:
+            if self._ends_beyond_mb is not None and lost.started and await self._ran_out_of_memory(began):
+                output, errors = ("".join(said[stream]) for stream in (Stream.OUTPUT, Stream.ERROR))
+                message = f"Out of memory: used more than {self._ends_beyond_mb} MB, gVisor's own included"
+                return Outcome(Ending.OUT_OF_MEMORY, 128 + signal.SIGKILL, output, errors, message)
             raise SandboxLost(f"{lost}: {await self._autopsy()}", started=lost.started) from lost
+
+    async def _ran_out_of_memory(self, began: float) -> bool:
+        """Whether the host killed for want of memory in this container since a moment (seconds since the epoch)."""
+        try:
+            return await self._engine.has_happened("oom", self.name, since=began, deadline=AUTOPSY_DEADLINE)
+        except EngineError as error:
+            log.debug("no word on why a sandbox ended", container=self.name, error=str(error))
+            return False
 
     async def _autopsy(self) -> str:
         """Why the container ended, as far as the daemon still knows."""

@@ -110,6 +110,17 @@ class Judge:
     async def list_containers(self, request: Request, _: str) -> None:
         _must_be_json(request.parameter("filters"), {"label": [WORKER_LABEL]})
 
+    async def list_events(self, request: Request, _: str) -> None:
+        try:
+            (container,) = json.loads(request.parameter("filters"))["container"]
+        except (ValueError, TypeError, KeyError):
+            raise Refused("workers ask for the events of one container") from None
+        _must_be_json(request.parameter("filters"), {"container": [container], "event": ["oom"]})
+        if not isinstance(container, str) or not re.fullmatch(_SANDBOX, container):
+            raise Refused("workers ask for the events of sandboxes")
+        if not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", request.parameter("until")):
+            raise Refused("workers ask for events of the past")
+
     async def make_network(self, request: Request, _: str) -> Any:
         specification = {
             "Name": NETWORK,
@@ -236,6 +247,7 @@ CALLS = (
          frozenset({"stream", "stdin", "stdout", "stderr"}), streams=True),
     Call("POST", f"/containers/{_CONTAINER}/start", "start it"),
     Call("GET", f"/containers/{_CONTAINER}/json", "ask why it ended"),
+    Call("GET", "/events", "ask whether it ran out of memory", frozenset({"filters", "since", "until"}), Judge.list_events),
     Call("DELETE", f"/containers/{_CONTAINER}", "remove it", frozenset({"v", "link", "force"})),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ way: its thread removes what it made for nobody.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -130,6 +131,18 @@ class Engine:
         """All that the daemon knows of a container."""
         found: dict[str, Any] = await self.call(lambda api: api.inspect_container(name), deadline=deadline)
         return found
+
+    async def has_happened(self, event: str, name: str, *, since: float, deadline: float) -> bool:
+        """Whether an event (`oom`) of a container, which may be gone, is among those that the daemon remembers.
+
+        since: seconds since the epoch, by the daemon's clock.
+        """
+        filters = {"container": [name], "event": [event]}
+
+        def find(api: Any) -> bool:
+            return any(True for _ in api.events(since=int(since), until=f"{time.time():.6f}", filters=filters))
+
+        return await self.call(find, deadline=deadline)
 
     async def remove(self, name: str) -> bool:
         """Kill a container, remove it and wait until it is gone: True when it is, however that came.

@@ -119,6 +119,7 @@ async def test_a_worker_lives_its_whole_life_behind_the_proxy_and_needs_every_ca
                 assert "egress public" in backend.description, "the rules were set and read back"
                 assert await lab.output_of(sandbox, "print('hello')") == "hello\n"
                 await backend.sweep({worker})
+                assert not await backend._engine.has_happened("oom", sandbox.name, since=0, deadline=5)
                 client.kill(sandbox.name)
                 with pytest.raises(SandboxLost):
                     while True:
@@ -329,6 +330,10 @@ NO_CALLS = [
     ("POST", "/swarm/init", {}),
     ("POST", "/plugins/pull?remote=evil", []),
     ("GET", "/events", None),
+    ("GET", "/events?since=0&until=1.000000", None),
+    ("GET", '/events?since=0&until=1.000000&filters={"container":["postgres"],"event":["oom"]}', None),
+    ("GET", '/events?since=0&filters={"container":["SANDBOX"],"event":["oom"]}', None),
+    ("GET", '/events?until=9999999999&filters={"container":["SANDBOX"],"event":["oom"]}', None),
     ("GET", "/system/df", None),
     ("POST", "/auth", {}),
     ("HEAD", "/info", None),

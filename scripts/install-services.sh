@@ -16,16 +16,16 @@ knows_gvisor() {
     docker info --format '{{json .Runtimes}}' | grep -q '"runsc":'
 }
 
-# The configuration of a dockerd that this script starts: this machine's own, with gVisor as a runtime. The platform ptrace needs no
-# KVM. RUNSC_FLAGS holds what this machine needs besides.
+# The configuration of a dockerd that this script starts: this machine's own, with gVisor as a runtime. Its platform ptrace needs no
+# KVM, and is all that its old versions have besides.
 write_config() {
     python3 - "$config" <<'END'
-import json, os, pathlib, sys
+import json, pathlib, sys
 
 usual = pathlib.Path("/etc/docker/daemon.json")
 config = json.loads(usual.read_text()) if usual.exists() else {}
-flags = ["--platform=ptrace", "--network=none", *os.environ.get("RUNSC_FLAGS", "").split()]
-config.setdefault("runtimes", {}).setdefault("runsc", {"path": "/usr/bin/runsc", "runtimeArgs": flags})
+gvisor = {"path": "/usr/bin/runsc", "runtimeArgs": ["--platform=ptrace", "--network=none"]}
+config.setdefault("runtimes", {}).setdefault("runsc", gvisor)
 pathlib.Path(sys.argv[1]).write_text(json.dumps(config, indent=4) + "\n")
 END
 }

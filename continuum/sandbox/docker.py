@@ -208,8 +208,9 @@ class DockerBackend:
         limits = {}
         if isolation.gvisor:
             limits["RLIMIT_NPROC"] = self._settings.container_pids_limit
-        if not isolation.cgroups:
-            limits["RLIMIT_AS"] = self._settings.container_memory_mb * MEBIBYTE
+        if not isolation.cgroups:  # of what counts memory, gVisor knows this alone
+            kind = "RLIMIT_AS" if isolation.gvisor else "RLIMIT_DATA"
+            limits[kind] = self._settings.container_memory_mb * MEBIBYTE
         try:
             await channel.boot(replace(RUNNER, limits=limits))
         except SandboxLost as lost:

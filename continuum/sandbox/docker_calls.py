@@ -203,13 +203,13 @@ class Judge:
         if network == "none":
             return
         if not isinstance(network, str) or not re.fullmatch(r"[0-9a-f]{64}", network):
-            raise Refused(f"workers use no network {network!r}")
+            raise Refused(f"HostConfig.NetworkMode: workers use no network {network!r}")
         try:
             found = await self._engine.call(lambda api: api.inspect_network(network))
         except EngineNotFound as error:
             raise Refused(str(error)) from None
         if found["Name"] != NETWORK or not isolates_members(found):
-            raise Refused(f"the network {found['Name']} is not the sandboxes'")
+            raise Refused(f"HostConfig.NetworkMode: the network {found['Name']} is not the sandboxes'")
 
     async def _made_here(self, reference: object) -> SandboxImage:
         """An image that a worker made, by tag or id."""

@@ -34,7 +34,7 @@ class Isolation:
 
     summary: in a few words; host: what the daemon and its kernel are; advice: what could be stronger, and how.
     unlimited: what nothing limits for a sandbox as a whole, and what to do. gvisor: whether its kernel is gVisor.
-    cgroups: False where the runtime leaves the host's cgroups alone, so that only processes one by one are limited.
+    cgroups: False where nothing on the host limits a sandbox's memory, so that the runner must limit its processes.
     """
 
     summary: str
@@ -54,11 +54,11 @@ def isolation_of(info: Mapping[str, Any], runtime: str) -> Isolation:
     security = _security(info)
     advice: list[str] = []
     unlimited = _missing_limits(info)
-    cgroups, gvisor = True, "runsc" in program
+    cgroups, gvisor = info.get("MemoryLimit") is not False, "runsc" in program
     if gvisor:
-        cgroups = not {"ignore-cgroups", "ignore-cgroups=true"} & set(arguments)
-        summary = "gVisor, a kernel of its own" + ("" if cgroups else ", limits by process only")
-        unlimited = unlimited if cgroups else [_NO_CGROUPS]
+        summary = "gVisor, a kernel of its own"
+        if {"ignore-cgroups", "ignore-cgroups=true"} & set(arguments):
+            cgroups, unlimited = False, [_NO_CGROUPS]
         if "network=host" in arguments:
             advice.append("the runtime runs with --network=host: scripts use the host kernel's network; take that away")
     elif "kata" in program:
@@ -70,6 +70,7 @@ def isolation_of(info: Mapping[str, Any], runtime: str) -> Isolation:
         f"Docker {info.get('ServerVersion')}{' (rootless)' if 'rootless' in security else ''}, "
         f"kernel {info.get('KernelVersion')}, cgroup v{info.get('CgroupVersion') or 1}"
     )
+    summary += "" if cgroups else ", memory limited by process only"
     return Isolation(f"{name}: {summary}", host, tuple(unlimited), tuple(advice), gvisor, cgroups)
 
 

@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {
         ("crun", "crun: shares the host's kernel, seccomp builtin, AppArmor, user namespaces off"),
         ("runsc", "runsc: gVisor, a kernel of its own"),
         ("shim", "shim: gVisor, a kernel of its own"),
-        ("loose", "loose: gVisor, a kernel of its own, limits by process only"),
+        ("loose", "loose: gVisor, a kernel of its own, memory limited by process only"),
         ("kata", "kata: Kata, a virtual machine of its own"),
     ],
 )
@@ -76,6 +76,7 @@ def test_each_layer_that_is_missing_is_advised(options: list[str], advised: list
 def test_each_limit_that_the_host_cannot_set_is_told(flag: str, word: str) -> None:
     (told,) = isolation_of(PLAIN | {flag: False}, "").unlimited
     assert word in told
+    assert isolation_of(PLAIN | {flag: False}, "").cgroups is (flag != "MemoryLimit")
     assert isolation_of(PLAIN, "").unlimited == ()
 
 

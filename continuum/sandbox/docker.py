@@ -20,12 +20,12 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Outcome, RunRequest
-from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
+from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
+from continuum.sandbox.docker_image import SandboxImage, ensure_image
 from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
-from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbox_specification
+from continuum.sandbox.docker_specification import runner_config, sandbox_limits, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
 from continuum.sandbox.network import PolicyError
 from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
@@ -36,9 +36,6 @@ CHECK_DEADLINE = 3.0
 """Seconds for the daemon to say that it is there."""
 AUTOPSY_DEADLINE = 2.0
 """Seconds for the daemon to say why a container ended."""
-RUNNER = RunnerConfig(
-    uid=SANDBOX_UID, gid=SANDBOX_UID, home=WORK_DIRECTORY, writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue")
-)
 _NO_NETWORK = "EGRESS=public, but sandboxes run without a network"
 
 
@@ -142,7 +139,7 @@ class DockerBackend:
             await engine.create(name, specification)
             stream = await engine.attach(name, stdin=True)
             await engine.start(name)
-            channel = RunnerChannel(stream, name=name, memory_mb=self._settings.container_memory_mb)
+            channel = RunnerChannel(stream, name=name, limits=sandbox_limits(self._settings))
             with _first_failure():
                 async with trio.open_nursery() as nursery:
                     if network is not None:
@@ -157,7 +154,7 @@ class DockerBackend:
 
     async def _boot(self, channel: RunnerChannel, stream: ContainerStream) -> None:
         try:
-            await channel.boot(RUNNER)
+            await channel.boot(runner_config(self._settings))
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 

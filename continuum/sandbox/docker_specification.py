@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from continuum.config import Settings
-from continuum.sandbox.docker_image import WORK_DIRECTORY, SandboxImage
+from continuum.sandbox.channel import RunnerConfig
+from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage
+from continuum.sandbox.limits import OPEN_FILES, Limits
 
 MEBIBYTE = 1024 * 1024
 
@@ -28,6 +30,27 @@ FILES_PER_MEBIBYTE = 256
 """Files a temporary directory may hold: more than scripts need, and few enough that empty ones exhaust no memory."""
 
 
+PREFERRED_VICTIM = 500
+"""When the host as a whole runs out of memory, it kills in a sandbox before it kills a database or the worker. A script's
+own processes stand at 1000, and cannot go below what is set here."""
+
+
+def sandbox_limits(settings: Settings) -> Limits:
+    """What a script in a container may use."""
+    return Limits.of(settings, files=settings.container_disk_mb * FILES_PER_MEBIBYTE)
+
+
+def runner_config(settings: Settings) -> RunnerConfig:
+    """How the runner in a container is to treat scripts; what they may use is limited from outside."""
+    return RunnerConfig(
+        uid=SANDBOX_UID,
+        gid=SANDBOX_UID,
+        home=WORK_DIRECTORY,
+        writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue"),
+        cpu_seconds=sandbox_limits(settings).cpu_seconds,
+    )
+
+
 def sandbox_specification(
     settings: Settings, image: SandboxImage, command: Sequence[str], labels: Mapping[str, str], network: str
 ) -> dict[str, Any]:
@@ -36,10 +59,9 @@ def sandbox_specification(
     It ends when its stdin does, and then removes itself: whatever happens to the worker, the daemon closes it.
     network: a network's id, or `none`.
     """
-    memory = settings.container_memory_mb * MEBIBYTE
-    disk = (
-        f"nosuid,nodev,size={settings.container_disk_mb}m,nr_inodes={settings.container_disk_mb * FILES_PER_MEBIBYTE}"
-    )
+    limits = sandbox_limits(settings)
+    memory = limits.memory_mb * MEBIBYTE
+    disk = f"nosuid,nodev,size={limits.disk_mb}m,nr_inodes={limits.files}"
     return {
         "Image": image.tag,
         "Hostname": "sandbox",
@@ -70,15 +92,18 @@ def sandbox_specification(
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": round(settings.container_cpu_limit * 1e9),
-            "PidsLimit": settings.container_pids_limit,
+            "PidsLimit": limits.processes,
+            "OomScoreAdj": PREFERRED_VICTIM,
             "Ulimits": [
-                {"Name": "core", "Soft": 0, "Hard": 0},
-                {"Name": "nofile", "Soft": 1024, "Hard": 1024},
-                # No POSIX message queues: they outlive the processes that made them.
+                {"Name": "core", "Soft": 1, "Hard": 1},  # as the runner has it
+                {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES},
+                # No POSIX message queues, which are files in /dev/mqueue as well: they outlive the processes that made them.
                 {"Name": "msgqueue", "Soft": 0, "Hard": 0},
             ],
             "NetworkMode": network,
             "IpcMode": "private",
+            # The runner reads there what the kernel counts of this container, and a script learns nothing of the host's.
+            "CgroupnsMode": "private",
             "ExtraHosts": [f"{host}:127.0.0.1" for host in REDIRECTED_HOSTS],
             "LogConfig": {"Type": "none"},
             "Runtime": settings.container_runtime,

@@ -21,9 +21,9 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Ending, Outcome, RunRequest, Stream
-from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
+from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
+from continuum.sandbox.docker_image import SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_network import (
     SandboxNetwork,
@@ -33,7 +33,7 @@ from continuum.sandbox.docker_network import (
     restrict,
 )
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
-from continuum.sandbox.docker_specification import MEBIBYTE, TEMPORARY_DIRECTORIES, sandbox_specification
+from continuum.sandbox.docker_specification import runner_config, sandbox_limits, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
 from continuum.sandbox.network import Allowlist, EgressPolicy, PolicyError
 from continuum.sandbox.network_names import resolve
@@ -45,9 +45,6 @@ CHECK_DEADLINE = 3.0
 """Seconds for the daemon to say that it is there."""
 AUTOPSY_DEADLINE = 2.0
 """Seconds for the daemon to say why a container ended."""
-RUNNER = RunnerConfig(
-    uid=SANDBOX_UID, gid=SANDBOX_UID, home=WORK_DIRECTORY, writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue")
-)
 _NO_NETWORK = "sandboxes run without the network that EGRESS wants for them"
 
 
@@ -190,7 +187,7 @@ class DockerBackend:
             await engine.create(name, specification)
             stream = await engine.attach(name, stdin=True)
             await engine.start(name)
-            channel = RunnerChannel(stream, name=name, memory_mb=self._settings.container_memory_mb)
+            channel = RunnerChannel(stream, name=name, limits=sandbox_limits(self._settings, prepared.isolation))
             with _first_failure():
                 async with trio.open_nursery() as nursery:
                     if network is not None:
@@ -205,14 +202,8 @@ class DockerBackend:
             raise
 
     async def _boot(self, channel: RunnerChannel, stream: ContainerStream, isolation: Isolation) -> None:
-        limits = {}
-        if isolation.gvisor:
-            limits["RLIMIT_NPROC"] = self._settings.container_pids_limit
-        if not isolation.cgroups:  # of what counts memory, gVisor knows this alone
-            kind = "RLIMIT_AS" if isolation.gvisor else "RLIMIT_DATA"
-            limits[kind] = self._settings.container_memory_mb * MEBIBYTE
         try:
-            await channel.boot(replace(RUNNER, limits=limits))
+            await channel.boot(runner_config(self._settings, isolation))
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 

@@ -161,7 +161,7 @@ class Judge:
         try:
             labels, host, image = body["Labels"], body["HostConfig"], body["Image"]
             role, network = labels[ROLE_LABEL], host["NetworkMode"]
-            labels = Owner.from_labels(labels).labels(role)
+            labels = Owner.from_labels({name: _text(value) for name, value in labels.items()}).labels(role)
         except (TypeError, KeyError, AttributeError) as error:
             raise Refused(f"this is no container of a worker: {error!r}") from None
         if role == "sandbox" and re.fullmatch(_SANDBOX, name):
@@ -276,6 +276,12 @@ def _policy_command(command: object) -> list[str]:
     if not all(isinstance(word, str) for word in command):
         raise Refused("Entrypoint holds what is no text")
     return command
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Refused(f"{value!r} is no text")
+    return value
 
 
 def _must_be_json(text: str, expected: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from continuum.sandbox.docker_engine import Engine
@@ -26,6 +27,7 @@ _HARMLESS_PROBES = {
     ),
 }
 """Requests that no worker makes. A daemon answers that it knows no such thing, a filter that it may not be asked."""
+_REFUSALS = (401, 403, 405)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,14 @@ class SocketFilter:
 
 async def probe_socket(engine: Engine) -> SocketFilter:
     """Find out whether something filters what is asked of the daemon. Raises `EngineError`."""
-    refused, passed = [], []
+    refused: list[str] = []
+    passed: list[str] = []
     for what, (method, path, body) in _HARMLESS_PROBES.items():
-        answered: Any = await engine.call(
-            lambda api, method=method, path=path, body=body: api.request(method, api._url(path), json=body, timeout=10)
-        )
-        (refused if answered.status_code in (401, 403, 405) else passed).append(what)
+        ask = partial(_status, method=method, path=path, body=body)
+        (refused if await engine.call(ask) in _REFUSALS else passed).append(what)
     return SocketFilter(tuple(refused), tuple(passed))
+
+
+def _status(api: Any, *, method: str, path: str, body: object) -> int:
+    status: int = api.request(method, api._url(path), json=body, timeout=10).status_code
+    return status

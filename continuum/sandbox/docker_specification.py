@@ -29,9 +29,9 @@ FILES_PER_MEBIBYTE = 256
 """Files a temporary directory may hold: more than scripts need, and few enough that empty ones exhaust no memory."""
 
 
-HOST_PROCESSES_OF_GVISOR = (256, 4)
-"""What gVisor may have on the host by itself, and for each process of a script: seen were 26 and 3. It dies at this limit, so
-scripts are held to CONTAINER_PIDS_LIMIT inside, by its own kernel."""
+HOST_PROCESSES_OF_GVISOR = (1024, 8)
+"""What gVisor may have on the host by itself, and for each process of a script. Seen were 26 and 3, and ten times that where
+processes came and went quickly. It dies at this limit, so scripts are held to CONTAINER_PIDS_LIMIT inside, by its own kernel."""
 
 PREFERRED_VICTIM = 500
 """When the host as a whole runs out of memory, it kills in a sandbox before it kills a database or the worker. A script's

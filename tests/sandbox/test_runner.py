@@ -219,6 +219,7 @@ for pid in children: os.waitpid(pid, 0)
     assert await laboratory.usable(unless_gvisor_died=True)
 
 
+@whatever_the_kernel
 async def test_large_payloads_and_code_arrive_whole(laboratory: Laboratory) -> None:
     payload = json.dumps("x" * 10_000_000)
     code = "import os, sys; print(len(payload), os.path.getsize(sys.argv[1]), 'CONTINUUM_PAYLOAD' in os.environ)"
@@ -227,6 +228,7 @@ async def test_large_payloads_and_code_arrive_whole(laboratory: Laboratory) -> N
     assert await laboratory.printed(long_code) == f"{len(long_code)}\n"
 
 
+@whatever_the_kernel
 async def test_a_request_that_does_not_fit_on_the_disk_fails_as_the_scripts_own(laboratory: Laboratory) -> None:
     outcome = await laboratory.run("print('ran')", payload=json.dumps("x" * 17_000_000))
     assert (outcome.ending, outcome.output) == (Ending.FAILED, "")

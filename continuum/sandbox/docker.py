@@ -45,6 +45,8 @@ CHECK_DEADLINE = 3.0
 """Seconds for the daemon to say that it is there."""
 AUTOPSY_DEADLINE = 2.0
 """Seconds for the daemon to say why a container ended."""
+LATE_EVENTS = 0.5
+"""Seconds by which two events of one end may come apart."""
 _NO_NETWORK = "sandboxes run without the network that EGRESS wants for them"
 
 
@@ -307,11 +309,19 @@ class DockerSandbox:
 
     async def _ran_out_of_memory(self, began: float) -> bool:
         """Whether the host killed for want of memory in this container since a moment (seconds since the epoch)."""
-        try:
-            return await self._engine.has_happened("oom", self.name, since=began, deadline=AUTOPSY_DEADLINE)
-        except EngineError as error:
-            log.debug("no word on why a sandbox ended", container=self.name, error=str(error))
-            return False
+        with trio.move_on_after(AUTOPSY_DEADLINE) as scope:
+            while True:
+                try:
+                    seen = await self._engine.events(self.name, ("oom", "die"), since=began)
+                except EngineError as error:
+                    log.debug("no word on why a sandbox ended", container=self.name, error=str(error))
+                    return False
+                if "oom" in seen:
+                    return True
+                if "die" in seen:  # that it was for want of memory may be told a moment later
+                    scope.deadline = min(scope.deadline, trio.current_time() + LATE_EVENTS)
+                await trio.sleep(0.05)
+        return False
 
     async def _autopsy(self) -> str:
         """Why the container ended, as far as the daemon still knows."""

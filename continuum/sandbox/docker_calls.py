@@ -115,7 +115,7 @@ class Judge:
             (container,) = json.loads(request.parameter("filters"))["container"]
         except (ValueError, TypeError, KeyError):
             raise Refused("workers ask for the events of one container") from None
-        _must_be_json(request.parameter("filters"), {"container": [container], "event": ["oom"]})
+        _must_be_json(request.parameter("filters"), {"container": [container], "event": ["oom", "die"]})
         if not isinstance(container, str) or not re.fullmatch(_SANDBOX, container):
             raise Refused("workers ask for the events of sandboxes")
         if not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", request.parameter("until")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import docker
@@ -132,17 +132,20 @@ class Engine:
         found: dict[str, Any] = await self.call(lambda api: api.inspect_container(name), deadline=deadline)
         return found
 
-    async def has_happened(self, event: str, name: str, *, since: float, deadline: float) -> bool:
-        """Whether an event (`oom`) of a container, which may be gone, is among those that the daemon remembers.
+    async def events(self, name: str, kinds: Sequence[str], *, since: float) -> set[str]:
+        """Which kinds of events (`oom`, `die`) of a container, which may be gone, the daemon remembers.
 
         since: seconds since the epoch, by the daemon's clock.
         """
-        filters = {"container": [name], "event": [event]}
+        filters = {"container": [name], "event": list(kinds)}
 
-        def find(api: Any) -> bool:
-            return any(True for _ in api.events(since=int(since), until=f"{time.time():.6f}", filters=filters))
+        def find(api: Any) -> set[str]:
+            until = f"{time.time():.6f}"
+            return {
+                event["Action"] for event in api.events(since=int(since), until=until, filters=filters, decode=True)
+            }
 
-        return await self.call(find, deadline=deadline)
+        return await self.call(find)
 
     async def remove(self, name: str) -> bool:
         """Kill a container, remove it and wait until it is gone: True when it is, however that came.

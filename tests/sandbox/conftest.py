@@ -16,7 +16,7 @@ from tests.conftest import require
 from tests.support import docker as lab
 from tests.support.world import World, open_world
 
-MEMORY_MB = {"bubblewrap": 128, "docker": 128, "runsc": 256}
+MEMORY_MB = {"bubblewrap": 128, "docker": 128, "runsc": 512}
 """By backend. gVisor takes some for itself, and for each process."""
 DISK_MB = 16
 PIDS = 40

@@ -30,7 +30,7 @@ FILES_PER_MEBIBYTE = 256
 
 
 HOST_PROCESSES_OF_GVISOR = (1024, 8)
-"""What gVisor may have on the host by itself, and for each process of a script. Seen were 26 and 3, and ten times that where
+"""What gVisor may have on the host by itself, and for each process of a script. Seen were 26 and 5, and many times that where
 processes came and went quickly. It dies at this limit, so scripts are held to CONTAINER_PIDS_LIMIT inside, by its own kernel."""
 
 PREFERRED_VICTIM = 500

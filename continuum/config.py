@@ -182,6 +182,7 @@ class Settings(BaseSettings):
     wakeup_feeds: int = Field(default=8, ge=0, le=80)
     lease_seconds: Duration = Field(default=30.0, ge=1)
     task_timeout: Duration = Field(default=3600.0, gt=0)
+    task_cpu_seconds: Duration = 0.0
     shutdown_grace: Duration = 25.0
     retention_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 

@@ -207,6 +207,21 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(trio.run(examine, _settings(), as_json))
 
 
+@app.command("socket-proxy")
+def socket_proxy(
+    listen: Annotated[Path, typer.Option(help="The socket that workers are given as DOCKER_HOST.")] = Path(
+        "/run/continuum/docker.sock"
+    ),
+) -> None:
+    """Stand between workers and the Docker daemon (DOCKER_HOST): let through what workers with these settings ask, no more."""
+    from continuum.sandbox.docker_proxy import run_proxy
+
+    with explained():
+        settings = load_settings()
+        configure_logs(settings)
+        trio.run(run_proxy, settings, listen)
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's database lives.")] = Path(".continuum/demo"),

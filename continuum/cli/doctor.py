@@ -18,7 +18,8 @@ from continuum.db.errors import DatabaseError, DatabaseUnavailable
 from continuum.model import Ending, RunRequest
 from continuum.nursery.screening import open_screening
 from continuum.nursery.state import version
-from continuum.sandbox import choose_backend
+from continuum.sandbox import WEAKER, choose_backend
+from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import BackendUnavailable, SandboxError
 
 DEADLINE = 120.0
@@ -30,11 +31,15 @@ _CODES = {"database": DATABASE, "schema": DATABASE, "screening": USAGE}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, whether it is well, and what was seen or is to be done."""
+    """One check: what was looked at, whether it is well, and what was seen or is to be done.
+
+    advice: what works as it is and could be stronger, each with what to do.
+    """
 
     what: str
     well: bool
     detail: str
+    advice: tuple[str, ...] = ()
 
 
 async def examine(settings: Settings, as_json: bool) -> int:
@@ -49,6 +54,8 @@ async def examine(settings: Settings, as_json: bool) -> int:
     else:
         for finding in findings:
             typer.echo(f"{'ok  ' if finding.well else 'FAIL'}  {finding.what}: {finding.detail}")
+            for advice in finding.advice:
+                typer.echo(f"      advice: {advice}")
     for finding in findings:
         if not finding.well:
             return _CODES.get(finding.what, SANDBOX)
@@ -99,13 +106,16 @@ async def _examine_sandbox(settings: Settings) -> list[Finding]:
     findings = []
     try:
         backend = await choose_backend(settings, f"doctor-{trio.current_time():.0f}")
+        docker = backend if isinstance(backend, DockerBackend) else None
         try:
             await backend.prepare()
             began = trio.current_time()
             sandbox = await backend.start()
             cold = trio.current_time() - began
             # Said only now: where the network's policy could not be set, the start found that out.
-            findings.append(Finding("sandbox", True, backend.description))
+            findings.append(Finding("sandbox", True, backend.description, () if docker else (WEAKER,)))
+            if docker is not None:
+                findings += await _examine_docker(docker)
             try:
                 began = trio.current_time()
                 outcome = await sandbox.run(RunRequest(0, 0, "print('hello')", "null", 30.0, 4096), lambda *_: None)
@@ -121,4 +131,13 @@ async def _examine_sandbox(settings: Settings) -> list[Finding]:
         findings.append(Finding("sandbox", False, str(error)))
     except SandboxError as error:
         findings.append(Finding("hello task", False, str(error)))
+    return findings
+
+
+async def _examine_docker(backend: DockerBackend) -> list[Finding]:
+    """What the daemon is, and what stands between it and the worker."""
+    isolation, socket = backend.isolation, await backend.probe_socket()
+    findings = [Finding("docker socket", True, str(socket), (socket.advice,) if socket.advice else ())]
+    if isolation is not None:
+        findings.append(Finding("isolation", True, isolation.host, isolation.unlimited + isolation.advice))
     return findings

@@ -24,6 +24,7 @@ from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UID, SandboxImage, ensure_image
+from continuum.sandbox.docker_isolation import Isolation, isolation_of
 from continuum.sandbox.docker_network import enforceable, ensure_network, find_host_addresses, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import FILES_PER_MEBIBYTE, MEBIBYTE, sandbox_specification
@@ -48,6 +49,7 @@ class _Ready:
 
     image: SandboxImage
     tag: str
+    isolation: Isolation
     network: str
     policy: EgressPolicy
 
@@ -115,14 +117,15 @@ class DockerBuilder:
                     raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
                 host = await find_host_addresses(engine, self._owner, image.tag)
                 tag = await _ensure_builder_image(engine, self._owner, image)
-                self._ready = _Ready(image, tag, network.id, replace(network.policy, host=host))
+                isolation = isolation_of(info, settings.container_runtime)
+                self._ready = _Ready(image, tag, isolation, network.id, replace(network.policy, host=host))
             return self._ready
 
     def _specification(self, ready: _Ready, policy: EgressPolicy, volume: str) -> dict[str, Any]:
         settings = self._settings
         labels = self._owner.labels("builder")
         specification = sandbox_specification(
-            settings, ready.image, BOOTSTRAP, labels, ready.network, hosts=policy.extra_hosts
+            settings, ready.image, BOOTSTRAP, labels, ready.network, ready.isolation, hosts=policy.extra_hosts
         )
         specification["Image"] = ready.tag
         host = specification["HostConfig"]

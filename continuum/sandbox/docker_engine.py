@@ -7,7 +7,8 @@ way: its thread removes what it made for nobody.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import docker
@@ -130,6 +131,21 @@ class Engine:
         """All that the daemon knows of a container."""
         found: dict[str, Any] = await self.call(lambda api: api.inspect_container(name), deadline=deadline)
         return found
+
+    async def events(self, name: str, kinds: Sequence[str], *, since: float) -> set[str]:
+        """Which kinds of events (`oom`, `die`) of a container, which may be gone, the daemon remembers.
+
+        since: seconds since the epoch, by the daemon's clock.
+        """
+        filters = {"container": [name], "event": list(kinds)}
+
+        def find(api: Any) -> set[str]:
+            until = f"{time.time():.6f}"
+            return {
+                event["Action"] for event in api.events(since=int(since), until=until, filters=filters, decode=True)
+            }
+
+        return await self.call(find)
 
     async def remove(self, name: str) -> bool:
         """Kill a container, remove it and wait until it is gone: True when it is, however that came.

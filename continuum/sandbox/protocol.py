@@ -93,7 +93,7 @@ class Backend(Protocol):
 
     @property
     def description(self) -> str:
-        """The isolation in force, for people: `docker (runc), egress public`."""
+        """The isolation in force, for people: `docker (runsc: gVisor, a kernel of its own), no network`."""
         ...
 
     async def prepare(self) -> None:

@@ -27,7 +27,7 @@ def _docker() -> None:
 @pytest.fixture
 async def backend() -> AsyncIterator[DockerBackend]:
     async with lab.open_backend(egress="public") as backend:
-        assert backend.description.endswith("egress public"), backend.description
+        assert backend.description.endswith("egress public, rules verified at each start"), backend.description
         yield backend
 
 
@@ -108,7 +108,7 @@ async def test_preparing_again_opens_a_network_that_was_closed(
         await (await backend.start()).aclose()
     assert "no network" in backend.description
     await backend.prepare()
-    assert backend.description.endswith("egress public")
+    assert backend.description.endswith("egress public, rules verified at each start")
 
 
 async def test_a_runtime_with_a_network_of_its_own_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ async def test_workers_that_prepare_at_once_use_one_network(monkeypatch: pytest.
 
 async def test_a_network_that_cannot_be_made_is_a_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_network, "NETWORK", f"continuum-{lab.new_worker()}")
-    monkeypatch.setattr(docker_network, "_OPTIONS", {"com.docker.network.bridge.name": "too-long-for-a-name"})
+    monkeypatch.setattr(docker_network, "NETWORK_OPTIONS", {"com.docker.network.bridge.name": "too-long-for-a-name"})
     engine = Engine(Endpoint.from_environment({}))
     try:
         with pytest.raises(PolicyError, match="cannot be made"):

@@ -38,7 +38,7 @@ def _docker() -> None:
 @pytest.fixture
 async def backend() -> AsyncIterator[DockerBackend]:
     async with lab.open_backend(egress="public") as backend:
-        assert backend.description.endswith("egress public"), backend.description
+        assert backend.description.endswith("egress public, rules verified at each start"), backend.description
         yield backend
 
 

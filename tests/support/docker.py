@@ -34,6 +34,14 @@ def require_docker() -> None:
     require("docker", not reason, reason)
 
 
+def require_gvisor() -> None:
+    """Skip, or fail where it is required, unless the daemon knows the runtime runsc."""
+    require_docker()
+    with api() as client:
+        known = "runsc" in client.info()["Runtimes"]
+    require("runsc", known, "the Docker daemon does not know the runtime runsc: make services")
+
+
 @contextmanager
 def api() -> Iterator[Any]:
     """docker-py's client, to look at the daemon from beside the code under test."""

@@ -83,7 +83,19 @@ def test_every_line_of_a_long_message_is_marked(capsys: pytest.CaptureFixture[st
 
 def test_help_lists_every_command_and_every_exit_code() -> None:
     printed = re.sub(r"\s+", " ", CliRunner().invoke(app, ["--help"]).output)
-    for command in ("worker", "submit", "wait", "logs", "cancel", "status", "migrate", "demo", "bench", "doctor"):
+    for command in (
+        "worker",
+        "submit",
+        "wait",
+        "logs",
+        "cancel",
+        "status",
+        "migrate",
+        "demo",
+        "bench",
+        "doctor",
+        "socket-proxy",
+    ):
         assert f" {command} " in printed
     codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
     assert all(re.search(rf"\b{code} \w", printed) for code in codes), printed

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from continuum.model import Ending
+from continuum.db.memory import MemoryDatabase
+from continuum.model import Ending, NewTask
+from continuum.nursery.signals import Shutdown
+from continuum.nursery.state import WorkerState
+from continuum.nursery.supervisor import supervise
 from continuum.requirements import parse_requirements
 from continuum.sandbox.protocol import RequirementsFailed
+from continuum.telemetry import Telemetry
 from tests.sandbox.test_docker_sweep import worker_of
 from tests.support import docker as lab
 from tests.support import package_index as shop
@@ -40,6 +45,25 @@ async def test_a_script_imports_what_it_requires_and_what_that_requires(index: I
         )
         run = "import subprocess; print(subprocess.run(['say-hello'], capture_output=True, text=True))"
         assert "hello from greet" in await lab.output_of(sandbox, run)
+
+
+async def test_a_whole_worker_gives_each_task_what_its_code_requires(index: Index) -> None:
+    database, shutdown = MemoryDatabase(), Shutdown()
+    code = "import greet; greet.main()"
+    tasks = [NewTask(code=code, requirements=f"greet=={version}") for version in ("1.0", "1.0", "7.0")]
+    async with installing(index, slots=2, max_tasks_per_sandbox=1) as backend, trio.open_nursery() as nursery:
+        state = WorkerState(id=worker_of(backend), slots=2)
+        nursery.start_soon(supervise, backend._settings, state, database, backend, Telemetry(), shutdown)
+        ids = await database.submit(tasks)
+        with trio.fail_after(120):
+            records = await database.fetch(ids)
+            while not all(record.finished_for_good for record in records):
+                await trio.sleep(0.05)
+                records = await database.fetch(ids)
+        shutdown.request()
+    ended = [(record.status, record.attempt, record.output) for record in records]
+    assert ended == [("completed", 1, "hello from greet\n")] * 2 + [("failed", 1, "")]
+    assert "there is no version of greet==7.0" in (records[2].last_error or "")
 
 
 async def test_bytecode_is_there_and_pth_files_do_nothing(index: Index) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
-from continuum.requirements import Requirements
+from continuum.requirements import Requirements, parse_requirements
 from continuum.sandbox.protocol import BackendUnavailable, Layer, LayerGone, OutputSink, SandboxLost
 
 
@@ -90,6 +90,8 @@ class FakeSandbox:
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         assert not self.busy, "two tasks in one sandbox"
         assert not self.closed, "a closed sandbox was used"
+        required = parse_requirements(request.requirements or "")
+        assert (self.layer.key if self.layer else None) == (required.digest if required.lines else None)
         if self.backend.dead_on_arrival:
             self.backend.dead_on_arrival -= 1
             raise SandboxLost("it was dead", started=False)

@@ -21,6 +21,7 @@ from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox import docker_builder, docker_layers
 from continuum.sandbox.docker import DockerBackend, DockerSandbox
 from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_network import restrict
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.network import EgressPolicy
 from tests.support import docker as lab
@@ -199,7 +200,6 @@ def layers_of_its_own() -> Iterator[None]:
 @contextmanager
 def builders_in(world: World) -> Iterator[None]:
     """From every builder all routes lead into a world, before anything happens in it."""
-    restrict = docker_builder.restrict
 
     async def led(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
         await trio.to_thread.run_sync(world.lead, sandbox)

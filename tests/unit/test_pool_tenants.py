@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from continuum.sandbox.pool import SandboxPool, open_pool
-from continuum.sandbox.protocol import BackendUnavailable, Layer
+from continuum.sandbox.protocol import BackendUnavailable, Layer, LayerGone
 from tests.support.fake_sandbox import FakeBackend, FakeSandbox
+
+LAYERS = (Layer("layer-1", "1"), Layer("layer-2", "2"))
 
 
 @dataclass
@@ -54,21 +56,23 @@ class WatchedSandbox(FakeSandbox):
 
 
 class Users:
-    """Those who use a pool; remembers which tenants each sandbox has served."""
+    """Those who use a pool; remembers whom each sandbox has served."""
 
     def __init__(self, pool: SandboxPool) -> None:
         self.pool = pool
-        self.tenants: dict[str, set[str | None]] = defaultdict(set)
+        self.served: dict[str, set[tuple[str | None, Layer | None]]] = defaultdict(set)
         self.scripts: dict[str, int] = defaultdict(int)
         self.order: list[str] = []
         self.in_use: set[str] = set()
 
-    async def use(self, tenant: str | None, seconds: float = 1.0, name: str = "") -> str:
+    async def use(self, tenant: str | None, seconds: float = 1.0, name: str = "", layer: Layer | None = None) -> str:
         """Hold a sandbox for so long; the name of the sandbox."""
-        async with self.pool.sandbox(tenant) as sandbox:
+        async with self.pool.sandbox(tenant, layer) as sandbox:
+            assert isinstance(sandbox, FakeSandbox)
+            assert sandbox.layer == layer
             assert sandbox.name not in self.in_use, "one sandbox for two tasks"
             self.in_use.add(sandbox.name)
-            self.tenants[sandbox.name].add(tenant)
+            self.served[sandbox.name].add((tenant, layer))
             self.scripts[sandbox.name] += 1
             self.order.append(name or str(tenant))
             try:
@@ -78,7 +82,7 @@ class Users:
         return sandbox.name
 
     def nothing_was_shared(self) -> bool:
-        return all(len(tenants) == 1 for tenants in self.tenants.values())
+        return all(len(served) == 1 for served in self.served.values())
 
 
 async def test_a_sandbox_that_ran_a_script_serves_its_tenant_alone(autojump_clock: trio.testing.MockClock) -> None:
@@ -120,6 +124,31 @@ async def test_a_tenant_takes_its_own_sandbox_and_leaves_the_unused_one_to_other
         assert await users.use("a") == first
         await users.use("b")
         assert backend.started == 2
+
+
+async def test_a_sandbox_with_a_layer_serves_only_tasks_that_ask_for_it(autojump_clock: trio.testing.MockClock) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 3) as pool:
+        users = Users(pool)
+        first = await users.use("a", layer=LAYERS[0])
+        assert await users.use("a", layer=LAYERS[0]) == first
+        assert await users.use("a", layer=LAYERS[1]) != first
+        assert await users.use("a") != first
+        assert users.nothing_was_shared()
+        assert backend.started == 3
+
+
+async def test_a_layer_that_is_gone_is_told_to_those_who_wait_for_it_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backend = FakeBackend(gone_layers=1)
+    async with open_pool(backend, 2) as pool:
+        users = Users(pool)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(users.use, "a")
+            with pytest.raises(LayerGone):
+                await users.use("a", layer=LAYERS[0])
+        await users.use("a", layer=LAYERS[0])
 
 
 async def test_a_full_pool_gives_up_the_sandbox_that_was_idle_for_longest(
@@ -290,10 +319,11 @@ class _CancelAtStep(trio.abc.Instrument):
 
 @dataclass(frozen=True)
 class Visit:
-    """One user of the pool: when it comes, for whom, and for how long. patience: when it is cancelled, if ever."""
+    """One user of the pool: when it comes, for whom, with what, and for how long. patience: when it is cancelled, if ever."""
 
     at: float
     tenant: str | None
+    layer: Layer | None
     seconds: float
     patience: float | None
     breaks: bool
@@ -304,6 +334,7 @@ VISITS = st.builds(
     Visit,
     at=_TENTHS,
     tenant=st.sampled_from([None, "a", "b", "c", "d"]),
+    layer=st.sampled_from([None, None, *LAYERS]),
     seconds=st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.5]),
     patience=st.none() | _TENTHS,
     breaks=st.booleans(),
@@ -333,9 +364,9 @@ def test_whatever_comes_no_two_tenants_share_a_sandbox_the_size_holds_and_everyb
                 await trio.sleep(visit.at)
                 with trio.move_on_after(float("inf") if visit.patience is None else visit.patience) as scope:
                     try:
-                        await users.use(visit.tenant, visit.seconds)
+                        await users.use(visit.tenant, visit.seconds, layer=visit.layer)
                         if visit.breaks:
-                            async with pool.sandbox(visit.tenant):
+                            async with pool.sandbox(visit.tenant, visit.layer):
                                 raise ValueError
                     except ValueError:
                         pass

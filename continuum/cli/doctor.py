@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 import trio
 import typer
 
-from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX
-from continuum.config import Settings
+from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX, USAGE
+from continuum.config import ConfigurationError, Settings
 from continuum.db import open_database
 from continuum.db.advice import advice_on
 from continuum.db.errors import DatabaseError, DatabaseUnavailable
 from continuum.model import Ending, RunRequest
+from continuum.nursery.screening import open_screening
 from continuum.nursery.state import version
 from continuum.sandbox import WEAKER, choose_backend
 from continuum.sandbox.docker import DockerBackend
@@ -23,6 +24,9 @@ from continuum.sandbox.protocol import BackendUnavailable, SandboxError
 
 DEADLINE = 120.0
 """Seconds for one check; pulling an image may be part of it."""
+
+
+_CODES = {"database": DATABASE, "schema": DATABASE, "screening": USAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ async def examine(settings: Settings, as_json: bool) -> int:
     findings = [Finding("configuration", True, f"continuum {version()} on Python {sys.version.split()[0]}")]
     findings += await _within(DEADLINE, "database", lambda: _examine_database(settings))
     findings += await _within(DEADLINE, "sandbox", lambda: _examine_sandbox(settings))
+    if settings.code_policy != "off":
+        findings += await _within(DEADLINE, "screening", lambda: _examine_screening(settings))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -52,7 +58,7 @@ async def examine(settings: Settings, as_json: bool) -> int:
                 typer.echo(f"      advice: {advice}")
     for finding in findings:
         if not finding.well:
-            return DATABASE if finding.what in ("database", "schema") else SANDBOX
+            return _CODES.get(finding.what, SANDBOX)
     return OK
 
 
@@ -85,6 +91,15 @@ async def _examine_database(settings: Settings) -> list[Finding]:
         advice = f"; {NO_DATABASE}" if unclear else ""
         findings.append(Finding("schema" if findings else "database", False, f"{error}{advice}"))
     return findings
+
+
+async def _examine_screening(settings: Settings) -> list[Finding]:
+    try:
+        await open_screening(settings)
+    except ConfigurationError as error:
+        return [Finding("screening", False, str(error))]
+    counts = f"severity {settings.code_policy_severity} and confidence {settings.code_policy_confidence} or more"
+    return [Finding("screening", True, f"CODE_POLICY={settings.code_policy}: bandit works, findings of {counts} count")]
 
 
 async def _examine_sandbox(settings: Settings) -> list[Finding]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Set
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -25,9 +26,10 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Outcome, RunRequest
+from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.limits import OPEN_FILES, Limits
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, RequirementsFailed, SandboxLost
 
 MEBIBYTE = 1024 * 1024
 INSTALL = "install Debian's package bubblewrap, or `pip install 'continuum-worker[bubblewrap]'`"
@@ -67,7 +69,11 @@ class BubblewrapBackend:
         sandbox = await self.start()
         await sandbox.aclose()
 
-    async def start(self) -> BubblewrapSandbox:
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        """There are none: what installs them needs a network that reaches the index alone. Another worker may have it."""
+        raise RequirementsFailed("bubblewrap installs none; run this worker with SANDBOX=docker")
+
+    async def start(self, layer: Layer | None = None) -> BubblewrapSandbox:
         uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
         ours, theirs = socket.socketpair()
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox
@@ -165,6 +171,8 @@ class BubblewrapBackend:
 
 class BubblewrapSandbox:
     """One running bwrap with a runner inside."""
+
+    reusable = True
 
     def __init__(
         self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], limits: Limits

@@ -52,6 +52,7 @@ GRACE = 5.0
 _FRAME = struct.Struct("!cI")
 _HEADER = struct.Struct("!IIQ")
 _LENGTH = struct.Struct("!I")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_TIMEOUT = 2**32 - 1
 
 
@@ -64,6 +65,7 @@ class RunnerConfig:
     limits: resource limits by name, as the module `resource` calls them.
     cpu_seconds: CPU time that a script may use; 0 for any.
     kill_all: the runner is in a process namespace of its own and kills everything there after each script.
+    path: directories that scripts import from beside the usual ones, as with PYTHONPATH; their `bin` is in PATH.
     """
 
     uid: int | None
@@ -74,6 +76,7 @@ class RunnerConfig:
     cpu_seconds: int = 0
     kill_all: bool = True
     user: str = "sandboxuser"
+    path: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The configuration as the runner reads it."""
@@ -84,15 +87,16 @@ class RunnerConfig:
             "seccomp": base64.b64encode(seccomp.program()).decode(),
             "machines": seccomp.MACHINES,
             "environment": {
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PATH": ":".join([*(f"{each}/bin" for each in self.path), _PATH]),
                 "HOME": f"{self.home}/work",
                 "USER": self.user,
                 "LOGNAME": self.user,
                 "LANG": "C.UTF-8",
                 "TMPDIR": "/tmp",  # noqa: S108
+                **({"PYTHONPATH": ":".join(self.path)} if self.path else {}),
             },
         }
-        return _prefixed(json.dumps(values).encode())
+        return prefixed(json.dumps(values).encode())
 
 
 class FrameKind(enum.Enum):
@@ -184,7 +188,7 @@ class RunnerChannel:
         """
         source = Path(__file__).with_name("runner.py").read_bytes()
         with _lost_after(deadline, "the runner did not start", started=False):
-            await self._send(_prefixed(source) + config.encode())
+            await self._send(prefixed(source) + config.encode())
             await self._wait_until_ready()
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
@@ -267,7 +271,7 @@ def _encode_request(request: RunRequest) -> bytes:
         "CONTINUUM_ATTEMPT": str(request.attempt),
     }
     body = b"".join(
-        _prefixed(part)
+        prefixed(part)
         for part in (
             json.dumps({"environment": environment}).encode(),
             request.code.encode("utf-8", "surrogatepass"),
@@ -278,7 +282,7 @@ def _encode_request(request: RunRequest) -> bytes:
     return _HEADER.pack(timeout, request.output_limit, len(body)) + body
 
 
-def _prefixed(data: bytes) -> bytes:
+def prefixed(data: bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 

@@ -11,9 +11,10 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -21,10 +22,12 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Ending, Outcome, RunRequest, Stream
-from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel
+from continuum.requirements import Requirements
+from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
+from continuum.sandbox.docker_layers import DockerLayers
 from continuum.sandbox.docker_network import (
     SandboxNetwork,
     enforceable,
@@ -37,7 +40,8 @@ from continuum.sandbox.docker_specification import runner_config, sandbox_limits
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
 from continuum.sandbox.network import Allowlist, EgressPolicy, PolicyError
 from continuum.sandbox.network_names import resolve
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
+from continuum.sandbox.requirements_build import PLACE
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +103,10 @@ class DockerBackend:
             self._connected = Engine(Endpoint.from_environment(os.environ))
         return self._connected
 
+    @cached_property
+    def _layers(self) -> DockerLayers:
+        return DockerLayers(self._settings, self._engine, self._owner)
+
     async def check(self) -> None:
         try:
             with trio.fail_after(CHECK_DEADLINE):
@@ -146,18 +154,27 @@ class DockerBackend:
         host = await find_host_addresses(self._engine, self._owner, image.tag)
         return replace(network, policy=replace(network.policy, host=host, resolvers=self._settings.egress_dns))
 
-    async def start(self) -> DockerSandbox:
-        prepared = self._prepared
-        if prepared is None:
+    @asynccontextmanager
+    async def layer(self, requirements: Requirements) -> AsyncIterator[Layer]:
+        prepared = self._checked()
+        async with self._layers.hold(requirements, prepared.image) as layer:
+            yield layer
+
+    def _checked(self) -> _Prepared:
+        if self._prepared is None:
             raise BackendUnavailable("the Docker backend has not been prepared")
+        return self._prepared
+
+    async def start(self, layer: Layer | None = None) -> DockerSandbox:
+        prepared = self._checked()
         if prepared.network is not None:
             network = replace(prepared.network, policy=await self._current(prepared.network.policy))
             try:
-                return await self._start(prepared, network)
+                return await self._start(prepared, network, layer)
             except PolicyError as error:
                 self._prepared = replace(prepared, network=None, no_network=str(error))
                 self._warn_no_network(str(error))
-        return await self._start(prepared, None)
+        return await self._start(prepared, None, layer)
 
     async def _current(self, policy: EgressPolicy) -> EgressPolicy:
         """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start
@@ -169,7 +186,7 @@ class DockerBackend:
         except PolicyError as error:
             raise BackendUnavailable(f"no sandbox is started for what EGRESS_ALLOW names: {error}") from error
 
-    async def _start(self, prepared: _Prepared, network: SandboxNetwork | None) -> DockerSandbox:
+    async def _start(self, prepared: _Prepared, network: SandboxNetwork | None, layer: Layer | None) -> DockerSandbox:
         """Raises `PolicyError` when the network's policy cannot be set in the sandbox."""
         engine, owner = self._engine, self._owner
         name = f"continuum-{secrets.token_hex(6)}"
@@ -183,10 +200,13 @@ class DockerBackend:
             prepared.isolation,
             hosts=policy.extra_hosts,
             resolvers=policy.resolvers,
+            layer=layer.name if layer else None,
         )
         stream: ContainerStream | None = None
         try:
             await engine.create(name, specification)
+            if layer is not None:
+                await self._layers.see_that_it_is_there(layer)
             stream = await engine.attach(name, stdin=True)
             await engine.start(name)
             channel = RunnerChannel(stream, name=name, limits=sandbox_limits(self._settings, prepared.isolation))
@@ -194,7 +214,8 @@ class DockerBackend:
                 async with trio.open_nursery() as nursery:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
-                    await self._boot(channel, stream, prepared.isolation)
+                    config = runner_config(self._settings, prepared.isolation)
+                    await self._boot(channel, stream, replace(config, path=(PLACE,)) if layer else config)
             memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None
             return DockerSandbox(engine, name, stream, channel, policy.allowlist, ends_beyond_mb=memory_mb)
         except BaseException:
@@ -203,9 +224,9 @@ class DockerBackend:
                 await trio.aclose_forcefully(stream)
             raise
 
-    async def _boot(self, channel: RunnerChannel, stream: ContainerStream, isolation: Isolation) -> None:
+    async def _boot(self, channel: RunnerChannel, stream: ContainerStream, config: RunnerConfig) -> None:
         try:
-            await channel.boot(runner_config(self._settings, isolation))
+            await channel.boot(config)
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 
@@ -233,6 +254,7 @@ class DockerBackend:
                 nursery.start_soon(remove, container)
             for name in list(engine.unremoved):
                 nursery.start_soon(engine.remove, name)
+        await self._layers.sweep(live_workers)
         return removed
 
     async def aclose(self) -> None:

@@ -18,9 +18,12 @@ from docker.utils import parse_repository_tag
 from continuum.config import Settings
 from continuum.egress import REDIRECTED_HOSTS
 from continuum.sandbox.channel import BOOTSTRAP
+from continuum.sandbox.docker_builder import REPOSITORY as BUILDERS
+from continuum.sandbox.docker_builder import builder_image_specification, builder_specification
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import IPTABLES_LABEL, REPOSITORY, SandboxImage, addition_specification
 from continuum.sandbox.docker_isolation import Isolation, isolation_of
+from continuum.sandbox.docker_layers import PREFIX as LAYERS
 from continuum.sandbox.docker_network import (
     NETWORK,
     NETWORK_LABEL,
@@ -38,11 +41,14 @@ VERSION = r"/v1\.(?:2[4-9]|[3-9][0-9])"
 """What a path begins with. Older versions of the API take a container's whole configuration in the call that starts it."""
 
 _SANDBOX = r"continuum-[0-9a-f]{12}"
-_POLICY = rf"{_SANDBOX}-[0-9a-f]{{6}}"
+_BUILDER = r"continuum-builder-[0-9a-f]{12}"
+_POLICY = rf"(?:{_SANDBOX}|{_BUILDER})-[0-9a-f]{{6}}"
 _ADDITION = r"continuum-image-[0-9a-f]{12}"
 _ADDRESSES = r"continuum-addresses-[0-9a-f]{12}"
-_CONTAINER = rf"({_SANDBOX}|{_POLICY}|{_ADDITION}|{_ADDRESSES})"
+_CONTAINER = rf"({_SANDBOX}|{_BUILDER}|{_POLICY}|{_ADDITION}|{_ADDRESSES})"
+_LAYER = rf"{LAYERS}[0-9a-f]{{32}}-[0-9a-f]{{8}}(?:-complete)?"
 _TAG = r"[0-9a-f]{12}"
+_IMAGES = rf"(?:{REPOSITORY}|{BUILDERS}):{_TAG}"
 _IMAGE_ID = r"(sha256:[0-9a-f]{64})"
 _FALSE = ("", "0", "false", "False", "no", "none")
 
@@ -71,7 +77,8 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Call:
     """One of the worker's calls. path: a regular expression for all of it; parameters: those of its query that may be
-    given; judge: the method of `Judge` that looks into it, and returns the body to send."""
+    given; judge: the method of `Judge` that looks into it, and returns the body to send. streams: the connection then
+    carries a container's streams. uploads: the body is no JSON, and goes on as it is."""
 
     method: str
     path: str
@@ -80,6 +87,7 @@ class Call:
     judge: Callable[[Judge, Request, str], Awaitable[Any]] | None = None
     versioned: bool = True
     streams: bool = False
+    uploads: bool = False
 
 
 class Judge:
@@ -132,7 +140,7 @@ class Judge:
         return _same(specification, request.body)
 
     async def inspect_image(self, _: Request, reference: str) -> None:
-        if reference != self._settings.container_image and not re.fullmatch(rf"{REPOSITORY}:{_TAG}", reference):
+        if reference != self._settings.container_image and not re.fullmatch(_IMAGES, reference):
             await self._made_here(reference)
 
     async def pull_image(self, request: Request, _: str) -> None:
@@ -152,8 +160,30 @@ class Judge:
 
     async def commit(self, request: Request, _: str) -> Any:
         if not re.fullmatch(_ADDITION, request.parameter("container")):
-            raise Refused("workers commit no container but the one in which the sandbox image is made")
+            raise Refused("workers commit no container but the one in which an image is made")
+        named = (request.parameter("repo"), request.parameter("tag"))
+        if named != ("", "") and (named[0] != BUILDERS or not re.fullmatch(_TAG, named[1])):
+            raise Refused(f"workers commit images without a name, or as {BUILDERS}:<12 hexadecimal digits>")
         return {}
+
+    async def put_archive(self, request: Request, container: str) -> None:
+        """Only into a container that has not been started: nobody is in there to play tricks with the paths."""
+        state = (await self._engine.inspect(container))["State"]["Status"]
+        if request.parameter("path") != "/" or state != "created":
+            raise Refused("workers put nothing into a container but uv, before it is started")
+
+    async def list_volumes(self, request: Request, _: str) -> None:
+        _must_be_json(request.parameter("filters"), {"name": [LAYERS]})
+
+    async def make_volume(self, request: Request, _: str) -> Any:
+        try:
+            name, labels = request.body["Name"], request.body["Labels"]
+            labels = {key: _text(value) for key, value in labels.items() if key.startswith("continuum.")}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise Refused(f"this is no volume of a worker: {error!r}") from None
+        if not re.fullmatch(_LAYER, _text(name)):
+            raise Refused(f"workers call no volume {name!r}")
+        return _same({"Name": name, "Labels": labels}, request.body)
 
     async def make_container(self, request: Request, _: str) -> Any:
         """Its specification is made once more from these settings, with what may differ taken over after a look."""
@@ -176,7 +206,18 @@ class Judge:
                 await self._find_isolation(),
                 hosts=_allowed_hosts(host.get("ExtraHosts")),
                 resolvers=() if network == "none" else self._settings.egress_dns,
+                layer=_layer(host) if host.get("Mounts") else None,
             )
+        elif role == "builder" and re.fullmatch(_BUILDER, name):
+            await self._check_network(network)
+            found, isolation = await self._made_here(image), await self._find_isolation()
+            hosts = _allowed_hosts(host.get("ExtraHosts"))
+            expected = builder_specification(
+                self._settings, found, image, labels, network, isolation, hosts, _layer(host)
+            )
+        elif role == "image" and re.fullmatch(_ADDITION, name) and str(image).startswith(REPOSITORY):
+            await self._made_here(image)
+            expected = builder_image_specification(labels, image)
         elif role == "network-policy" and re.fullmatch(_POLICY, name):
             await self._made_here(image)
             command = _policy_command(body.get("Entrypoint"))
@@ -213,7 +254,7 @@ class Judge:
 
     async def _made_here(self, reference: object) -> SandboxImage:
         """An image that a worker made, by tag or id."""
-        if not isinstance(reference, str) or not re.fullmatch(rf"{REPOSITORY}:{_TAG}|{_IMAGE_ID}", reference):
+        if not isinstance(reference, str) or not re.fullmatch(rf"{_IMAGES}|{_IMAGE_ID}", reference):
             raise Refused(
                 f"workers use no image {reference!r} here; CONTAINER_IMAGE is {self._settings.container_image}"
             )
@@ -234,7 +275,7 @@ CALLS = (
     Call("POST", "/networks/create", "make it", judge=Judge.make_network),
     Call("GET", "/images/(.+)/json", "find CONTAINER_IMAGE and the image made of it", judge=Judge.inspect_image),
     Call("POST", "/images/create", "pull CONTAINER_IMAGE", frozenset({"fromImage", "tag"}), Judge.pull_image),
-    Call("POST", "/commit", "make the sandbox image", frozenset({"container", "pause", "changes"}), Judge.commit),
+    Call("POST", "/commit", "make the sandbox image", frozenset({"container", "pause", "changes", "repo", "tag"}), Judge.commit),
     Call("POST", f"/images/{_IMAGE_ID}/tag", "name it", frozenset({"repo", "tag", "force"}), Judge.tag_image),
     Call(
         "DELETE", f"/images/{_IMAGE_ID}", "remove one that another replaced",
@@ -249,6 +290,12 @@ CALLS = (
     Call("GET", f"/containers/{_CONTAINER}/json", "ask why it ended"),
     Call("GET", "/events", "ask whether it ran out of memory", frozenset({"filters", "since", "until"}), Judge.list_events),
     Call("DELETE", f"/containers/{_CONTAINER}", "remove it", frozenset({"v", "link", "force"})),
+    Call("PUT", f"/containers/({_ADDITION})/archive", "put uv into the image that installs requirements",
+         frozenset({"path"}), Judge.put_archive, uploads=True),
+    Call("GET", "/volumes", "find the layers of requirements", frozenset({"filters"}), Judge.list_volumes),
+    Call("POST", "/volumes/create", "make one", judge=Judge.make_volume),
+    Call("GET", f"/volumes/({_LAYER})", "see that it is still there"),
+    Call("DELETE", f"/volumes/({_LAYER})", "remove it", frozenset({"force"})),
 )  # fmt: skip
 
 
@@ -265,6 +312,17 @@ def _allowed_hosts(hosts: object) -> list[str]:
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
         raise Refused("HostConfig.ExtraHosts is no list of names with addresses")
     return hosts[len(REDIRECTED_HOSTS) :]
+
+
+def _layer(host: Mapping[str, Any]) -> str:
+    """The volume that a container mounts."""
+    try:
+        name = host["Mounts"][0]["Source"]
+    except (TypeError, KeyError, IndexError):
+        name = None
+    if not isinstance(name, str) or not re.fullmatch(_LAYER, name):
+        raise Refused("HostConfig.Mounts names no layer of requirements")
+    return name
 
 
 def _policy_command(command: object) -> list[str]:

@@ -11,6 +11,7 @@ from continuum.sandbox.channel import RunnerConfig
 from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage
 from continuum.sandbox.docker_isolation import Isolation
 from continuum.sandbox.limits import OPEN_FILES, Limits
+from continuum.sandbox.requirements_build import PLACE
 
 MEBIBYTE = 1024 * 1024
 
@@ -72,12 +73,14 @@ def sandbox_specification(
     *,
     hosts: Sequence[str] = (),
     resolvers: Sequence[Address] = (),
+    layer: str | None = None,
 ) -> dict[str, Any]:
     """A container whose only process is `command`, run as root with next to no rights, talked to over its stdin.
 
     It ends when its stdin does, and then removes itself: whatever happens to the worker, the daemon closes it.
     network: a network's id, or `none`. hosts: names it is told the addresses of, each as `name:address`.
     resolvers: the name servers that Docker's resolver asks for it; empty for the host's own.
+    layer: the volume that scripts may read at PLACE.
     """
     limits = sandbox_limits(settings, isolation)
     memory = limits.memory_mb * MEBIBYTE
@@ -115,6 +118,7 @@ def sandbox_specification(
                 **dict.fromkeys(image.volumes, "ro,noexec,nosuid,nodev,size=4k"),
                 **{place: f"{executable},mode=1777,{disk}" for place, executable in TEMPORARY_DIRECTORIES.items()},
             },
+            "Mounts": [_mounted(layer)] if layer else [],
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": round(settings.container_cpu_limit * 1e9),
@@ -135,4 +139,14 @@ def sandbox_specification(
             "LogConfig": {"Type": "none"},
             "Runtime": settings.container_runtime,
         },
+    }
+
+
+def _mounted(layer: str) -> dict[str, Any]:
+    return {
+        "Type": "volume",
+        "Source": layer,
+        "Target": PLACE,
+        "ReadOnly": True,
+        "VolumeOptions": {"NoCopy": True},
     }

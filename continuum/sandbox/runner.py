@@ -179,7 +179,7 @@ def prepare(config, pipes, go, told):
     os.environ.clear()
     os.environ.update(config["environment"])
     sys.argv[:] = [config["task_directory"] + "/script.py", config["task_directory"] + "/payload.json"]
-    sys.path.insert(0, config["task_directory"])
+    sys.path[:0] = [config["task_directory"]] + config["path"]
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     gc.unfreeze()

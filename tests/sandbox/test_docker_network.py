@@ -79,7 +79,7 @@ async def test_a_script_cannot_reach_the_host_where_a_container_without_the_poli
                 connect = CONNECT.format(host=host, port=port)
                 assert await lab.execute(other, connect) == "connected\n"
                 for user in (lab.SCRIPT_USER, "0:0"):
-                    # The rule says no at once; a packet lost on the way would have been a timeout.
+                    # The rule says no, to the second packet at the latest; a packet lost on the way would have been a timeout.
                     assert "No route to host" in await lab.execute(sandbox.name, connect, user=user)
     finally:
         await sandbox.aclose()

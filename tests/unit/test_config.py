@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from continuum.config import ENV_FILE, ConfigurationError, Settings, load_settings, parse_duration
 from continuum.db import conninfo_of
@@ -66,15 +67,25 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "container_pids_limit": 128,
         "container_disk_mb": 64,
         "container_runtime": "",
+        "max_tasks_per_sandbox": 1000,
         "egress": "public",
         "egress_allow": (),
         "egress_dns": (),
+        "requirements_index": SecretStr("https://pypi.org/simple,https://files.pythonhosted.org"),
+        "requirements_max_mb": 512,
+        "requirements_cache_mb": 4096,
+        "requirements_timeout": 300.0,
         "output_limit": 1024 * 1024,
+        "code_policy": "off",
+        "code_policy_config": None,
+        "code_policy_severity": "high",
+        "code_policy_confidence": "low",
         "api_host": "127.0.0.1",
         "api_port": 8080,
         "api_token": None,
         "log_format": "auto",
         "log_level": "info",
+        "log_payloads": False,
     }
     assert load_settings().slots == 2 * (os.cpu_count() or 1)
     assert load_settings().db_password.get_secret_value() == "password"

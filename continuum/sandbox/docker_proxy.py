@@ -20,8 +20,9 @@ import structlog
 import trio
 
 from continuum.config import Settings
-from continuum.sandbox.docker_calls import VERSION, Call, Judge, Refused, Request
+from continuum.sandbox.docker_calls import VERSION, Call, check
 from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_judge import Judge, Refused, Request
 from continuum.sandbox.docker_stream import Endpoint, EngineError
 from continuum.sandbox.protocol import BackendUnavailable
 
@@ -88,7 +89,7 @@ class SocketProxy:
                 head, body, rest = received
             target = f"{head.method.decode()} {head.target.decode()}"
             version, request = _understand(head, body)
-            call, content = await self._judge.check(request)
+            call, content = await check(self._judge, request)
             if call.versioned != bool(version):
                 raise Refused("workers name a version of the API in every call but the first two")
             encoded = body if call.uploads else b"" if content is None else json.dumps(content).encode()

@@ -214,7 +214,8 @@ class DockerBackend:
                 async with trio.open_nursery() as nursery:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
-                    await self._boot(channel, stream, self._runner(prepared.isolation, layer))
+                    config = runner_config(self._settings, prepared.isolation)
+                    await self._boot(channel, stream, replace(config, path=(PLACE,)) if layer else config)
             memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None
             return DockerSandbox(engine, name, stream, channel, policy.allowlist, ends_beyond_mb=memory_mb)
         except BaseException:
@@ -222,10 +223,6 @@ class DockerBackend:
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             raise
-
-    def _runner(self, isolation: Isolation, layer: Layer | None) -> RunnerConfig:
-        config = runner_config(self._settings, isolation)
-        return replace(config, path=(PLACE,)) if layer else config
 
     async def _boot(self, channel: RunnerChannel, stream: ContainerStream, config: RunnerConfig) -> None:
         try:

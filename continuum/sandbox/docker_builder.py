@@ -11,6 +11,7 @@ import io
 import os
 import secrets
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -91,7 +92,17 @@ class DockerBuilder:
     async def _run(self, installation: Installation, ready: _Ready, policy: EgressPolicy, volume: str) -> int:
         engine, name = self._engine, f"continuum-builder-{secrets.token_hex(6)}"
         try:
-            await engine.create(name, self._specification(ready, policy, volume))
+            specification = builder_specification(
+                self._settings,
+                ready.image,
+                ready.tag,
+                self._owner.labels("builder"),
+                ready.network,
+                ready.isolation,
+                policy.extra_hosts,
+                volume,
+            )
+            await engine.create(name, specification)
             async with await engine.attach(name, stdin=True) as stream:
                 await engine.start(name)
                 # The installer waits for its own text: nothing happens in there before the policy is in force.
@@ -121,22 +132,42 @@ class DockerBuilder:
                 self._ready = _Ready(image, tag, isolation, network.id, replace(network.policy, host=host))
             return self._ready
 
-    def _specification(self, ready: _Ready, policy: EgressPolicy, volume: str) -> dict[str, Any]:
-        settings = self._settings
-        labels = self._owner.labels("builder")
-        specification = sandbox_specification(
-            settings, ready.image, BOOTSTRAP, labels, ready.network, ready.isolation, hosts=policy.extra_hosts
-        )
-        specification["Image"] = ready.tag
-        host = specification["HostConfig"]
-        size = settings.requirements_max_mb
-        host["Tmpfs"]["/build"] = f"noexec,nosuid,nodev,mode=1777,size={size}m,nr_inodes={size * FILES_PER_MEBIBYTE}"
-        host["Memory"] = host["MemorySwap"] = host["Memory"] + size * MEBIBYTE
-        host["PidsLimit"] = max(host["PidsLimit"], FEWEST_PROCESSES)
-        host["Mounts"] = [
-            {"Type": "volume", "Source": volume, "Target": "/layer", "VolumeOptions": {"NoCopy": True}},
-        ]
-        return specification
+
+def builder_specification(
+    settings: Settings,
+    image: SandboxImage,
+    tag: str,
+    labels: Mapping[str, str],
+    network: str,
+    isolation: Isolation,
+    hosts: Sequence[str],
+    volume: str,
+) -> dict[str, Any]:
+    """The container, in the words of Docker's API, that fills a volume: a sandbox with room to write and uv in its image.
+
+    image: the sandboxes'; tag: the one made of it.
+    """
+    specification = sandbox_specification(settings, image, BOOTSTRAP, labels, network, isolation, hosts=hosts)
+    specification["Image"] = tag
+    host = specification["HostConfig"]
+    size = settings.requirements_max_mb
+    host["Tmpfs"]["/build"] = f"noexec,nosuid,nodev,mode=1777,size={size}m,nr_inodes={size * FILES_PER_MEBIBYTE}"
+    host["Memory"] = host["MemorySwap"] = host["Memory"] + size * MEBIBYTE
+    host["PidsLimit"] = max(host["PidsLimit"], FEWEST_PROCESSES)
+    host["Mounts"] = [
+        {"Type": "volume", "Source": volume, "Target": "/layer", "VolumeOptions": {"NoCopy": True}},
+    ]
+    return specification
+
+
+def builder_image_specification(labels: Mapping[str, str], base: str) -> dict[str, Any]:
+    """The container that uv is put into, to be committed; it is never started."""
+    return {
+        "Image": base,
+        "Cmd": ["true"],
+        "Labels": dict(labels),
+        "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "none"}},
+    }
 
 
 async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:
@@ -152,12 +183,7 @@ async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage
     log.info("preparing the image that installs requirements, once on this host", image=tag)
     archive = await trio.to_thread.run_sync(_archive_of_uv)
     name = f"continuum-image-{secrets.token_hex(6)}"
-    specification = {
-        "Image": base.tag,
-        "Cmd": ["true"],
-        "Labels": owner.labels("image"),
-        "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "none"}},
-    }
+    specification = builder_image_specification(owner.labels("image"), base.tag)
     # A container of the image is nobody's unless it says so.
     changes = [f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""', 'CMD ["python3"]']
     try:

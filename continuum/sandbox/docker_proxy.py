@@ -20,8 +20,9 @@ import structlog
 import trio
 
 from continuum.config import Settings
-from continuum.sandbox.docker_calls import VERSION, Call, Judge, Refused, Request
+from continuum.sandbox.docker_calls import VERSION, Call, check
 from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_judge import Judge, Refused, Request
 from continuum.sandbox.docker_stream import Endpoint, EngineError
 from continuum.sandbox.protocol import BackendUnavailable
 
@@ -31,6 +32,8 @@ REQUEST_DEADLINE = 20.0
 """Seconds for a request to have come; workers send theirs at once."""
 LARGEST_BODY = 256 * 1024
 """Bytes. The specification of a sandbox has about 3 kB."""
+LARGEST_UPLOAD = 128 * 1024 * 1024
+"""Bytes. The program uv has some 50 MB."""
 LARGEST_HEAD = 16 * 1024
 _CHUNK = 65_536
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -86,10 +89,11 @@ class SocketProxy:
                 head, body, rest = received
             target = f"{head.method.decode()} {head.target.decode()}"
             version, request = _understand(head, body)
-            call, content = await self._judge.check(request)
+            call, content = await check(self._judge, request)
             if call.versioned != bool(version):
                 raise Refused("workers name a version of the API in every call but the first two")
-            await self._pass_on(client, version, request, call, content, rest)
+            encoded = body if call.uploads else b"" if content is None else json.dumps(content).encode()
+            await self._pass_on(client, _head(version, request, call, len(encoded)), encoded, rest, call.streams)
         except Refused as refusal:
             log.warning("a request was refused", request=target[:500], because=str(refusal))
             await _answer(client, 403, f"refused by continuum socket-proxy: {refusal}")
@@ -103,13 +107,14 @@ class SocketProxy:
             await trio.aclose_forcefully(client)
 
     async def _pass_on(
-        self, client: trio.SocketStream, version: str, request: Request, call: Call, content: object, rest: bytes
+        self, client: trio.SocketStream, head: bytes, body: bytes | bytearray, rest: bytes, streams: bool
     ) -> None:
         upstream = await self._endpoint.connect()
         try:
-            await upstream.send_all(_encode(version, request, call, content) + (rest if call.streams else b""))
+            for part in (head, body, rest if streams else b""):
+                await upstream.send_all(part)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump_until_hung_up, client, upstream, call.streams, nursery.cancel_scope)
+                nursery.start_soon(_pump_until_hung_up, client, upstream, streams, nursery.cancel_scope)
                 await _pump(upstream, client)
                 nursery.cancel_scope.cancel()
         finally:
@@ -134,7 +139,7 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytes, bytes] | None:
+async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytearray, bytes] | None:
     """A request's head and body, and what came behind it; None when the client hung up before one."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
     head: h11.Request | None = None
@@ -147,32 +152,33 @@ async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytes, bytes
             head = event
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > LARGEST_BODY:
-                raise Refused(f"workers send at most {LARGEST_BODY} bytes")
+            largest = LARGEST_UPLOAD if head is not None and head.method == b"PUT" else LARGEST_BODY
+            if len(body) > largest:
+                raise Refused(f"workers send at most {largest} bytes")
         elif isinstance(event, h11.EndOfMessage) and head is not None:
-            return head, bytes(body), connection.trailing_data[0]
+            return head, body, connection.trailing_data[0]
         else:
             return None
 
 
-def _understand(head: h11.Request, body: bytes) -> tuple[str, Request]:
+def _understand(head: h11.Request, body: bytearray) -> tuple[str, Request]:
     """The version in a request's path, and the request without it. Raises ValueError."""
     parts = urlsplit(head.target.decode("ascii"))
     version = re.match(rf"{VERSION}(?=/)", parts.path)
     prefix = version[0] if version else ""
     query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    content = json.loads(body) if body else None
+    content = json.loads(body) if body and head.method != b"PUT" else None
     return prefix, Request(head.method.decode("ascii"), unquote(parts.path[len(prefix) :]), query, content)
 
 
-def _encode(version: str, request: Request, call: Call, content: object) -> bytes:
+def _head(version: str, request: Request, call: Call, length: int) -> bytes:
     query = urlencode(request.query, doseq=True)
     target = version + quote(request.path, safe="/:") + (f"?{query}" if query else "")
-    body = b"" if content is None else json.dumps(content).encode()
-    lines = [f"{request.method} {target} HTTP/1.1", "Host: docker", f"Content-Length: {len(body)}"]
-    lines += ["Content-Type: application/json"] if body else []
+    kind = "application/x-tar" if call.uploads else "application/json"
+    lines = [f"{request.method} {target} HTTP/1.1", "Host: docker", f"Content-Length: {length}"]
+    lines += [f"Content-Type: {kind}"] if length else []
     lines += ["Connection: Upgrade", "Upgrade: tcp"] if call.streams else ["Connection: close"]
-    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:

@@ -130,7 +130,7 @@ BUILD = """
     from continuum.requirements import parse_requirements
     from continuum.sandbox import docker_builder, docker_layers, docker_network
     from tests.support.world import World
-    docker_layers.PREFIX, docker_network.NETWORK, docker_network._OPTIONS = {prefix!r}, {world.network!r}, {{}}
+    docker_layers.PREFIX, docker_network.NETWORK, docker_network.NETWORK_OPTIONS = {prefix!r}, {world.network!r}, {{}}
     restrict = docker_builder.restrict
     async def led(engine, owner, image, sandbox, policy):
         await trio.to_thread.run_sync({world!r}.lead, sandbox)

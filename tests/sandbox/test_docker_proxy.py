@@ -18,12 +18,13 @@ import structlog
 import trio
 
 from continuum.config import Settings
-from continuum.sandbox import docker_calls, docker_network, docker_proxy
+from continuum.sandbox import docker_judge, docker_network, docker_proxy
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker import DockerBackend
-from continuum.sandbox.docker_calls import CALLS, Judge, Request, path_filter
+from continuum.sandbox.docker_calls import CALLS, Call, check, path_filter
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import addition_specification, ensure_image
+from continuum.sandbox.docker_judge import Judge, Request
 from continuum.sandbox.docker_network import addresses_specification, ensure_network, policy_specification
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_proxy import serve_proxy
@@ -33,7 +34,9 @@ from continuum.sandbox.network import EgressPolicy
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
 from tests.sandbox.test_docker_image import FAKE_APT, base_image
 from tests.support import docker as lab
+from tests.support.package_index import builders_in, installing, open_index, sandbox_with, settings_for
 from tests.support.registry import registry
+from tests.support.world import World
 
 REAL = Endpoint.from_environment({})
 SLEEP = "import time; print('on', flush=True); time.sleep(60)"
@@ -83,21 +86,29 @@ async def ask(socket: Path | None, method: str, target: str, body: Any = None) -
 # -- a worker's life -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_lives_its_whole_life_behind_the_proxy_and_needs_every_call_of_the_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: set[tuple[str, str]] = set()
-    check = Judge.check
+REQUIREMENTS = {(call.method, call.path) for call in CALLS if call.uploads or call.path.startswith("/volumes")}
 
-    async def recording(self: Judge, request: Request) -> Any:
-        call, content = await check(self, request)
-        used.add((call.method, call.path))
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """The calls that have come through a proxy; all of them pass a filter by path, too."""
+    seen: set[tuple[str, str]] = set()
+
+    async def recording(judge: Judge, request: Request) -> tuple[Call, Any]:
+        call, content = await check(judge, request)
+        seen.add((call.method, call.path))
         assert re.fullmatch(path_filter(request.method), f"{'/v1.41' if call.versioned else ''}{request.path}")
         return call, content
 
-    monkeypatch.setattr(Judge, "check", recording)
+    monkeypatch.setattr(docker_proxy, "check", recording)
+    return seen
+
+
+async def test_a_worker_lives_its_whole_life_behind_the_proxy_and_needs_every_call_of_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[tuple[str, str]]
+) -> None:
     network = f"continuum-{lab.new_worker()}"
-    for module in (docker_calls, docker_network):
+    for module in (docker_judge, docker_network):
         monkeypatch.setattr(module, "NETWORK", network)
     worker = lab.new_worker()
     owner = Owner.current(lab.settings(), worker)
@@ -134,7 +145,22 @@ async def test_a_worker_lives_its_whole_life_behind_the_proxy_and_needs_every_ca
         finally:
             for found in client.networks(names=[network]):
                 client.remove_network(found["Id"])
-    assert used == {(call.method, call.path) for call in CALLS}
+    assert used == {(call.method, call.path) for call in CALLS} - REQUIREMENTS
+
+
+@pytest.mark.usefixtures("network_of_the_world")
+async def test_requirements_are_installed_through_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[tuple[str, str]], world: World
+) -> None:
+    for name in ("NETWORK", "NETWORK_OPTIONS"):
+        monkeypatch.setattr(docker_judge, name, getattr(docker_network, name))
+    with open_index(world) as index, builders_in(world), base_image() as base:
+        values = settings_for(index, container_image=base, requirements_cache_mb=0)
+        async with proxied(tmp_path, monkeypatch, lab.settings(**values)), installing(index, **values) as backend:
+            async with sandbox_with(backend, "greet==1.0") as sandbox:
+                assert await lab.output_of(sandbox, "import greet; greet.main()") == "hello from greet\n"
+            await backend.sweep({backend._owner.worker})
+    assert used >= REQUIREMENTS
 
 
 async def test_a_sandbox_ends_with_the_proxy_and_with_its_worker(socket: Path, tmp_path: Path) -> None:
@@ -224,6 +250,10 @@ CONFIGURATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a name in lower case, as the daemon reads it too": lambda body: body.update(hostconfig={"Privileged": True}),
     "a networking configuration": lambda body: body.update(NetworkingConfig={"EndpointsConfig": {"bridge": {}}}),
     "a network of others": lambda body: body["HostConfig"].update(NetworkMode=foreign_network()),
+    "a volume of others": lambda body: body["HostConfig"].update(Mounts=[{"Type": "volume", "Source": "postgres"}]),
+    "a layer that is a folder of the host": lambda body: body["HostConfig"].update(
+        Mounts=[{"Type": "bind", "Source": "continuum-layer-" + "0" * 32 + "-00000000", "Target": "/requirements"}]
+    ),
     "the default network": lambda body: body["HostConfig"].update(NetworkMode="bridge"),
     "another's network": lambda body: body["HostConfig"].update(NetworkMode="container:postgres"),
     "no object": lambda body: body.clear(),
@@ -299,6 +329,7 @@ NO_CALLS: list[tuple[str, str, Any]] = [
     ("DELETE", "/containers/OTHER?force=1", None),
     ("POST", "/containers/SANDBOX/exec", {"Cmd": ["id"]}),
     ("PUT", "/containers/SANDBOX/archive?path=/", None),
+    ("PUT", "/containers/continuum-image-0123456789ab/archive?path=/", None),
     ("POST", "/containers/SANDBOX/rename?name=x", None),
     ("POST", "/containers/SANDBOX/start?checkpoint=x", None),
     ("POST", "/v1.20/containers/SANDBOX/start", {"Privileged": True, "Binds": ["/:/host"]}),
@@ -326,6 +357,11 @@ NO_CALLS: list[tuple[str, str, Any]] = [
     ("POST", "/session", None),
     ("GET", "/volumes", None),
     ("POST", "/volumes/create", {"DriverOpts": {"type": "none", "o": "bind", "device": "/"}}),
+    ("POST", "/volumes/create", {"Name": "continuum-layer-" + "0" * 32 + "-00000000", "Labels": {"other": "x"}}),
+    ("POST", "/volumes/create", {"Name": "continuum-layer-" + "0" * 32 + "-00000000", "Labels": {}, "Driver": "local"}),
+    ("GET", "/volumes/postgres", None),
+    ("DELETE", "/volumes/postgres", None),
+    ("POST", "/commit?container=continuum-image-0123456789ab&repo=python&tag=3.9-slim", None),
     ("GET", "/secrets", None),
     ("POST", "/swarm/init", {}),
     ("POST", "/plugins/pull?remote=evil", []),

@@ -12,7 +12,7 @@ from continuum.sandbox.docker_calls import CALLS, path_filter
 ISOLATION = (Path(__file__).parents[2] / "docs" / "isolation.md").read_text()
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_the_filter_by_path_is_in_the_documentation_as_it_is_here(method: str) -> None:
     assert f"\n-allow{method}={path_filter(method)}\n" in ISOLATION
 
@@ -21,7 +21,7 @@ def test_the_filter_by_path_is_in_the_documentation_as_it_is_here(method: str) -
 def test_every_call_is_in_the_documentation_with_what_it_is_for(call: object) -> None:
     shown = re.escape(getattr(call, "why"))  # noqa: B009
     assert re.search(rf"^\| {getattr(call, 'method')} \| `/.*` \| {shown} \|$", ISOLATION, re.MULTILINE)  # noqa: B009
-    assert len(re.findall(r"^\| (?:GET|POST|DELETE) \| ", ISOLATION, re.MULTILINE)) == len(CALLS)
+    assert len(re.findall(r"^\| (?:GET|POST|PUT|DELETE) \| ", ISOLATION, re.MULTILINE)) == len(CALLS)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,8 @@ def test_every_call_is_in_the_documentation_with_what_it_is_for(call: object) ->
         ("POST /v1.41/containers/continuum-0123456789ab/exec", False),
         ("GET /v1.41/containers/postgres/json", False),
         ("DELETE /v1.41/containers/continuum-postgres-1", False),
-        ("GET /v1.41/volumes", False),
+        ("GET /v1.41/volumes", True),
+        ("GET /v1.41/volumes/data", False),
         ("PUT /v1.41/containers/continuum-0123456789ab/archive", False),
     ],
 )

@@ -7,6 +7,7 @@ sees to when the worker dies, and a container that ends removes itself.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -22,7 +23,7 @@ from continuum.config import Settings
 from continuum.model import Outcome, RunRequest
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SandboxImage, ensure_image
+from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import runner_config, sandbox_limits, sandbox_specification
@@ -66,6 +67,8 @@ class DockerBackend:
         self._connected: Engine | None = None
         self._prepared: _Prepared | None = None
         self._warned: set[str] = set()
+        # In an order of this worker's own, so that it seldom meets another's.
+        self._uids = itertools.cycle(secrets.SystemRandom().sample(SANDBOX_UIDS, len(SANDBOX_UIDS)))
 
     @property
     def description(self) -> str:
@@ -154,7 +157,7 @@ class DockerBackend:
 
     async def _boot(self, channel: RunnerChannel, stream: ContainerStream) -> None:
         try:
-            await channel.boot(runner_config(self._settings))
+            await channel.boot(runner_config(self._settings, next(self._uids)))
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from continuum.config import Settings
 from continuum.sandbox.channel import RunnerConfig
-from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage
+from continuum.sandbox.docker_image import WORK_DIRECTORY, SandboxImage
 from continuum.sandbox.limits import OPEN_FILES, Limits
 
 MEBIBYTE = 1024 * 1024
@@ -40,11 +40,11 @@ def sandbox_limits(settings: Settings) -> Limits:
     return Limits.of(settings, files=settings.container_disk_mb * FILES_PER_MEBIBYTE)
 
 
-def runner_config(settings: Settings) -> RunnerConfig:
+def runner_config(settings: Settings, uid: int) -> RunnerConfig:
     """How the runner in a container is to treat scripts; what they may use is limited from outside."""
     return RunnerConfig(
-        uid=SANDBOX_UID,
-        gid=SANDBOX_UID,
+        uid=uid,
+        gid=uid,
         home=WORK_DIRECTORY,
         writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue"),
         cpu_seconds=sandbox_limits(settings).cpu_seconds,

@@ -160,8 +160,8 @@ class BubblewrapBackend:
                 for parent in reversed(path.parents[:-1]):  # the script's user must be able to pass through
                     command += ["--perms", "0755", "--dir", str(parent)]
                 command += ["--ro-bind", str(path), str(path)]
-        for descriptor, path in ((passwd, "/etc/passwd"), (group, "/etc/group"), (hosts, "/etc/hosts")):
-            command += ["--perms", "0644", "--ro-bind-data", descriptor, path]
+        for descriptor, name in ((passwd, "/etc/passwd"), (group, "/etc/group"), (hosts, "/etc/hosts")):
+            command += ["--perms", "0644", "--ro-bind-data", descriptor, name]
         for place in WRITABLE:
             command += ["--perms", "1777", "--size", size, "--tmpfs", place]
         # Both belong to the runner's user, who is the script's where the worker is not root.

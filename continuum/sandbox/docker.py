@@ -7,6 +7,7 @@ sees to when the worker dies, and a container that ends removes itself.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -25,7 +26,7 @@ from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SandboxImage, ensure_image
+from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_layers import DockerLayers
 from continuum.sandbox.docker_network import (
@@ -82,6 +83,8 @@ class DockerBackend:
         self._connected: Engine | None = None
         self._prepared: _Prepared | None = None
         self._warned: set[str] = set()
+        # In an order of this worker's own, so that it seldom meets another's.
+        self._uids = itertools.cycle(secrets.SystemRandom().sample(SANDBOX_UIDS, len(SANDBOX_UIDS)))
 
     @property
     def description(self) -> str:
@@ -214,7 +217,7 @@ class DockerBackend:
                 async with trio.open_nursery() as nursery:
                     if network is not None:
                         nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
-                    config = runner_config(self._settings, prepared.isolation)
+                    config = runner_config(self._settings, prepared.isolation, next(self._uids))
                     await self._boot(channel, stream, replace(config, path=(PLACE,)) if layer else config)
             memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None
             return DockerSandbox(engine, name, stream, channel, policy.allowlist, ends_beyond_mb=memory_mb)

@@ -24,7 +24,7 @@ from continuum.config import Settings
 from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SANDBOX_UID, SandboxImage, ensure_image
+from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, isolation_of
 from continuum.sandbox.docker_network import enforceable, ensure_network, find_host_addresses, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
@@ -78,7 +78,7 @@ class DockerBuilder:
         if self._index is None:
             raise RequirementsFailed("this worker installs none (REQUIREMENTS_INDEX=none)")
         installation = Installation(
-            requirements, self._index, SANDBOX_UID, self._settings.requirements_max_mb, _own_certificates()
+            requirements, self._index, SANDBOX_UIDS.start, self._settings.requirements_max_mb, _own_certificates()
         )
         try:
             ready = await self._prepare()

@@ -30,8 +30,10 @@ log = structlog.get_logger(__name__)
 
 REPOSITORY = "continuum-sandbox"
 SANDBOX_USER = "sandboxuser"
-SANDBOX_UID = 65532
-"""User and group id; by custom nobody's on any system."""
+SANDBOX_UIDS = range(58000, 59024)
+"""Users and groups called `SANDBOX_USER`, for each sandbox another: the kernel counts some things by user on the whole host
+(inotify instances, pending signals, memory of pipes), and one sandbox could use them up for all. Below 65536, which is as far as
+rootless Docker goes; Debian reserves these numbers and gives out none."""
 WORK_DIRECTORY = "/sandbox"
 
 PULL_DEADLINE = 900.0
@@ -53,8 +55,12 @@ for file in /etc/passwd /etc/group; do
     touch "$file"
     sed -i '/^{SANDBOX_USER}:/d' "$file"
 done
-echo '{SANDBOX_USER}:x:{SANDBOX_UID}:{SANDBOX_UID}::{WORK_DIRECTORY}:/bin/sh' >>/etc/passwd
-echo '{SANDBOX_USER}:x:{SANDBOX_UID}:' >>/etc/group
+id={SANDBOX_UIDS.start}
+while [ $id -lt {SANDBOX_UIDS.stop} ]; do
+    echo "{SANDBOX_USER}:x:$id:$id::{WORK_DIRECTORY}:/bin/sh" >&3
+    echo "{SANDBOX_USER}:x:$id:" >&4
+    id=$((id + 1))
+done 3>>/etc/passwd 4>>/etc/group
 mkdir -p {WORK_DIRECTORY} /tmp /run
 # What is mounted there takes over these modes.
 chmod 1777 {WORK_DIRECTORY} /tmp

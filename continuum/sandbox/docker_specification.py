@@ -8,7 +8,7 @@ from typing import Any
 from continuum.config import Settings
 from continuum.egress import REDIRECTED_HOSTS, Address
 from continuum.sandbox.channel import RunnerConfig
-from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage
+from continuum.sandbox.docker_image import WORK_DIRECTORY, SandboxImage
 from continuum.sandbox.docker_isolation import Isolation
 from continuum.sandbox.limits import OPEN_FILES, Limits
 from continuum.sandbox.requirements_build import PLACE
@@ -46,7 +46,7 @@ def sandbox_limits(settings: Settings, isolation: Isolation) -> Limits:
     return Limits.of(settings, files=files)
 
 
-def runner_config(settings: Settings, isolation: Isolation) -> RunnerConfig:
+def runner_config(settings: Settings, isolation: Isolation, uid: int) -> RunnerConfig:
     """How the runner in a container is to treat scripts. What they may use is limited from outside, where that can be."""
     limits = {}
     if isolation.gvisor:
@@ -54,8 +54,8 @@ def runner_config(settings: Settings, isolation: Isolation) -> RunnerConfig:
     if not isolation.cgroups:  # of what counts memory, gVisor knows the address space alone
         limits["RLIMIT_AS" if isolation.gvisor else "RLIMIT_DATA"] = settings.container_memory_mb * MEBIBYTE
     return RunnerConfig(
-        uid=SANDBOX_UID,
-        gid=SANDBOX_UID,
+        uid=uid,
+        gid=uid,
         home=WORK_DIRECTORY,
         writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue"),
         limits=limits,

@@ -92,7 +92,7 @@ async def test_what_sandboxes_need_is_added_once(engine: Engine, owner: Owner) -
                 client.start(name)
                 look = "import pwd, grp, os; print(pwd.getpwnam('sandboxuser')[2:4], grp.getgrnam('sandboxuser')[2], "
                 look += "os.path.isdir('/sandbox'))"
-                assert await lab.execute(name, look) == "(65532, 65532) 65532 True\n"
+                assert await lab.execute(name, look) == "(58000, 58000) 58000 True\n"
             finally:
                 lab.remove(client, name)
 

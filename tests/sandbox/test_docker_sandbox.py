@@ -168,3 +168,19 @@ async def test_a_container_whose_runner_cannot_start_says_why(
     with pytest.raises(BackendUnavailable, match=r"no runner answers .*; it said: RuntimeError: broken image$"):
         await backend.start()
     await lab.none_left(worker_of(backend))
+
+
+async def test_each_sandbox_has_a_user_of_its_own_by_the_same_name(backend: DockerBackend) -> None:
+    """The kernel counts inotify instances, pending signals and more by user, for the whole host."""
+    found = set()
+    for _ in range(2):
+        sandbox = await backend.start()
+        try:
+            look = "import grp, os, pwd; uid, gid = os.getuid(), os.getgid()\n"
+            look += "print(uid, gid, pwd.getpwuid(uid)[0], grp.getgrgid(gid)[0])"
+            uid, gid, user, group = (await lab.output_of(sandbox, look)).split()
+        finally:
+            await sandbox.aclose()
+        assert (user, group, gid) == ("sandboxuser", "sandboxuser", uid)
+        found.add(uid)
+    assert len(found) == 2

@@ -153,7 +153,7 @@ async def test_a_script_that_fails_for_want_of_processes_is_told_the_limit(labor
 
 @pytest.mark.parametrize("backend_name", ["docker"])
 async def test_a_socket_that_would_block_is_not_taken_for_a_lack_of_processes(laboratory: Laboratory) -> None:
-    code = "import socket\nsocket.socketpair()[0].recv(1, socket.MSG_DONTWAIT)"
+    code = "import socket\nleft, right = socket.socketpair()\nleft.recv(1, socket.MSG_DONTWAIT)"
     outcome = await laboratory.run(code)
     assert first_line(outcome) == "BlockingIOError: [Errno 11] Resource temporarily unavailable"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -95,7 +96,12 @@ async def all_honest_finish(backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend_name", ["docker", "bubblewrap"])
 async def test_honest_tasks_finish_beside_attackers_and_after_them(backend_name: str) -> None:
-    small = {"container_memory_mb": 64, "container_disk_mb": 8, "container_pids_limit": 40, "container_cpu_limit": 0.2}
+    small: dict[str, Any] = {
+        "container_memory_mb": 64,
+        "container_disk_mb": 8,
+        "container_pids_limit": 40,
+        "container_cpu_limit": 0.2,
+    }
     if backend_name == "docker":
         lab.require_docker()
         async with lab.open_backend(**small) as docker:

@@ -18,7 +18,7 @@ from continuum.sandbox.docker_owner import WORKER_LABEL
 from tests.conftest import require
 
 IMAGE = "python:3.9-slim"
-SCRIPT_USER = "65532:65532"
+SCRIPT_USER = "58000:58000"
 
 
 def require_docker() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import structlog
 import trio
 from rich.console import Console
 
@@ -121,6 +123,7 @@ def report(campaign: Campaign, *, everything: bool) -> int:
 
 def attack() -> int:
     asked = parse()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     attacks = chosen(asked.only)
     targets = [word.strip() for word in asked.on.split(",")]
     console = Console(stderr=asked.json, width=None if sys.stdout.isatty() else 130)

@@ -100,6 +100,8 @@ class Attack:
     judge: what can be seen from outside. It needs no word from the script.
     may_die: the sandbox may end the script before it says anything.
     tenants: `before` is a task of one tenant and the attack of another.
+    mess: what it does to a sandbox without protection would spoil that one for other attacks; every attack with an
+    aftermath does.
     needs: what this kernel or machine may lack; then the unprotected sandbox cannot show the attack, and it does not count.
     open_on: where it is known to succeed, by target, and why.
     """
@@ -113,6 +115,7 @@ class Attack:
     judge: Judge | None = None
     may_die: bool = False
     tenants: bool = False
+    mess: bool = False
     timeout: float = 5.0
     place: Place = Place.PLAIN
     onlooker: Onlooker = Onlooker.NOBODY

@@ -105,9 +105,10 @@ class ControlBackend:
                 "CapAdd": list(CAPABILITIES),
                 "SecurityOpt": ["seccomp=unconfined", "apparmor=unconfined", "label=disable"],
                 "Binds": [f"{self._host}:/host", f"{self._host}/docker.sock:/var/run/docker.sock"],
-                "DeviceCgroupRules": ["b *:* r", "c *:* rwm"],
-                "Memory": 320 << 20,
-                "MemorySwap": 320 << 20,
+                "Devices": [{"PathOnHost": "/dev/kmsg", "PathInContainer": "/dev/kmsg", "CgroupPermissions": "r"}],
+                "DeviceCgroupRules": ["b *:* rm", "c *:* rwm"],
+                "Memory": 512 << 20,
+                "MemorySwap": 512 << 20,
                 "PidsLimit": 256,
                 "Tmpfs": {"/tmp": "exec,mode=1777,size=64m", "/dev/shm": "mode=1777,size=64m"},
                 "Ulimits": [
@@ -153,7 +154,7 @@ class ControlSandbox:
         try:
             await self._stream.send_all(_HEADER.pack(math.ceil(request.timeout * 1000), 0, len(body)) + body)
             async for data in self._stream:
-                for frame in self._frames.feed(data):
+                for frame in self._frames.feed(bytes(data)):
                     if frame.kind is FrameKind.EXIT:
                         return _outcome(json.loads(frame.data), texts)
                     if frame.kind in _STREAMS:

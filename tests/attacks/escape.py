@@ -134,8 +134,7 @@ for line in open("/proc/partitions"):
         name, major, minor = words[3], int(words[0]), int(words[1])
         break
 if name is None: stopped("no disk is listed")
-os.mknod("/tmp/disk", stat.S_IFBLK | 0o600, os.makedev(major, minor))
-with open("/tmp/disk", "rb", 0) as disk:
+with open(device_node(stat.S_IFBLK, major, minor), "rb", 0) as disk:
     succeeded("read from %s: %s" % (name, disk.read(2048)[1024:1104].hex()))
 """,
     ),
@@ -143,8 +142,7 @@ with open("/tmp/disk", "rb", 0) as disk:
         name="device-of-memory",
         wants="the machine's memory as a device",
         code="""
-os.mknod("/tmp/mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))
-with open("/tmp/mem", "rb", 0) as memory:
+with open(device_node(stat.S_IFCHR, 1, 1), "rb", 0) as memory:
     succeeded(memory.read(16).hex())
 """,
         needs="/dev/mem",
@@ -153,8 +151,7 @@ with open("/tmp/mem", "rb", 0) as memory:
         name="device-node",
         wants="a device node of any kind",
         code="""
-os.mknod("/tmp/kmsg", stat.S_IFCHR | 0o666, os.makedev(1, 11))
-with open(os.open("/tmp/kmsg", os.O_RDONLY | os.O_NONBLOCK), "rb", 0) as log:
+with open(os.open(device_node(stat.S_IFCHR, 1, 11), os.O_RDONLY | os.O_NONBLOCK), "rb", 0) as log:
     succeeded("read the kernel's log: %r" % log.read(8192)[:80])
 """,
     ),
@@ -196,8 +193,7 @@ stopped("only the usual devices are there")
     Attack(
         name="sysfs-write",
         wants="to change how the host's devices and memory work",
-        code="remount_writable('/sys')\nwrite_back('/sys/kernel/profiling')",
-        needs="a kernel with profiling",
+        code="remount_writable('/sys')\nwrite_back('/sys/kernel/rcu_expedited')",
     ),
     Attack(
         name="sysrq",
@@ -213,17 +209,16 @@ succeeded("/proc/sysrq-trigger opens for writing")
         name="release-agent",
         wants="the host to run a program of its choice when a control group becomes empty (CVE-2022-0492)",
         code="""
-os.mkdir("/tmp/c")
-name = "attack%d" % os.getpid()
-mount("none", "/tmp/c", "cgroup", 0, "none,name=" + name)
+place = new_directory()
+mount("none", place, "cgroup", 0, "none,name=attack%d" % os.getpid())
 try:
-    with open("/tmp/c/release_agent", "w") as agent:
+    with open(place + "/release_agent", "w") as agent:
         agent.write("/bin/true")
-    print("SUCCEEDED: release_agent is", open("/tmp/c/release_agent").read())
+    print("SUCCEEDED: release_agent is", open(place + "/release_agent").read())
 finally:
-    with open("/tmp/c/release_agent", "w") as agent:
+    with open(place + "/release_agent", "w") as agent:
         agent.write("")
-    syscall("umount2", b"/tmp/c", 0)
+    syscall("umount2", place.encode(), 0)
 """,
         needs="cgroup v1",
     ),
@@ -272,6 +267,7 @@ os.rename(path, path + ".old")
 os.rename(path + ".new", path)
 succeeded(path + " was replaced")
 """,
+        mess=True,
     ),
     Attack(
         name="leaked-descriptors",

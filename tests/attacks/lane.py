@@ -158,7 +158,10 @@ class Lane:
         evidence = await self._gather(attack)
         verdict, detail = judged(attack, evidence)
         if not self.reuse:
-            self._condemn()
+            if attack.mess or attack.aftermath or evidence.lost:
+                self.backend.condemned |= set(self.backend.sandbox_of.values())
+            else:
+                await self.task("import os\nos._exit(0)", None)  # the next attack gets an interpreter of its own
         return Result(attack.name, self.target, verdict, detail, evidence.seconds)
 
     async def _gather(self, attack: Attack) -> Evidence:
@@ -193,6 +196,8 @@ class Lane:
         if not await self._has_begun(number):
             return ""
         if attack.onlooker is Onlooker.VISITOR:
+            if not self.backend.networked:
+                return ""
             address = await trio.to_thread.run_sync(_address, self.backend.sandbox_of[number])
             return await trio.to_thread.run_sync(visit, address) if address else ""
         assert self.neighbour is not None
@@ -209,9 +214,6 @@ class Lane:
                     return False
                 await trio.sleep(0.02)
         return "STOPPED: " not in self.backend.output_of.get(number, "")
-
-    def _condemn(self) -> None:
-        self.backend.condemned |= set(self.backend.sandbox_of.values())
 
 
 def _address(sandbox: str) -> str:

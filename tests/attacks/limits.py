@@ -18,7 +18,7 @@ def _flooded(evidence: Evidence) -> str:
     if evidence.lost:
         return f"it cost the sandbox: {evidence.attack.last_error}"
     for output in (evidence.attack.output or "", evidence.attack.error_output or ""):
-        if len(output.encode()) > OUTPUT_LIMIT + 200:
+        if len(output) > OUTPUT_LIMIT + 200:
             return f"{len(output)} characters of output were kept"
     if evidence.seconds > evidence_limit(evidence):
         return f"it held the worker for {evidence.seconds:.1f} s"
@@ -219,6 +219,7 @@ except OSError as error:
     stopped("after %d files: %s" % (made, error))
 succeeded("%d files" % made)
 """,
+        mess=True,
         timeout=15.0,
         open_on={"bubblewrap": "its file systems are limited in size, not in files"},
     ),
@@ -271,6 +272,7 @@ if share > {CPUS * 1.6}: succeeded("%.2f processors" % share)
 stopped("%.2f processors" % share)
 """,
         timeout=15.0,
+        needs="processors that have nothing else to do",
         open_on=_NO_GROUP_LIMIT,
     ),
     Attack(
@@ -293,7 +295,7 @@ succeeded("%d open files" % len(opened))
         wants="a core dump, which a host may hand to a program of its own that runs as root",
         code="""
 try:
-    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 except (OSError, ValueError): pass
 pid = os.fork()
 if pid == 0:
@@ -320,7 +322,7 @@ drop(WORLD["shared_uid"])
 held = 0
 while held < 200 and libc.inotify_init1(0) >= 0: held += 1
 print("holding", held, flush=True)
-time.sleep(3)
+time.sleep(1.8)
 """,
         neighbour="""
 drop(WORLD["shared_uid"])
@@ -349,7 +351,7 @@ try:
     for _ in range(400): os.pipe()
 except OSError: pass
 print("holding", held, flush=True)
-time.sleep(3)
+time.sleep(1.8)
 """,
         neighbour="""
 drop(WORLD["shared_uid"])

@@ -9,8 +9,8 @@ ATTACKS = (
         name="mount-tmpfs",
         wants="cover a directory with a file system of its own, as it once covered a host's /tmp",
         code="""
-os.mkdir("/tmp/m")
-mount("none", "/tmp/m", "tmpfs")
+place = new_directory()
+mount("none", place, "tmpfs")
 succeeded(open("/proc/self/mountinfo").read().splitlines()[-1])
 """,
     ),
@@ -18,27 +18,27 @@ succeeded(open("/proc/self/mountinfo").read().splitlines()[-1])
         name="mount-proc",
         wants="a second /proc, without what is masked and read-only in the first",
         code="""
-os.mkdir("/tmp/m")
-mount("proc", "/tmp/m", "proc")
-succeeded("mounted; sysrq, keys and sys are there: %d entries" % len(os.listdir("/tmp/m")))
+place = new_directory()
+mount("proc", place, "proc")
+succeeded("mounted; sysrq, keys and sys are there: %d entries" % len(os.listdir(place)))
 """,
     ),
     Attack(
         name="mount-sysfs",
         wants="a writable /sys",
         code="""
-os.mkdir("/tmp/m")
-mount("sysfs", "/tmp/m", "sysfs")
-succeeded(os.listdir("/tmp/m"))
+place = new_directory()
+mount("sysfs", place, "sysfs")
+succeeded(os.listdir(place))
 """,
     ),
     Attack(
         name="mount-debugfs",
         wants="the kernel's debugging files",
         code="""
-os.mkdir("/tmp/m")
-mount("debugfs", "/tmp/m", "debugfs")
-succeeded(os.listdir("/tmp/m")[:5])
+place = new_directory()
+mount("debugfs", place, "debugfs")
+succeeded(os.listdir(place)[:5])
 """,
         needs="debugfs",
     ),
@@ -67,8 +67,9 @@ succeeded("/proc/sys: " + [line for line in open("/proc/self/mountinfo") if " /p
         code="""
 open("/tmp/evil", "w").close()
 mount("/tmp/evil", os.path.realpath(sys.executable), None, MS_BIND)
-succeeded(os.stat(sys.executable))
+succeeded("%s holds %d bytes" % (sys.executable, os.stat(sys.executable).st_size))
 """,
+        mess=True,
     ),
     Attack(
         name="remount-proc-sys",
@@ -95,10 +96,10 @@ succeeded("uncovered " + masked[-1])
 def pivot():
     syscall("unshare", CLONE_NEWNS)
     mount(None, "/", None, 0x40000 | 0x4000)
-    os.mkdir("/tmp/r")
-    mount("none", "/tmp/r", "tmpfs")
-    os.mkdir("/tmp/r/old")
-    syscall("pivot_root", b"/tmp/r", b"/tmp/r/old")
+    place = new_directory()
+    mount("none", place, "tmpfs")
+    os.mkdir(place + "/old")
+    syscall("pivot_root", place.encode(), place.encode() + b"/old")
     return os.listdir("/")
 succeeded("the root directory holds %s now" % in_child(pivot))
 """,
@@ -108,9 +109,8 @@ succeeded("the root directory holds %s now" % in_child(pivot))
         wants="to change its root, and to climb out of one with a directory that it kept open",
         code="""
 def climb():
-    os.mkdir("/tmp/jail")
     here = os.open("/", os.O_RDONLY)
-    os.chroot("/tmp/jail")
+    os.chroot(new_directory())
     os.fchdir(here)
     for _ in range(64): os.chdir("..")
     os.chroot(".")

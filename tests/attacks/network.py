@@ -104,7 +104,8 @@ stopped(why)
         "the metadata service with data in the first packet, past what looks at connections",
         f"""
 with socket.socket() as client:
-    client.settimeout(1.5)
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        client.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", 1, 500000))
     client.sendto(b"GET /", 0x20000000, ("169.254.169.254", {PORT}))
     succeeded(client.recv(100))
 """,
@@ -208,7 +209,7 @@ succeeded("the flags of lo were written with what they were")
         "to serve somebody outside, as a foothold",
         """
 with socket.create_server(("0.0.0.0", 9090)) as server:
-    server.settimeout(4)
+    server.settimeout(2.5)
     print("listening", flush=True)
     try:
         connection, whence = server.accept()

@@ -7,8 +7,9 @@ PRELUDE = r'''
 import ctypes, errno, fcntl, json, mmap, os, platform, re, resource, select, signal, socket, stat, struct, subprocess
 import sys, threading, time
 
-if socket.gethostname() != "sandbox" or b"-c\0" not in open("/proc/1/cmdline", "rb").read():
-    raise SystemExit("this is not a sandbox, and no place for an attack")
+with open("/proc/1/cmdline", "rb") as file:
+    if socket.gethostname() != "sandbox" or b"-c\0" not in file.read():
+        raise SystemExit("this is not a sandbox, and no place for an attack")
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -64,21 +65,42 @@ def checked(result, what=""):
 
 
 def syscall(name, *arguments):
-    return checked(libc.syscall(NUMBERS[name], *arguments), name)
+    whole = [ctypes.c_long(each) if type(each) is int else each for each in arguments]
+    return checked(libc.syscall(NUMBERS[name], *whole), name)
 
 
 def mount(source, target, kind, flags=0, data=None):
     given = [text.encode() if isinstance(text, str) else text for text in (source, target, kind)]
-    return syscall("mount", *given, ctypes.c_ulong(flags), data.encode() if data else None)
+    return syscall("mount", *given, flags, data.encode() if data else None)
+
+
+def new_directory():
+    """An empty directory of this process's own."""
+    path = "/tmp/directory-%d" % os.getpid()
+    os.mkdir(path)
+    return path
+
+
+def device_node(kind, major, minor):
+    """A new device node, where devices work if there is such a place."""
+    for folder in ("", "/dev", "/run", "/tmp"):
+        path = "%s/node-%d-%d" % (folder, major, minor)
+        try:
+            os.mknod(path, kind | 0o600, os.makedev(major, minor))
+            return path
+        except OSError as error:
+            why = error
+    raise why
 
 
 def remount_writable(path):
     """Make a read-only place writable again; where it is no mount of its own, do nothing."""
-    try:
-        mount(None, path, None, MS_REMOUNT | MS_BIND)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
+    for flags in (MS_REMOUNT | MS_BIND, *([MS_REMOUNT] if path == "/sys" else [])):
+        try:
+            mount(None, path, None, flags)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
 
 
 def write_back(path):
@@ -157,13 +179,20 @@ def other_processes():
     return sorted(set(map(int, filter(str.isdigit, os.listdir("/proc")))) - own_pids())
 
 
+def first_mark(mark, value):
+    """What a string or bytes hold that begins with a mark; empty for none, and for everything else."""
+    if type(value) is str:
+        value = value.encode("utf-8", "replace")
+    found = re.search(mark.encode() + rb"-[0-9a-z-]+", value) if type(value) is bytes else None
+    return found.group().decode() if found else ""
+
+
 def search(mark, texts):
     """The first text (of pairs of a place and its bytes) that holds something with a mark."""
-    pattern = re.compile(mark[:3].encode() + mark[3:].encode() + rb"-[0-9a-z-]+")
     for place, data in texts:
-        found = pattern.search(data)
+        found = first_mark(mark, data)
         if found:
-            succeeded("%s holds %s" % (place, found.group().decode()))
+            succeeded("%s holds %s" % (place, found))
     stopped("nothing of the kind is in sight")
 
 

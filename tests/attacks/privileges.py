@@ -47,12 +47,14 @@ for program in sorted(programs):
     except BlockingIOError: pass
     os.set_blocking(sender, True)
     started = subprocess.Popen([program, "--help"], stdin=subprocess.DEVNULL, stdout=sender, stderr=sender)
-    deadline = time.monotonic() + 0.3
+    deadline = time.monotonic() + 1.0
     uids = []
     while time.monotonic() < deadline and started.poll() is None:
         with open("/proc/%d/status" % started.pid) as file:
-            uids = [line.split()[1:] for line in file if line.startswith("Uid:")][0]
-        if "0" in uids: break
+            facts = dict(line.split(":", 1) for line in file)
+        uids = facts["Uid"].split()
+        running = facts["Name"].strip() == os.path.basename(program)[:15]
+        if "0" in uids or (running and facts["State"].split()[0] == "S"): break
         time.sleep(0.005)
     try:
         started.kill()

@@ -21,11 +21,13 @@ def inode(name):
         return None
 seen = [place for place in json.loads(payload) if os.path.exists(place)]
 root = os.stat("/")
+with open("/proc/1/cmdline", "rb") as file:
+    first = file.read(4096).decode("utf-8", "replace").split("\0")[:3]
 print(json.dumps({
     "hostname": socket.gethostname(),
     "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
     "pid": os.getpid(),
-    "first": open("/proc/1/cmdline", "rb").read(4096).decode("utf-8", "replace").split("\0")[:3],
+    "first": first,
     "namespaces": {name: inode(name) for name in ("pid", "net", "mnt", "ipc", "uts")},
     "root": [root.st_dev, root.st_ino],
     "markers": seen,

@@ -94,6 +94,7 @@ stopped(why if not sent else "%d signals were sent, and made no difference" % se
     ),
     Attack(
         name="forge-output",
+        mess=True,
         wants="to write frames of its own to the worker, on every descriptor that there is",
         code=_FRAME
         + """
@@ -109,6 +110,7 @@ print("written to %s" % written)
     ),
     Attack(
         name="forge-output-through-proc",
+        mess=True,
         wants="the same through the runner's descriptors in /proc",
         code=_FRAME
         + """
@@ -127,6 +129,7 @@ print(why)
     ),
     Attack(
         name="forge-exit",
+        mess=True,
         wants="to be recorded as completed when it failed",
         code=_EXIT
         + """
@@ -141,6 +144,7 @@ os._exit(3)
     ),
     Attack(
         name="forge-exit-by-fork",
+        mess=True,
         wants="two processes to return from one script, so that the wrong one's end is recorded",
         code="""
 if os.fork() == 0:
@@ -152,6 +156,7 @@ os._exit(3)
     ),
     Attack(
         name="close-outputs",
+        mess=True,
         wants="to be taken for ended while it runs on",
         code="""
 for descriptor in (1, 2):
@@ -290,15 +295,12 @@ succeeded("its score is 500")
         before="token = payload",
         code="""
 import gc
-mark = VICTIM[:3] + VICTIM[3:] + "-"
 for thing in gc.get_objects():
     try:
         inside = thing.values() if type(thing) is dict else thing if type(thing) in (list, tuple) else ()
         for value in list(inside):
-            if type(value) in (str, bytes):
-                text = value if type(value) is str else value.decode("utf-8", "replace")
-                place = text.find(mark)
-                if place >= 0: succeeded("a %s holds %s" % (type(thing).__name__, text[place:place + 40]))
+            found = first_mark(VICTIM, value)
+            if found: succeeded("a %s holds %s" % (type(thing).__name__, found))
     except (RuntimeError, ReferenceError): pass
 stopped("no object holds it")
 """,
@@ -319,7 +321,6 @@ stopped("nothing in all readable memory")
         wants="what the runner's own frames and modules hold",
         before="token = payload",
         code="""
-mark = VICTIM[:3] + VICTIM[3:] + "-"
 places = [("module " + name, vars(module)) for name, module in list(sys.modules.items()) if hasattr(module, "__dict__")]
 frame = sys._getframe()
 while frame is not None:
@@ -327,8 +328,9 @@ while frame is not None:
     frame = frame.f_back
 for place, variables in places:
     for name, value in list(variables.items()):
-        if type(value) in (str, bytes, list, dict, tuple) and mark in repr(value):
-            succeeded("%s: %s" % (place, name))
+        found = first_mark(VICTIM, value if type(value) in (str, bytes) else repr(value)) \
+            if type(value) in (str, bytes, list, dict, tuple) else ""
+        if found: succeeded("%s, %s: %s" % (place, name, found))
 stopped("they hold nothing of it")
 """,
     ),

@@ -61,7 +61,8 @@ stopped("there is none")
         wants="the name of the worker's host",
         code="""
 name = WORLD["host_name"]
-places = [("uname", os.uname().nodename), *(("environment " + key, value) for key, value in os.environ.items())]
+places = [("uname", os.uname().nodename), *(("environment " + key, value) for key, value in os.environ.items()
+           if not key.startswith("CONTINUUM_PAYLOAD"))]
 files = ["/etc/hosts", "/etc/hostname", "/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname", "/proc/cmdline"]
 places += [(path, data.decode("utf-8", "replace")) for path, data in contents(files)]
 for place, text in places:
@@ -220,6 +221,7 @@ for pid in other_processes():
         why = error
 stopped("there is no other process" if not other_processes() else why)
 """,
+        mess=True,
     ),
     Attack(
         name="neighbour-trace",

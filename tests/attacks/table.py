@@ -26,7 +26,7 @@ def complaint(attack: Attack, result: Result) -> str:
             return f"it does not work even where nothing protects, and so proves nothing: {result.detail}"
         return ""
     if result.target in attack.open_on:
-        if result.verdict is Verdict.STOPPED:
+        if result.verdict is Verdict.STOPPED and not attack.needs:
             return f"it is listed as open ({attack.open_on[result.target]}) and was stopped: {result.detail}"
         return ""
     return f"SUCCEEDED: {result.detail}" if result.verdict is Verdict.SUCCEEDED else ""

@@ -43,7 +43,7 @@ from tests.support import docker as lab
 from tests.support.postgres import PostgresServer
 
 TARGETS = ("control", "docker", "runsc", "bubblewrap")
-PLAIN_LANES = 2
+PLAIN_LANES = 3
 """Workers side by side, beside one with a network and one for the neighbour."""
 NETWORK_LANE, NEIGHBOUR_LANE = 90, 91
 VICTIM_TIMEOUT = 900.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import trio
@@ -61,13 +62,17 @@ class Campaigns:
         return {result.attack: result for result in results}
 
 
+class _NONE:
+    params: ClassVar[dict[str, object]] = {}
+
+
 @pytest.fixture(scope="session")
 def campaigns(request: pytest.FixtureRequest, server: PostgresServer, host: Host) -> Iterator[Campaigns]:
     wanted: dict[str, list[Attack]] = {}
     for item in request.session.items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if "attack" in parameters and "target" in parameters:
-            wanted.setdefault(parameters["target"], []).append(parameters["attack"])
+        target, attack = (getattr(item, "callspec", _NONE).params.get(name) for name in ("target", "attack"))
+        if isinstance(target, str) and isinstance(attack, Attack):
+            wanted.setdefault(target, []).append(attack)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "CONTINUUM_ATTACK_SECRET", f"{WORKER_MARK}-environment")
         yield Campaigns(server, host, wanted)

@@ -181,7 +181,7 @@ stopped("files, umask, nice: %s" % (now,))
     Attack(
         name="remove-directory-from-under",
         wants="to take away the directory that the next task works in",
-        code="os.rmdir('/sandbox/work')\nopen('/sandbox/work', 'w').close()",
+        code="os.rename('/sandbox/work', '/sandbox/moved')\nopen('/sandbox/work', 'w').close()",
         aftermath="open('mine', 'w').close()\nstopped('the directory is there')",
         judge=_next_task_suffered,
     ),

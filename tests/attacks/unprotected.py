@@ -51,14 +51,13 @@ class Interpreter:
     """The process in which all scripts run, until one ends it."""
 
     def __init__(self) -> None:
+        os.set_inheritable(os.dup(1), True)
         jobs_in, self.jobs = os.pipe()
         self.ended, ended_out = os.pipe()
         self.out, out = os.pipe()
         self.err, err = os.pipe()
         for descriptor in (jobs_in, self.jobs, self.ended, ended_out):
             os.set_inheritable(descriptor, True)
-        channel = os.dup(1)
-        os.set_inheritable(channel, True)
         self.pid = os.fork()
         if self.pid == 0:
             os.dup2(out, 1)
@@ -152,7 +151,8 @@ def serve(victim: str) -> None:
         # No signal from inside a process namespace ends its first process; the runner is to be within reach.
         pid = os.fork()
         if pid:
-            os.waitpid(pid, 0)
+            while os.wait()[0] != pid:
+                pass
             os._exit(1)
     os.umask(0)
     os.makedirs("/sandbox/work", exist_ok=True)

@@ -38,7 +38,7 @@ CAPABILITIES = (
 themselves often cannot give."""
 PATIENCE = 1.0
 """Seconds beyond a timeout after which the unprotected runner is taken for lost."""
-MOST_OUTPUT = 8 << 20
+MOST_OUTPUT = 1 << 20
 """Characters of output after which the point is proven, and the worker's memory spared."""
 
 _HEADER = struct.Struct("!IIQ")

@@ -137,6 +137,7 @@ if name is None: stopped("no disk is listed")
 with open(device_node(stat.S_IFBLK, major, minor), "rb", 0) as disk:
     succeeded("read from %s: %s" % (name, disk.read(2048)[1024:1104].hex()))
 """,
+        needs="a disk that a container may open at all",
     ),
     Attack(
         name="device-of-memory",

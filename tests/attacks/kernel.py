@@ -211,6 +211,7 @@ if text: succeeded(text.splitlines()[0])
 stopped("the list is empty")
 """,
         open_on={"bubblewrap": "its /proc is not masked: one sees the keys of one's own user"},
+        needs="a user with keys",
     ),
     Attack(
         name="load-module",

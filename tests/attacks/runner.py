@@ -295,10 +295,14 @@ succeeded("its score is 500")
         before="token = payload",
         code="""
 import gc
+def inside(thing, depth=2):
+    if type(thing) in (str, bytes): yield thing
+    elif depth and type(thing) in (dict, list, tuple):
+        for each in list(thing.values() if type(thing) is dict else thing):
+            yield from inside(each, depth - 1)
 for thing in gc.get_objects():
     try:
-        inside = thing.values() if type(thing) is dict else thing if type(thing) in (list, tuple) else ()
-        for value in list(inside):
+        for value in inside(thing):
             found = first_mark(VICTIM, value)
             if found: succeeded("a %s holds %s" % (type(thing).__name__, found))
     except (RuntimeError, ReferenceError): pass

@@ -133,6 +133,7 @@ def run(interpreter: Interpreter, body: bytes, timeout: float) -> dict[str, Any]
             if data:
                 status = data[0] << 8
             elif descriptor == interpreter.out:
+                time.sleep(0.05)  # it may be about to end
                 status = 0
         ended, found = os.waitpid(interpreter.pid, os.WNOHANG)
         if ended:

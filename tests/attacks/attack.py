@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from continuum.model import TaskRecord
 
-MEMORY_MB = 128
+MEMORY_MB = {"control": 128, "docker": 128, "runsc": 512, "bubblewrap": 128}
 DISK_MB = 16
 PIDS = 48
 CPUS = 0.5
@@ -103,7 +103,7 @@ class Attack:
     mess: what it does to a sandbox without protection would spoil that one for other attacks; every attack with an
     aftermath does.
     needs: what this kernel or machine may lack; then the unprotected sandbox cannot show the attack, and it does not count.
-    open_on: where it is known to succeed, by target, and why.
+    open_on: where it is known to succeed, by target, in the words in which the target warns of it.
     """
 
     name: str

@@ -5,12 +5,11 @@ Every script stops by itself a little above what a sandbox allows, so that a mac
 
 from __future__ import annotations
 
-from tests.attacks.attack import CPUS, DISK_MB, MEMORY_MB, OPEN_FILES, OUTPUT_LIMIT, PIDS, Attack, Evidence, Onlooker
+from tests.attacks.attack import CPUS, DISK_MB, OPEN_FILES, OUTPUT_LIMIT, PIDS, Attack, Evidence, Onlooker
 from tests.attacks.runner import evidence_limit
 
-_NO_GROUP_LIMIT = {"bubblewrap": "it limits memory and processor time by process, not by group"}
+_NO_GROUP_LIMIT = {"bubblewrap": "no memory or CPU limit for a group of processes"}
 _MORE_PROCESSES = PIDS + 40
-_MORE_MEMORY = MEMORY_MB + 48
 _MORE_DISK = DISK_MB * 2
 
 
@@ -92,10 +91,10 @@ for pid in children: os.waitpid(pid, 0)
     Attack(
         name="memory-hog",
         wants="more memory than it may have, in one process",
-        code=f"""
+        code="""
 held = []
 try:
-    for _ in range({_MORE_MEMORY}): held.append(bytearray(os.urandom(4096) * 256))
+    for _ in range(WORLD["too_much_memory"]): held.append(bytearray(os.urandom(4096) * 256))
 except MemoryError:
     held.clear()
     stopped("MemoryError")
@@ -109,9 +108,9 @@ succeeded("%d MB" % size)
     Attack(
         name="memory-hogs",
         wants="more memory than it may have, spread over processes",
-        code=f"""
+        code="""
 receiver, sender = os.pipe()
-share = {_MORE_MEMORY} // 4
+share = WORLD["too_much_memory"] // 4
 for _ in range(4):
     if os.fork() == 0:
         held = [bytearray(os.urandom(4096) * 256) for _ in range(share)]
@@ -138,10 +137,10 @@ stopped("%d of 4 got their share" % reached)
     Attack(
         name="memory-as-files",
         wants="memory that counts as nobody's: files without a name",
-        code=f"""
+        code="""
 held = []
 try:
-    for _ in range({_MORE_MEMORY} // 8):
+    for _ in range(WORLD["too_much_memory"] // 8):
         held.append(syscall("memfd_create", b"hog", 0))
         for _ in range(8): os.write(held[-1], os.urandom(4096) * 256)
 except OSError as error:
@@ -155,19 +154,19 @@ succeeded("%d MB in %d files" % (8 * len(held), len(held)))
     Attack(
         name="memory-as-system-v-segments",
         wants="memory that counts as nobody's: System V shared memory",
-        code=f"""
+        code="""
 libc.shmat.restype = ctypes.c_void_p
-number = checked(libc.shmget(0, {_MORE_MEMORY} << 20, 0o1600), "shmget")
+size = WORLD["too_much_memory"] << 20
+number = checked(libc.shmget(0, size, 0o1600), "shmget")
 try:
     address = checked(libc.shmat(number, None, 0), "shmat")
-    for page in range(0, {_MORE_MEMORY} << 20, 4096): ctypes.memset(address + page, 1, 1)
-    print("SUCCEEDED: {_MORE_MEMORY} MB in one segment")
+    for page in range(0, size, 4096): ctypes.memset(address + page, 1, 1)
+    print("SUCCEEDED: %d MB in one segment" % (size >> 20))
 finally:
     libc.shmctl(number, 0, None)
 """,
         may_die=True,
         timeout=10.0,
-        open_on=_NO_GROUP_LIMIT,
     ),
     Attack(
         name="locked-memory",
@@ -221,7 +220,7 @@ succeeded("%d files" % made)
 """,
         mess=True,
         timeout=15.0,
-        open_on={"bubblewrap": "its file systems are limited in size, not in files"},
+        open_on={"bubblewrap": "no limit to the number of files"},
     ),
     Attack(
         name="flood-output",

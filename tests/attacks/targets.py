@@ -69,7 +69,6 @@ class Range:
             **{
                 "slots": 1,
                 "output_limit": OUTPUT_LIMIT,
-                "container_memory_mb": MEMORY_MB,
                 "container_disk_mb": DISK_MB,
                 "container_pids_limit": PIDS,
                 "container_cpu_limit": CPUS,
@@ -119,6 +118,7 @@ async def open_target(name: str, place: Range, attacks: Sequence[Attack]) -> Asy
             "host_name": host_name(),
             "shared_uid": CONTROL_UID if name == "control" else SCRIPT_UID,
             "gateway_port": 1,
+            "too_much_memory": MEMORY_MB[name] + 48,
         }
         wants_network = any(attack.place is Place.NETWORK for attack in attacks)
         make, world = await _maker(name, place, facts, wants_network, stack)
@@ -128,7 +128,7 @@ async def open_target(name: str, place: Range, attacks: Sequence[Attack]) -> Asy
 
         async def lane(number: int, neighbour: Lane | None = None, **values: Any) -> Lane:
             networked = number == NETWORK_LANE
-            settings = place.settings(number, **values)
+            settings = place.settings(number, container_memory_mb=MEMORY_MB[name], **values)
             backend = WatchedBackend(make(settings, networked), place.host, world if networked else None)
             opened = open_lane(name, backend, settings, facts, place.host, reuse=reuse, neighbour=neighbour)
             return await stack.enter_async_context(opened)

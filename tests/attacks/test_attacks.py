@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 import trio
 
+from continuum.sandbox import WEAKER
 from tests.attacks.__main__ import ENOUGH
 from tests.attacks.attack import WORKER_MARK, Attack, Result
 from tests.attacks.catalogue import ATTACKS
@@ -106,6 +107,12 @@ def test_enough_attacks_count(campaigns: Campaigns) -> None:
 
 def test_no_attack_is_expected_to_succeed_on_docker() -> None:
     assert [attack.name for attack in ATTACKS if "docker" in attack.open_on] == []
+
+
+def test_what_is_open_on_bubblewrap_is_in_its_warning() -> None:
+    reasons = {attack.open_on["bubblewrap"] for attack in ATTACKS if "bubblewrap" in attack.open_on}
+    assert reasons
+    assert [reason for reason in reasons if reason not in WEAKER] == []
 
 
 def test_each_attack_has_a_name_of_its_own_and_says_what_it_is_after() -> None:

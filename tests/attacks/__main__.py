@@ -123,7 +123,10 @@ def report(campaign: Campaign, *, everything: bool) -> int:
 
 def attack() -> int:
     asked = parse()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     attacks = chosen(asked.only)
     targets = [word.strip() for word in asked.on.split(",")]
     console = Console(stderr=asked.json, width=None if sys.stdout.isatty() else 130)

@@ -42,7 +42,8 @@ class Evidence:
     seconds: how long the attack's own task was held, by the database's clock.
     same_sandbox: whether attack and aftermath ran in the same one; a sandbox that was thrown away in between is as
     clean as can be. shared: whether the attack ran in the sandbox of the task before.
-    seen: what somebody outside saw while the attack ran; empty when there is nothing to report.
+    seen: by what somebody outside saw it succeed while it ran; empty when there is nothing to report.
+    measured: what somebody outside measured instead, so that the script's word is not asked for.
     """
 
     attack: TaskRecord
@@ -53,6 +54,7 @@ class Evidence:
     same_sandbox: bool
     shared: bool
     seen: str = ""
+    measured: str = ""
 
     @property
     def lost(self) -> bool:
@@ -84,6 +86,8 @@ class Onlooker(enum.Enum):
     """Connects to the sandbox from the host."""
     NEIGHBOUR = "neighbour"
     """Runs `Attack.neighbour` in another sandbox."""
+    METER = "meter"
+    """Measures on the host how much of its processors the sandbox uses, where it is a container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,8 @@ def judged(attack: Attack, evidence: Evidence) -> tuple[Verdict, str]:
         return Verdict.SUCCEEDED, seen
     if evidence.honest is not None and (harm := _harm(evidence.honest)):
         return Verdict.SUCCEEDED, f"an honest task afterwards {harm}"
+    if evidence.measured:
+        return Verdict.STOPPED, evidence.measured
     last = evidence.aftermath if attack.aftermath else evidence.attack
     assert last is not None
     lines = (last.output or "").splitlines()

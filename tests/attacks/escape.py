@@ -171,6 +171,7 @@ for path in found:
     succeeded("opened " + path)
 stopped("only the usual devices are there")
 """,
+        open_on={"runsc": "gVisor gives every container a /dev/fuse, of its own kernel's"},
     ),
     Attack(
         name="core-pattern",

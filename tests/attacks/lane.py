@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ class Lane:
             before = await self.task(attack.before, {"secret": SECRET}, tenant=tenants[0])
             assert before.status == "completed", before
         number = await self.submit(PRELUDE + attack.code, self.facts, tenant=tenants[1], timeout=attack.timeout)
-        seen = await self._look_on(attack, number)
+        seen, measured = await self._look_on(attack, number)
         record = await self.client.wait(number, PATIENCE)
         if attack.aftermath:
             aftermath = await self.task(PRELUDE + attack.aftermath, self.facts, tenant=tenants[1])
@@ -187,24 +188,29 @@ class Lane:
             same_sandbox=aftermath is not None and ran_in.get(aftermath.id) == ran_in.get(number),
             shared=before is not None and ran_in.get(before.id) == ran_in.get(number),
             seen=seen,
+            measured=measured,
         )
 
-    async def _look_on(self, attack: Attack, number: int) -> str:
-        """Take part from outside while an attack runs; what was seen of its success."""
-        if attack.onlooker is Onlooker.NOBODY:
-            return ""
-        if not await self._has_begun(number):
-            return ""
-        if attack.onlooker is Onlooker.VISITOR:
-            if not self.backend.networked:
-                return ""
-            address = await trio.to_thread.run_sync(_address, self.backend.sandbox_of[number])
-            return await trio.to_thread.run_sync(visit, address) if address else ""
-        assert self.neighbour is not None
-        record = await self.neighbour.task(PRELUDE + attack.neighbour, self.facts)
-        if record.status != "completed":
-            return f"a task in another sandbox did not complete: {record.last_error}"
-        return (record.output or "").partition("SUCCEEDED: ")[2].strip()
+    async def _look_on(self, attack: Attack, number: int) -> tuple[str, str]:
+        """Take part from outside while an attack runs; what was seen of its success, or else measured."""
+        if attack.onlooker is Onlooker.NOBODY or not await self._has_begun(number):
+            return "", ""
+        sandbox = self.backend.sandbox_of[number]
+        match attack.onlooker:
+            case Onlooker.VISITOR if self.backend.networked:
+                address = await trio.to_thread.run_sync(_address, sandbox)
+                return (await trio.to_thread.run_sync(visit, address) if address else ""), ""
+            case Onlooker.METER if self.target != "bubblewrap":
+                share = await trio.to_thread.run_sync(_processors, sandbox)
+                measured = f"{share:.2f} processors, measured on the host"
+                return (measured, "") if share > CPUS * 1.6 else ("", measured)
+            case Onlooker.NEIGHBOUR:
+                assert self.neighbour is not None
+                record = await self.neighbour.task(PRELUDE + attack.neighbour, self.facts)
+                if record.status != "completed":
+                    return f"a task in another sandbox did not complete: {record.last_error}", ""
+                return (record.output or "").partition("SUCCEEDED: ")[2].strip(), ""
+        return "", ""
 
     async def _has_begun(self, number: int) -> bool:
         """Wait until a script has said something, or has ended; whether it still runs."""
@@ -220,6 +226,17 @@ def _address(sandbox: str) -> str:
     with lab.api() as client:
         networks: dict[str, dict[str, Any]] = client.inspect_container(sandbox)["NetworkSettings"]["Networks"]
     return next((network["IPAddress"] for network in networks.values() if network.get("IPAddress")), "")
+
+
+def _processors(sandbox: str) -> float:
+    """How many processors a container uses, for most of a second."""
+    with lab.api() as client:
+        used, at = [], []
+        for pause in (0.7, 0.0):
+            used.append(client.stats(sandbox, stream=False, one_shot=True)["cpu_stats"]["cpu_usage"]["total_usage"])
+            at.append(time.monotonic_ns())
+            time.sleep(pause)
+    return float(used[1] - used[0]) / (at[1] - at[0])
 
 
 @asynccontextmanager

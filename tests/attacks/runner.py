@@ -288,6 +288,7 @@ succeeded("its score is 500")
         name="open-files-of-runner",
         wants="to see what the runner has open",
         code="succeeded(os.listdir('/proc/%d/fd' % os.getppid()))",
+        open_on={"runsc": "gVisor of 2022 shows the numbers; to open them is refused, as other attacks show"},
     ),
     Attack(
         name="earlier-requests-by-garbage-collector",

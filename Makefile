@@ -10,7 +10,7 @@ export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos bench build clean
+.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench build clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,9 @@ e2e: venv ## Whole workers, and what happens when their parts die
 
 chaos: venv ## Break a database under load and judge what was recorded; CHAOS="--help" lists where and how
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+attack: venv services ## Attack every kind of sandbox, and show as a table what came of it; ATTACK="--help" says how
+	@$(BIN)/python -m tests.attacks $(ATTACK)
 
 bench: venv ## Measure sandboxes and the whole way of a task on this machine
 	$(BIN)/python benchmarks/throughput.py

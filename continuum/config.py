@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Secre
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
 
 ENV_FILE = ".env"
 SEED_IMAGE = "python:3.9-slim"
@@ -61,6 +64,11 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not value:
         raise ValueError("name at least one")
     return value
+
+
+def _parsed_list(parse: Callable[[Any], object]) -> Callable[[object], object]:
+    """A validator for a list of texts that a function reads as a whole."""
+    return lambda value: parse(_split_list(value))
 
 
 def _lower(value: object) -> object:
@@ -140,7 +148,9 @@ class Settings(BaseSettings):
     container_pids_limit: int = Field(default=128, ge=8)
     container_disk_mb: int = Field(default=64, ge=1)
     container_runtime: str = ""
-    egress: Literal["public", "none"] = "public"
+    egress: Literal["public", "none", "allowlist"] = "public"
+    egress_allow: Annotated[tuple[AllowEntry, ...], NoDecode, BeforeValidator(_parsed_list(parse_allow))] = ()
+    egress_dns: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_parsed_list(parse_resolvers))] = ()
     output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
 
     # Status server and logs
@@ -196,6 +206,14 @@ def _contradictions(settings: Settings) -> list[str]:
             f"DB_PORT lists {len(settings.db_port)} ports for {len(settings.db_host)} hosts in DB_HOST: "
             "give one port for all, or one for each"
         )
+    if settings.egress_allow and settings.egress != "allowlist":
+        problems.append(
+            f"EGRESS_ALLOW is set, and EGRESS={settings.egress} does not read it: set EGRESS=allowlist, or unset it"
+        )
+    if settings.egress == "allowlist" and not settings.egress_allow:
+        problems.append("EGRESS=allowlist and EGRESS_ALLOW names nothing: list what sandboxes may reach, or use none")
+    if settings.egress_dns and settings.egress != "public":
+        problems.append(f"EGRESS_DNS is set, and with EGRESS={settings.egress} sandboxes ask no name server: unset it")
     return problems
 
 

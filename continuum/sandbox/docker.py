@@ -23,11 +23,18 @@ from continuum.model import Outcome, RunRequest
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
-from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
+from continuum.sandbox.docker_network import (
+    SandboxNetwork,
+    enforceable,
+    ensure_network,
+    find_host_addresses,
+    restrict,
+)
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
-from continuum.sandbox.network import PolicyError
+from continuum.sandbox.network import Allowlist, EgressPolicy, PolicyError
+from continuum.sandbox.network_names import resolve
 from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
 
 log = structlog.get_logger(__name__)
@@ -39,7 +46,7 @@ AUTOPSY_DEADLINE = 2.0
 RUNNER = RunnerConfig(
     uid=SANDBOX_UID, gid=SANDBOX_UID, home=WORK_DIRECTORY, writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue")
 )
-_NO_NETWORK = "EGRESS=public, but sandboxes run without a network"
+_NO_NETWORK = "sandboxes run without the network that EGRESS wants for them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +55,14 @@ class _Prepared:
 
     image: SandboxImage
     runtime: str
+    egress: str
     network: SandboxNetwork | None
     no_network: str = ""
 
     @property
     def description(self) -> str:
         if self.network is not None:
-            return f"docker ({self.runtime}), egress public"
+            return f"docker ({self.runtime}), egress {self.egress}"
         return f"docker ({self.runtime}), no network" + (f": {self.no_network}" if self.no_network else "")
 
 
@@ -100,12 +108,15 @@ class DockerBackend:
         image = await ensure_image(
             engine, self._owner, settings.container_image, network=network.id if network else None
         )
-        if network is not None and not image.has_iptables:
-            network, no_network = None, f"{settings.container_image} lacks iptables, which could not be installed"
+        if network is not None:
+            try:
+                network = await self._with_policy(network, image)
+            except PolicyError as error:
+                network, no_network = None, str(error)
         runtime = settings.container_runtime or info.get("DefaultRuntime") or "runc"
-        self._prepared = _Prepared(image, runtime, network, no_network)
+        self._prepared = _Prepared(image, runtime, settings.egress, network, no_network)
         if no_network:
-            self._warn_once(_NO_NETWORK, because=no_network)
+            self._warn_no_network(no_network)
 
     async def _find_network(self, info: dict[str, Any]) -> tuple[SandboxNetwork | None, str]:
         """The sandboxes' network, or None and the reason why there is none, empty when none is wanted."""
@@ -118,24 +129,49 @@ class DockerBackend:
         except PolicyError as error:
             return None, str(error)
 
+    async def _with_policy(self, network: SandboxNetwork, image: SandboxImage) -> SandboxNetwork:
+        """The network with what its policy needs of the host. Raises `PolicyError`."""
+        if not image.has_iptables:
+            raise PolicyError(f"{self._settings.container_image} lacks iptables, which could not be installed")
+        host = await find_host_addresses(self._engine, self._owner, image.tag)
+        return replace(network, policy=replace(network.policy, host=host, resolvers=self._settings.egress_dns))
+
     async def start(self) -> DockerSandbox:
         prepared = self._prepared
         if prepared is None:
             raise BackendUnavailable("the Docker backend has not been prepared")
         if prepared.network is not None:
+            network = replace(prepared.network, policy=await self._current(prepared.network.policy))
             try:
-                return await self._start(prepared.image, prepared.network)
+                return await self._start(prepared.image, network)
             except PolicyError as error:
                 self._prepared = replace(prepared, network=None, no_network=str(error))
-                self._warn_once(_NO_NETWORK, because=str(error))
+                self._warn_no_network(str(error))
         return await self._start(prepared.image, None)
+
+    async def _current(self, policy: EgressPolicy) -> EgressPolicy:
+        """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start
+        sandboxes without a network, because of a name server that is down, would fail tasks that can wait."""
+        if self._settings.egress != "allowlist":
+            return policy
+        try:
+            return replace(policy, allowlist=await resolve(self._settings.egress_allow))
+        except PolicyError as error:
+            raise BackendUnavailable(f"no sandbox is started for what EGRESS_ALLOW names: {error}") from error
 
     async def _start(self, image: SandboxImage, network: SandboxNetwork | None) -> DockerSandbox:
         """Raises `PolicyError` when the network's policy cannot be set in the sandbox."""
         engine, owner = self._engine, self._owner
         name = f"continuum-{secrets.token_hex(6)}"
+        policy = network.policy if network else EgressPolicy()
         specification = sandbox_specification(
-            self._settings, image, BOOTSTRAP, owner.labels("sandbox"), network.id if network else "none"
+            self._settings,
+            image,
+            BOOTSTRAP,
+            owner.labels("sandbox"),
+            network.id if network else "none",
+            hosts=policy.extra_hosts,
+            resolvers=policy.resolvers,
         )
         stream: ContainerStream | None = None
         try:
@@ -146,9 +182,9 @@ class DockerBackend:
             with _first_failure():
                 async with trio.open_nursery() as nursery:
                     if network is not None:
-                        nursery.start_soon(restrict, engine, owner, image.tag, name, network.policy)
+                        nursery.start_soon(restrict, engine, owner, image.tag, name, policy)
                     await self._boot(channel, stream)
-            return DockerSandbox(engine, name, stream, channel)
+            return DockerSandbox(engine, name, stream, channel, policy.allowlist)
         except BaseException:
             await engine.remove(name)
             if stream is not None:
@@ -189,6 +225,9 @@ class DockerBackend:
         if self._connected is not None:
             self._connected.close()
 
+    def _warn_no_network(self, because: str) -> None:
+        self._warn_once(_NO_NETWORK, egress=self._settings.egress, because=because)
+
     def _warn_once(self, event: str, **details: str) -> None:
         if (warning := f"{event} {details}") not in self._warned:
             self._warned.add(warning)
@@ -217,11 +256,24 @@ def _missing_limits(info: dict[str, Any]) -> list[str]:
 class DockerSandbox:
     """A container in which a runner waits for scripts."""
 
-    def __init__(self, engine: Engine, name: str, stream: ContainerStream, channel: RunnerChannel) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        stream: ContainerStream,
+        channel: RunnerChannel,
+        allowlist: Allowlist | None = None,
+    ) -> None:
         self.name = name
+        self._allowlist = allowlist
         self._engine = engine
         self._stream = stream
         self._channel = channel
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the addresses that it was given for the names in EGRESS_ALLOW may still be used."""
+        return self._allowlist is None or self._allowlist.is_current(trio.current_time())
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         try:

@@ -7,15 +7,17 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from continuum.egress import Address
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import EngineRefused
 from continuum.sandbox.network import POLICY_VERSION, EgressPolicy, PolicyError
+from continuum.sandbox.network_host import ADDRESS_FILES, own_addresses, parse_addresses
 
 NETWORK = "continuum"
 NETWORK_LABEL = "continuum.network"
 POLICY_DEADLINE = 20.0
-"""Seconds for a helper container to set a sandbox's rules; it takes a fifth of one."""
+"""Seconds for a helper container to set a sandbox's rules, or to list the host's addresses; it takes a fifth of one."""
 
 _OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 _HELPER_CAPABILITIES = ["NET_ADMIN", "NET_RAW"]
@@ -89,31 +91,35 @@ def _isolates_members(network: dict[str, Any]) -> bool:
     return ours and network["Driver"] == "bridge" and _OPTIONS.items() <= options.items()
 
 
+async def find_host_addresses(engine: Engine, owner: Owner, image: str) -> tuple[Address, ...]:
+    """The addresses of the machine that the daemon runs on, and of this process where that is another.
+
+    Raises `PolicyError` when they cannot be had, and `EngineError`.
+    """
+    specification = _helper(owner, image, ["/bin/sh", "-c", f"cat {' '.join(ADDRESS_FILES)} || true"], network="host")
+    # A daemon that maps users lets only containers of the host's own users into the host's network.
+    specification["HostConfig"]["UsernsMode"] = "host"
+    try:
+        printed = await engine.run(
+            f"continuum-addresses-{secrets.token_hex(6)}", specification, deadline=POLICY_DEADLINE
+        )
+    except EngineRefused as error:
+        raise PolicyError(
+            f"a container on the host's network, to list the host's addresses, cannot run: {error}"
+        ) from error
+    found = parse_addresses(printed.output)
+    if not found:
+        raise PolicyError(f"the host's addresses could not be read: {printed.errors or 'nothing was printed'}")
+    return tuple(dict.fromkeys((*found, *own_addresses())))
+
+
 async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
     """Set a policy in the network namespace of a running sandbox, and read it back.
 
     Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
     """
-    specification = {
-        "Image": image,
-        "User": "0:0",
-        "Entrypoint": policy.command(),
-        "Cmd": [],
-        "Env": [_HELPER_PATH],
-        "WorkingDir": "/",
-        "Labels": owner.labels("network-policy"),
-        "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": {
-            "NetworkMode": f"container:{sandbox}",
-            "AutoRemove": True,
-            "CapDrop": ["ALL"],
-            "CapAdd": _HELPER_CAPABILITIES,
-            "SecurityOpt": ["no-new-privileges"],
-            "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": "size=1m", "/run": "size=1m"},  # noqa: S108
-            "LogConfig": {"Type": "none"},
-        },
-    }
+    specification = _helper(owner, image, policy.command(), network=f"container:{sandbox}")
+    specification["HostConfig"]["CapAdd"] = _HELPER_CAPABILITIES
     try:
         printed = await engine.run(f"{sandbox}-{secrets.token_hex(3)}", specification, deadline=POLICY_DEADLINE)
     except EngineRefused as error:
@@ -124,3 +130,26 @@ async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, polic
         policy.verify(printed.output)
     except PolicyError as error:
         raise PolicyError(f"{error}; {printed.errors}" if printed.errors else str(error)) from None
+
+
+def _helper(owner: Owner, image: str, command: list[str], *, network: str) -> dict[str, Any]:
+    """A container that runs a command as root with no rights at all in somebody else's network namespace."""
+    return {
+        "Image": image,
+        "User": "0:0",
+        "Entrypoint": command,
+        "Cmd": [],
+        "Env": [_HELPER_PATH],
+        "WorkingDir": "/",
+        "Labels": owner.labels("network-policy"),
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": network,
+            "AutoRemove": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/tmp": "size=1m", "/run": "size=1m"},  # noqa: S108
+            "LogConfig": {"Type": "none"},
+        },
+    }

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from continuum.config import Settings
+from continuum.egress import REDIRECTED_HOSTS, Address
 from continuum.sandbox.docker_image import WORK_DIRECTORY, SandboxImage
 
 MEBIBYTE = 1024 * 1024
 
 CAPABILITIES = ("SETUID", "SETGID", "KILL", "DAC_OVERRIDE")
 """What the runner needs: to become the sandbox user, to kill what that user left and to empty what it wrote."""
-
-REDIRECTED_HOSTS = ("host.docker.internal", "gateway.docker.internal", "metadata.google.internal")
-"""Names that elsewhere lead out of the sandbox to its host; here they lead to the sandbox itself."""
 
 TEMPORARY_DIRECTORIES = {
     # A script may install a package with compiled parts where it works, and import it.
@@ -29,12 +27,20 @@ FILES_PER_MEBIBYTE = 256
 
 
 def sandbox_specification(
-    settings: Settings, image: SandboxImage, command: Sequence[str], labels: Mapping[str, str], network: str
+    settings: Settings,
+    image: SandboxImage,
+    command: Sequence[str],
+    labels: Mapping[str, str],
+    network: str,
+    *,
+    hosts: Sequence[str] = (),
+    resolvers: Sequence[Address] = (),
 ) -> dict[str, Any]:
     """A container whose only process is `command`, run as root with next to no rights, talked to over its stdin.
 
     It ends when its stdin does, and then removes itself: whatever happens to the worker, the daemon closes it.
-    network: a network's id, or `none`.
+    network: a network's id, or `none`. hosts: names it is told the addresses of, each as `name:address`.
+    resolvers: the name servers that Docker's resolver asks for it; empty for the host's own.
     """
     memory = settings.container_memory_mb * MEBIBYTE
     disk = (
@@ -79,7 +85,8 @@ def sandbox_specification(
             ],
             "NetworkMode": network,
             "IpcMode": "private",
-            "ExtraHosts": [f"{host}:127.0.0.1" for host in REDIRECTED_HOSTS],
+            "ExtraHosts": [*(f"{host}:127.0.0.1" for host in REDIRECTED_HOSTS), *hosts],
+            "Dns": [str(resolver) for resolver in resolvers],
             "LogConfig": {"Type": "none"},
             "Runtime": settings.container_runtime,
         },

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from continuum.model import Ending, Outcome, RunRequest
+from continuum.sandbox import docker_network
 from continuum.sandbox.bubblewrap import BubblewrapBackend
 from continuum.sandbox.protocol import BackendUnavailable, Sandbox
 from tests.conftest import require
 from tests.support import docker as lab
+from tests.support.world import World, open_world
 
 MEMORY_MB = 128
 DISK_MB = 16
@@ -82,3 +84,17 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 async def laboratory(backend_name: str) -> AsyncIterator[Laboratory]:
     async with open_laboratory(backend_name) as laboratory:
         yield laboratory
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    lab.require_docker()
+    with open_world() as world:
+        yield world
+
+
+@pytest.fixture
+def network_of_the_world(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker backends use the world's network, although its members may talk to each other."""
+    monkeypatch.setattr(docker_network, "NETWORK", world.network)
+    monkeypatch.setattr(docker_network, "_OPTIONS", {})

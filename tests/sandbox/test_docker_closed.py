@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import structlog
@@ -74,6 +75,29 @@ async def test_a_helper_that_may_not_run_closes_the_network(
         assert "cannot run" in backend.description
     finally:
         await sandbox.aclose()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [({"NetworkMode": "no-such-network"}, "cannot run"), ({"NetworkMode": "none"}, "could not be read")],
+)
+async def test_where_the_hosts_addresses_are_unknown_there_is_no_network(
+    values: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = docker_network._helper
+
+    def elsewhere(*arguments: Any, **given: Any) -> dict[str, Any]:
+        specification = make(*arguments, **given)
+        specification["HostConfig"] |= values
+        # What a namespace without an address prints.
+        specification["Entrypoint"] = ["/bin/sh", "-c", "echo Local:"]
+        return specification
+
+    monkeypatch.setattr(docker_network, "_helper", elsewhere)
+    async with lab.open_backend(egress="public") as backend:
+        assert "no network: " in backend.description
+        assert "the host's addresses" in backend.description
+        assert reason in backend.description
 
 
 async def test_preparing_again_opens_a_network_that_was_closed(

@@ -88,6 +88,23 @@ async def open_backend(worker: str | None = None, **values: Any) -> AsyncIterato
         await backend.aclose()
 
 
+@contextmanager
+def bystander(network: str) -> Iterator[str]:
+    """A container without any policy on a network, doing nothing; gives its name."""
+    with api() as client:
+        specification = {
+            "Image": IMAGE, "Cmd": ["sleep", "120"],
+            "HostConfig": {"NetworkMode": network, "LogConfig": {"Type": "none"}},
+        }  # fmt: skip
+        name = f"continuum-{new_worker()}"
+        try:
+            client.create_container_from_config(specification, name)
+            client.start(name)
+            yield name
+        finally:
+            remove(client, name)
+
+
 def remove(client: Any, name: str) -> None:
     """Remove a container, if it is there."""
     with suppress(docker.errors.APIError):

@@ -67,6 +67,8 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "container_disk_mb": 64,
         "container_runtime": "",
         "egress": "public",
+        "egress_allow": (),
+        "egress_dns": (),
         "output_limit": 1024 * 1024,
         "api_host": "127.0.0.1",
         "api_port": 8080,
@@ -172,6 +174,12 @@ BAD = {
     "RETENTION_DAYS": ("inf", "use a number, at least 0"),
     "SANDBOX": ("podman", "use 'auto', 'docker' or 'bubblewrap'"),
     "CONTAINER_CPU_LIMIT": ("half", "use a number, more than 0"),
+    "EGRESS": ("open", "use 'public', 'none' or 'allowlist'"),
+    "EGRESS_ALLOW": (
+        "one,10.1.2.3/24",
+        "10.1.2.3/24 is no network: write 10.1.2.0/24, or 10.1.2.3 for the one address",
+    ),
+    "EGRESS_DNS": ("dns.example", "use IP addresses of name servers, separated by commas, such as 9.9.9.9"),
     "OUTPUT_LIMIT": ("3", "use a whole number, at least 1024 and at most 67108864"),
     "API_PORT": ("65536", "use a whole number, at least 0 and at most 65535"),
     "LOG_FORMAT": ("xml", "use 'auto', 'json' or 'console'"),
@@ -206,6 +214,28 @@ def test_values_that_contradict_each_other_are_told() -> None:
     first, second = complaints()
     assert "MAX_PRIORITY=3 is below MIN_PRIORITY=9" in first
     assert "DB_PORT lists 2 ports for 3 hosts" in second
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (["EGRESS_ALLOW=example.com"], "EGRESS_ALLOW is set, and EGRESS=public does not read it"),
+        (["EGRESS=none", "EGRESS_ALLOW=example.com"], "EGRESS_ALLOW is set, and EGRESS=none does not read it"),
+        (["EGRESS=allowlist"], "EGRESS=allowlist and EGRESS_ALLOW names nothing"),
+        (["EGRESS=allowlist", "EGRESS_ALLOW=,"], "EGRESS=allowlist and EGRESS_ALLOW names nothing"),
+        (["EGRESS=allowlist", "EGRESS_ALLOW=a.example", "EGRESS_DNS=9.9.9.9"], "EGRESS_DNS is set, and with"),
+        (["EGRESS=none", "EGRESS_DNS=9.9.9.9"], "EGRESS_DNS is set, and with"),
+    ],
+)
+def test_settings_of_the_network_that_would_do_nothing_are_told(lines: list[str], complaint: str) -> None:
+    env_file(*lines)
+    (line,) = complaints()
+    assert line.startswith(complaint)
+
+
+def test_what_sandboxes_may_reach_is_a_list() -> None:
+    env_file("EGRESS=allowlist", "EGRESS_ALLOW=api.example.com:443, 10.1.2.0/24")
+    assert [str(entry) for entry in load_settings().egress_allow] == ["api.example.com:443", "10.1.2.0/24"]
 
 
 def test_a_value_without_end_is_shown_in_part() -> None:

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from continuum.sandbox.network import EgressPolicy
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
 from tests.sandbox.test_docker_image import FAKE_APT, base_image
 from tests.support import docker as lab
-from tests.support.package_index import builders_in, installing, open_index, sandbox_with, settings_for
+from tests.support.package_index import Index, builders_in, installing, open_index, sandbox_with, settings_for
 from tests.support.registry import registry
 from tests.support.world import World
 
@@ -145,16 +145,22 @@ async def test_a_worker_lives_its_whole_life_behind_the_proxy_and_needs_every_ca
         finally:
             for found in client.networks(names=[network]):
                 client.remove_network(found["Id"])
-    assert used == {(call.method, call.path) for call in CALLS} - REQUIREMENTS
+    assert used | REQUIREMENTS == {(call.method, call.path) for call in CALLS}
+
+
+@pytest.fixture
+def index(world: World) -> Iterator[Index]:
+    with open_index(world) as index, builders_in(world):
+        yield index
 
 
 @pytest.mark.usefixtures("network_of_the_world")
 async def test_requirements_are_installed_through_the_proxy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[tuple[str, str]], world: World
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[tuple[str, str]], index: Index
 ) -> None:
     for name in ("NETWORK", "NETWORK_OPTIONS"):
         monkeypatch.setattr(docker_judge, name, getattr(docker_network, name))
-    with open_index(world) as index, builders_in(world), base_image() as base:
+    with base_image() as base:
         values = settings_for(index, container_image=base, requirements_cache_mb=0)
         async with proxied(tmp_path, monkeypatch, lab.settings(**values)), installing(index, **values) as backend:
             async with sandbox_with(backend, "greet==1.0") as sandbox:
@@ -490,7 +496,7 @@ async def test_a_refusal_is_told_to_the_worker_in_words(socket: Path) -> None:
     engine = Engine(Endpoint.from_environment({"DOCKER_HOST": f"unix://{socket}"}))
     try:
         with pytest.raises(EngineRefused, match=r"refused by continuum socket-proxy: workers make no such call"):
-            await engine.call(lambda api: api.volumes())
+            await engine.call(lambda api: api.plugins())
         # A proxy with other settings than the worker's says which differ.
         async with lab.open_backend(container_memory_mb=33) as backend:
             with pytest.raises(EngineRefused, match=r"HostConfig\.Memory is 34603008 where 536870912 should be"):

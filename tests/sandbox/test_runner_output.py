@@ -10,6 +10,7 @@ from tests.sandbox.conftest import Laboratory, whatever_the_kernel
 FORGED = "b'X' + (12).to_bytes(4, 'big') + b'{\"status\":0}' + b'R\\0\\0\\0\\0'"
 
 
+@whatever_the_kernel
 async def test_endless_output_is_cut_at_the_limit_and_counted(laboratory: Laboratory) -> None:
     code = "import sys\nblock = 'x' * 999 + '\\n'\nfor _ in range(100_000): sys.stdout.write(block)\n"
     outcome = await laboratory.run(code, output_limit=5000)

@@ -1,6 +1,6 @@
 """How fast a hello task goes the whole way, beside the sandboxes alone: ratios of one run on one machine.
 
-    python benchmarks/throughput.py [--backend docker|bubblewrap] [--slots 4] [--tasks 2000] [--json]
+    python benchmarks/throughput.py [--backend docker|bubblewrap] [--runtime runsc] [--slots 4] [--tasks 2000] [--json]
 
 Sandboxes alone are driven by Trio without a database; end to end is INSERT to terminal row through an embedded
 PostgreSQL with fsync on, one worker in this process.
@@ -116,6 +116,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
         Path(folder).chmod(0o755)
         environment = {
             "SANDBOX": options.backend,
+            "CONTAINER_RUNTIME": options.runtime,
             "SLOTS": str(options.slots),
             "DB_DIALECT": "embedded",
             "EMBEDDED_DIR": folder,
@@ -135,6 +136,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--backend", choices=("docker", "bubblewrap", "auto"), default="auto")
+    parser.add_argument("--runtime", default="", help="Docker's runtime, such as runsc")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -146,9 +148,9 @@ def main() -> None:
     )
     figures = trio.run(measure, options)
     if options.json:
-        print(json.dumps({"backend": options.backend, "slots": options.slots} | figures))
+        print(json.dumps({"backend": options.backend, "runtime": options.runtime, "slots": options.slots} | figures))
         return
-    print(f"backend {options.backend}, {options.slots} slots")
+    print(f"backend {options.backend} {options.runtime}, {options.slots} slots")
     for name, value in figures.items():
         print(f"  {name:<40} {value:10.2f}")
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -18,14 +21,26 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
+
 ENV_FILE = ".env"
 SEED_IMAGE = "python:3.9-slim"
+PYPI = "https://pypi.org/simple,https://files.pythonhosted.org"
+NO_INDEX = "none"
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m(?!s))?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?", re.ASCII)
 _UNITS = (3600.0, 60.0, 1.0, 0.001)
 _LONGEST_SHOWN = 80
 """Characters of a bad value that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageIndex:
+    """Where packages come from. url: may hold a password. reached: all that must be reached for it."""
+
+    url: str = field(repr=False)
+    reached: tuple[AllowEntry, ...]
 
 
 class ConfigurationError(Exception):
@@ -63,6 +78,11 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _parsed_list(parse: Callable[[Any], object]) -> Callable[[object], object]:
+    """A validator for a list of texts that a function reads as a whole."""
+    return lambda value: parse(_split_list(value))
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -82,6 +102,40 @@ def _connection_string(value: SecretStr | None) -> SecretStr | None:
             "with what is special in the password escaped (@ is %40)"
         ) from None
     return value
+
+
+def _package_index(value: SecretStr) -> SecretStr:
+    """Checked without showing it: a private index has its password in the URL."""
+    if value.get_secret_value().strip() != NO_INDEX:
+        _parse_index(value.get_secret_value())
+    return value
+
+
+def _parse_index(text: str) -> PackageIndex:
+    """Raises ValueError with a message that shows no part of the text."""
+    first, *others = (part.strip() for part in text.split(","))
+    try:
+        if urlsplit(first).scheme not in _PORTS:
+            raise ValueError
+        entries = [_origin(part) if "://" in part else part for part in (first, *others)]
+        return PackageIndex(first, parse_allow(entries))
+    except ValueError:
+        raise ValueError(
+            "use the http:// or https:// URL of an index and then, separated by commas, the URLs of other places that its "
+            "files are on, or networks as in EGRESS_ALLOW; or none"
+        ) from None
+
+
+def _origin(url: str) -> str:
+    """The host and port of a URL as EGRESS_ALLOW would have them."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in _PORTS:
+        raise ValueError
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or _PORTS[parts.scheme]}"
+
+
+_PORTS = {"http": 80, "https": 443}
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -128,6 +182,7 @@ class Settings(BaseSettings):
     wakeup_feeds: int = Field(default=8, ge=0, le=80)
     lease_seconds: Duration = Field(default=30.0, ge=1)
     task_timeout: Duration = Field(default=3600.0, gt=0)
+    task_cpu_seconds: Duration = 0.0
     shutdown_grace: Duration = 25.0
     retention_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
@@ -140,8 +195,21 @@ class Settings(BaseSettings):
     container_pids_limit: int = Field(default=128, ge=8)
     container_disk_mb: int = Field(default=64, ge=1)
     container_runtime: str = ""
-    egress: Literal["public", "none"] = "public"
+    max_tasks_per_sandbox: int = Field(default=1000, ge=0)
+    egress: Literal["public", "none", "allowlist"] = "public"
+    egress_allow: Annotated[tuple[AllowEntry, ...], NoDecode, BeforeValidator(_parsed_list(parse_allow))] = ()
+    egress_dns: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_parsed_list(parse_resolvers))] = ()
+    requirements_index: Annotated[SecretStr, AfterValidator(_package_index)] = SecretStr(PYPI)
+    requirements_max_mb: int = Field(default=512, ge=1)
+    requirements_cache_mb: int = Field(default=4096, ge=0)
+    requirements_timeout: Duration = Field(default=300.0, gt=0)
     output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+
+    # Screening of code
+    code_policy: Annotated[Literal["off", "warn", "reject"], BeforeValidator(_lower)] = "off"
+    code_policy_config: Path | None = None
+    code_policy_severity: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "high"
+    code_policy_confidence: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "low"
 
     # Status server and logs
     api_host: str = "127.0.0.1"
@@ -149,6 +217,7 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = None
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_payloads: bool = False
 
     @field_validator("min_priority", "max_priority")
     @classmethod
@@ -163,6 +232,12 @@ class Settings(BaseSettings):
         if not all(0 < port < 65536 for port in value):
             raise ValueError("use port numbers from 1 to 65535")
         return value
+
+    @property
+    def package_index(self) -> PackageIndex | None:
+        """Where requirements are installed from; None when nothing is to be installed."""
+        text = self.requirements_index.get_secret_value().strip()
+        return None if text == NO_INDEX else _parse_index(text)
 
     @property
     def heartbeat_interval(self) -> float:
@@ -196,6 +271,14 @@ def _contradictions(settings: Settings) -> list[str]:
             f"DB_PORT lists {len(settings.db_port)} ports for {len(settings.db_host)} hosts in DB_HOST: "
             "give one port for all, or one for each"
         )
+    if settings.egress_allow and settings.egress != "allowlist":
+        problems.append(
+            f"EGRESS_ALLOW is set, and EGRESS={settings.egress} does not read it: set EGRESS=allowlist, or unset it"
+        )
+    if settings.egress == "allowlist" and not settings.egress_allow:
+        problems.append("EGRESS=allowlist and EGRESS_ALLOW names nothing: list what sandboxes may reach, or use none")
+    if settings.egress_dns and settings.egress != "public":
+        problems.append(f"EGRESS_DNS is set, and with EGRESS={settings.egress} sandboxes ask no name server: unset it")
     return problems
 
 

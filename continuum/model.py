@@ -1,7 +1,8 @@
 """The values that the parts of Continuum hand to each other.
 
 Everything here is plain, frozen data: no I/O, no clock, no dependency on another part. A task's way through the
-worker is `ClaimedTask` -> `Outcome` -> `Completion`; `TaskRecord` is what anybody may read back.
+worker is `ClaimedTask` -> `Outcome` -> `Completion`; `TaskRecord` is what anybody may read back. What a task holds is left out
+of the `repr` of what a worker handles: no message and no traceback shows it by accident.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class NewTask:
 
     name: str = ""
     description: str | None = None
-    code: str | None = None
+    code: str | None = field(default=None, repr=False)
     code_id: str | None = None
     requirements: str | None = None
-    payload: str | None = None
+    payload: str | None = field(default=None, repr=False)
     priority: int = 0
     max_attempts: int = 3
     timeout: float | None = None
@@ -79,16 +80,16 @@ class ClaimedTask:
     max_attempts: int
     released: int
     name: str
-    code: str | None
+    code: str | None = field(repr=False)
     code_id: str | None
-    payload: str
+    payload: str = field(repr=False)
     priority: int
     timeout: float | None
     tenant: str | None
     traceparent: str | None
     created_at: dt.datetime
     description: str | None = None
-    last_error: str | None = None
+    last_error: str | None = field(default=None, repr=False)
     requirements: str | None = None
 
     @property
@@ -141,9 +142,9 @@ class Outcome:
 
     ending: Ending
     exit_code: int | None = None
-    output: str = ""
-    error_output: str = ""
-    message: str = ""
+    output: str = field(default="", repr=False)
+    error_output: str = field(default="", repr=False)
+    message: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,9 @@ class Completion:
     attempt: int
     status: Status
     exit_code: int | None
-    output: str
-    error_output: str
-    last_error: str | None
+    output: str = field(repr=False)
+    error_output: str = field(repr=False)
+    last_error: str | None = field(repr=False)
     retry_in: float | None = None
 
     @property
@@ -171,8 +172,8 @@ class PartialOutput:
 
     task_id: int
     attempt: int
-    output: str
-    error_output: str
+    output: str = field(repr=False)
+    error_output: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,7 @@ class WorkerRecord:
     completed: int
     failed: int
     cancelled: int
+    malicious: int
     finished_last_hour: int
 
 
@@ -306,13 +308,15 @@ class Statistics:
     completed: int
     failed: int
     cancelled: int
+    malicious: int
     avg_execution_seconds: float
     throughput_tasks_per_hour: float
     workers: int
 
     @property
     def total(self) -> int:
-        return self.pending + self.scheduled + self.running + self.completed + self.failed + self.cancelled
+        ended = self.completed + self.failed + self.cancelled + self.malicious
+        return self.pending + self.scheduled + self.running + ended
 
 
 class Wakeup(enum.Enum):
@@ -337,8 +341,8 @@ class RunRequest:
 
     task_id: int
     attempt: int
-    code: str
-    payload: str
+    code: str = field(repr=False)
+    payload: str = field(repr=False)
     timeout: float
     output_limit: int
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
+from continuum.nursery.screening import open_screening
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState, new_worker_id
 from continuum.nursery.supervisor import supervise
@@ -31,12 +32,13 @@ async def run_worker(
 
     on_started: called with the worker's state and its status address (`http://host:port`) once its services run.
 
-    Raises what an operator can mend (`SchemaMismatch`, `DialectMismatch`, `BackendUnavailable`, `StatusServerError`)
-    and, unexpected, anything else; in an exception group where several services failed.
+    Raises what an operator can mend (`ConfigurationError`, `SchemaMismatch`, `DialectMismatch`, `BackendUnavailable`,
+    `StatusServerError`) and, unexpected, anything else; in an exception group where several services failed.
     """
     shutdown = shutdown or Shutdown()
     state = WorkerState(id=new_worker_id(), slots=settings.slots)
     structlog.contextvars.bind_contextvars(worker=state.id)
+    screening = await open_screening(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
@@ -51,7 +53,7 @@ async def run_worker(
                 if on_started is not None:
                     on_started(state, address)
 
-            await supervise(settings, state, database, backend, telemetry, shutdown, report_start)
+            await supervise(settings, state, database, backend, telemetry, shutdown, report_start, screening)
             nursery.cancel_scope.cancel()
 
 

@@ -1,12 +1,14 @@
 -- Continuum's schema for CockroachDB 24.1 and newer.
 --
 -- `continuum migrate` applies this file statement by statement (CockroachDB changes schemas outside of transactions);
--- `cockroach sql -f sql/cockroach.sql` is as good. It may be applied again, and by several at once.
+-- `cockroach sql -f sql/cockroach.sql` is as good. It may be applied again, by several at once, and while workers run.
 -- There is no LISTEN here, hence no trigger: workers learn of work by a changefeed, or by looking.
 
 CREATE TABLE IF NOT EXISTS codes (
-    id   UUID PRIMARY KEY DEFAULT gen_random_uuid(),
-    code TEXT NOT NULL
+    id           UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+    code         TEXT NOT NULL,
+    -- What the code imports beside the standard library: a requirements file of pinned packages. NULL: nothing.
+    requirements TEXT
 );
 
 -- Which workers hold one of the cluster's few changefeeds.
@@ -31,7 +33,8 @@ CREATE TABLE IF NOT EXISTS workers (
     failed             INT8 NOT NULL DEFAULT 0,
     cancelled          INT8 NOT NULL DEFAULT 0,
     execution_seconds  FLOAT8 NOT NULL DEFAULT 0,
-    finished_last_hour INT4 NOT NULL DEFAULT 0
+    finished_last_hour INT4 NOT NULL DEFAULT 0,
+    malicious          INT8 NOT NULL DEFAULT 0
 );
 
 CREATE TABLE IF NOT EXISTS continuum_schema (
@@ -86,6 +89,10 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
 );
 
+-- What version 2 has more than version 1.
+ALTER TABLE codes ADD COLUMN IF NOT EXISTS requirements TEXT;
+ALTER TABLE workers ADD COLUMN IF NOT EXISTS malicious INT8 NOT NULL DEFAULT 0;
+
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
 -- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
 --
@@ -98,4 +105,4 @@ ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
-INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (2) ON CONFLICT (version) DO NOTHING;

@@ -1,8 +1,9 @@
 -- Continuum's schema for PostgreSQL 12 and newer.
 --
 -- `continuum migrate` applies this file; `psql -f sql/postgres.sql` is as good. It may be applied again, and by several
--- at once. On a database that holds the tables of the first version it upgrades them in place and keeps every row; stop
--- that version's workers first, because they would write the status `running`, which is `processing` here.
+-- at once. On a database that holds an older schema it upgrades that in place and keeps every row. Workers may run
+-- meanwhile, but for those of the first version: stop them before, because they would write the status `running`, which is
+-- `processing` here.
 
 BEGIN;
 
@@ -13,6 +14,8 @@ CREATE TABLE IF NOT EXISTS codes (
     id   UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     code TEXT NOT NULL
 );
+-- What the code imports beside the standard library: a requirements file of pinned packages. NULL: nothing.
+ALTER TABLE codes ADD COLUMN IF NOT EXISTS requirements TEXT;
 
 CREATE TABLE IF NOT EXISTS tasks (
     id          BIGSERIAL PRIMARY KEY,
@@ -132,6 +135,9 @@ CREATE TABLE IF NOT EXISTS workers (
     execution_seconds  DOUBLE PRECISION NOT NULL DEFAULT 0,
     finished_last_hour INTEGER NOT NULL DEFAULT 0
 );
+ALTER TABLE workers
+    -- Tasks whose code CODE_POLICY=reject refused.
+    ADD COLUMN IF NOT EXISTS malicious BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE workers SET (fillfactor = 50);
 
 -- Waking workers up ----------------------------------------------------------------------------------------------------------
@@ -189,18 +195,19 @@ CREATE TABLE IF NOT EXISTS continuum_schema (
 );
 
 -- What was finished before the first migration belongs to no worker of ours, but to the totals.
-INSERT INTO workers (id, completed, failed, cancelled, execution_seconds, stopped_at)
+INSERT INTO workers (id, completed, failed, cancelled, malicious, execution_seconds, stopped_at)
 SELECT 'before-upgrade',
        count(*) FILTER (WHERE status = 'completed'),
        count(*) FILTER (WHERE status = 'failed'),
        count(*) FILTER (WHERE status = 'cancelled'),
+       count(*) FILTER (WHERE status = 'malicious'),
        coalesce(sum(extract(epoch FROM finished - started)) FILTER (WHERE status = 'completed'), 0),
        now()
 FROM tasks
 WHERE NOT EXISTS (SELECT FROM continuum_schema)
-HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled')) > 0
+HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled', 'malicious')) > 0
 ON CONFLICT (id) DO NOTHING;
 
-INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (2) ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -12,10 +12,10 @@ import typer
 
 from continuum.cli import views
 from continuum.cli.errors import FAILED, OK, explained
+from continuum.cli.script import read_payload, read_requirements, read_script
 from continuum.client import Client, new_task
 from continuum.config import Settings, load_settings, parse_duration
 from continuum.db import open_database
-from continuum.db.errors import InvalidTask
 from continuum.logs import configure_logs
 from continuum.model import Status, Stream, TaskRecord
 
@@ -84,6 +84,12 @@ def migrate(as_json: AsJson = False) -> None:
 def submit(
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The script; - reads it from stdin.")],
     payload: Annotated[str | None, typer.Option(help="JSON, or @FILE that holds it.")] = None,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            "--requirements", "-r", metavar="FILE", help="Pinned packages; wins over the script's own dependencies."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     priority: Annotated[int, typer.Option(help="Lower runs first.")] = 0,
     task_timeout: Annotated[
@@ -97,18 +103,20 @@ def submit(
     seconds: Seconds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a script."""
+    """Submit a script. What it requires is in --requirements, else in the dependencies of its `# /// script` block."""
 
     async def run() -> int:
+        script = read_script(file)
         task = new_task(
-            _read_script(file),
+            script,
+            requirements=read_requirements(requirements, script),
             name=name or (file.name if str(file) != "-" else "stdin"),
             priority=priority,
             max_attempts=max_attempts,
             timeout=task_timeout,
             tenant=tenant,
             idempotency_key=idempotency_key,
-            **({} if payload is None else {"payload": _read_payload(payload)}),
+            **({} if payload is None else {"payload": read_payload(payload)}),
         )
         async with Client(_settings()) as client:
             (task_id,) = await client.submit_many([task])
@@ -199,6 +207,21 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(trio.run(examine, _settings(), as_json))
 
 
+@app.command("socket-proxy")
+def socket_proxy(
+    listen: Annotated[Path, typer.Option(help="The socket that workers are given as DOCKER_HOST.")] = Path(
+        "/run/continuum/docker.sock"
+    ),
+) -> None:
+    """Stand between workers and the Docker daemon (DOCKER_HOST): let through what workers with these settings ask, no more."""
+    from continuum.sandbox.docker_proxy import run_proxy
+
+    with explained():
+        settings = load_settings()
+        configure_logs(settings)
+        trio.run(run_proxy, settings, listen)
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's database lives.")] = Path(".continuum/demo"),
@@ -222,25 +245,6 @@ def bench(context: typer.Context) -> None:
         typer.echo("continuum: benchmarks are part of a checkout, not of the installed package", err=True)
         raise typer.Exit(2)
     raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)  # noqa: S603
-
-
-def _read_script(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidTask(f"the script {file} cannot be read: {error}") from None
-
-
-def _read_payload(text: str) -> object:
-    source = text
-    try:
-        if text.startswith("@"):
-            source = Path(text[1:]).read_text(encoding="utf-8")
-        return json.loads(source)
-    except OSError as error:
-        raise InvalidTask(f"--payload {text}: {error}") from None
-    except ValueError as error:
-        raise InvalidTask(f"--payload is not JSON: {error}") from None
 
 
 def _print_end(record: TaskRecord, as_json: bool) -> int:

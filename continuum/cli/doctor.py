@@ -10,27 +10,36 @@ from dataclasses import asdict, dataclass
 import trio
 import typer
 
-from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX
-from continuum.config import Settings
+from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX, USAGE
+from continuum.config import ConfigurationError, Settings
 from continuum.db import open_database
 from continuum.db.advice import advice_on
 from continuum.db.errors import DatabaseError, DatabaseUnavailable
 from continuum.model import Ending, RunRequest
+from continuum.nursery.screening import open_screening
 from continuum.nursery.state import version
-from continuum.sandbox import choose_backend
+from continuum.sandbox import WEAKER, choose_backend
+from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import BackendUnavailable, SandboxError
 
 DEADLINE = 120.0
 """Seconds for one check; pulling an image may be part of it."""
 
 
+_CODES = {"database": DATABASE, "schema": DATABASE, "screening": USAGE}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, whether it is well, and what was seen or is to be done."""
+    """One check: what was looked at, whether it is well, and what was seen or is to be done.
+
+    advice: what works as it is and could be stronger, each with what to do.
+    """
 
     what: str
     well: bool
     detail: str
+    advice: tuple[str, ...] = ()
 
 
 async def examine(settings: Settings, as_json: bool) -> int:
@@ -38,14 +47,18 @@ async def examine(settings: Settings, as_json: bool) -> int:
     findings = [Finding("configuration", True, f"continuum {version()} on Python {sys.version.split()[0]}")]
     findings += await _within(DEADLINE, "database", lambda: _examine_database(settings))
     findings += await _within(DEADLINE, "sandbox", lambda: _examine_sandbox(settings))
+    if settings.code_policy != "off":
+        findings += await _within(DEADLINE, "screening", lambda: _examine_screening(settings))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
             typer.echo(f"{'ok  ' if finding.well else 'FAIL'}  {finding.what}: {finding.detail}")
+            for advice in finding.advice:
+                typer.echo(f"      advice: {advice}")
     for finding in findings:
         if not finding.well:
-            return DATABASE if finding.what in ("database", "schema") else SANDBOX
+            return _CODES.get(finding.what, SANDBOX)
     return OK
 
 
@@ -80,17 +93,29 @@ async def _examine_database(settings: Settings) -> list[Finding]:
     return findings
 
 
+async def _examine_screening(settings: Settings) -> list[Finding]:
+    try:
+        await open_screening(settings)
+    except ConfigurationError as error:
+        return [Finding("screening", False, str(error))]
+    counts = f"severity {settings.code_policy_severity} and confidence {settings.code_policy_confidence} or more"
+    return [Finding("screening", True, f"CODE_POLICY={settings.code_policy}: bandit works, findings of {counts} count")]
+
+
 async def _examine_sandbox(settings: Settings) -> list[Finding]:
     findings = []
     try:
         backend = await choose_backend(settings, f"doctor-{trio.current_time():.0f}")
+        docker = backend if isinstance(backend, DockerBackend) else None
         try:
             await backend.prepare()
             began = trio.current_time()
             sandbox = await backend.start()
             cold = trio.current_time() - began
             # Said only now: where the network's policy could not be set, the start found that out.
-            findings.append(Finding("sandbox", True, backend.description))
+            findings.append(Finding("sandbox", True, backend.description, () if docker else (WEAKER,)))
+            if docker is not None:
+                findings += await _examine_docker(docker)
             try:
                 began = trio.current_time()
                 outcome = await sandbox.run(RunRequest(0, 0, "print('hello')", "null", 30.0, 4096), lambda *_: None)
@@ -106,4 +131,13 @@ async def _examine_sandbox(settings: Settings) -> list[Finding]:
         findings.append(Finding("sandbox", False, str(error)))
     except SandboxError as error:
         findings.append(Finding("hello task", False, str(error)))
+    return findings
+
+
+async def _examine_docker(backend: DockerBackend) -> list[Finding]:
+    """What the daemon is, and what stands between it and the worker."""
+    isolation, socket = backend.isolation, await backend.probe_socket()
+    findings = [Finding("docker socket", True, str(socket), (socket.advice,) if socket.advice else ())]
+    if isolation is not None:
+        findings.append(Finding("isolation", True, isolation.host, isolation.unlimited + isolation.advice))
     return findings

@@ -3,7 +3,7 @@
 | code | meaning                                                                  |
 |------|--------------------------------------------------------------------------|
 | 0    | done; for a task that was waited for: it completed                       |
-| 1    | the task failed or was cancelled; or something unexpected ended the worker |
+| 1    | the task failed, or was cancelled or refused; or something unexpected ended the worker |
 | 2    | wrong usage, configuration or task                                       |
 | 3    | the database cannot be used: unreachable, another dialect, no schema     |
 | 4    | no sandbox can be started                                                |

@@ -88,7 +88,7 @@ def _system(statistics: Statistics, workers: list[WorkerRecord]) -> Group:
 
 
 def _counts(statistics: Statistics) -> dict[str, str]:
-    names = ("pending", "scheduled", "running", "completed", "failed", "cancelled")
+    names = ("pending", "scheduled", "running", "completed", "failed", "cancelled", "malicious")
     return {name: str(getattr(statistics, name)) for name in names} | {
         "mean time": f"{statistics.avg_execution_seconds:.3f} s",
         "per hour": f"{statistics.throughput_tasks_per_hour:.0f}",

@@ -52,20 +52,29 @@ class _NotGiven:
 NOT_GIVEN = _NotGiven()
 
 
-def new_task(code: str | Path, payload: object = NOT_GIVEN, **values: Any) -> NewTask:
+def new_task(
+    code: str | Path, payload: object = NOT_GIVEN, *, requirements: str | Path | None = None, **values: Any
+) -> NewTask:
     """A task that runs `code` (source text, or the path of a file that holds it) with `payload` (anything that JSON can
     hold). values: the other fields of `continuum.model.NewTask`.
 
+    requirements: the packages that `code` imports, each pinned: the text of a requirements file, or its path.
+
     Raises `InvalidTask` for a payload that is no JSON, OSError for a file that cannot be read.
     """
-    text = code.read_text(encoding="utf-8") if isinstance(code, Path) else code
+    text = _text_of(code)
+    required = None if requirements is None else _text_of(requirements)
     encoded = None
     if not isinstance(payload, _NotGiven):
         try:
             encoded = json.dumps(payload, allow_nan=False, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidTask(f"payload is not JSON: {error}") from None
-    return NewTask(code=text, payload=encoded, **values)
+    return NewTask(code=text, payload=encoded, requirements=required, **values)
+
+
+def _text_of(source: str | Path) -> str:
+    return source.read_text(encoding="utf-8") if isinstance(source, Path) else source
 
 
 def connect(**settings: Any) -> Client:

@@ -89,6 +89,18 @@ def classify(error: psycopg.Error) -> Kind:
     return Kind.BUG
 
 
+def without_data(error: psycopg.Error) -> psycopg.Error:
+    """The same error, with a text that quotes no row and no parameter. The server's DETAIL and CONTEXT may ("Failing row
+    contains ..."), and so may all that its complaints about values put in quotes."""
+    said = error.diag.message_primary
+    if said is not None:
+        if error.sqlstate is not None and error.sqlstate.startswith("22"):
+            said = f"{_QUOTED.split(said, maxsplit=1)[0].rstrip(' :')} (SQLSTATE {error.sqlstate})"
+        error.args = (f"{said}; {error.diag.message_hint}" if error.diag.message_hint else said,)
+    return error
+
+
+_QUOTED = re.compile("[\"'`]")
 _ATTEMPT = re.compile(r"^- (?=host)", re.MULTILINE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,13 @@ ALTER TABLE tasks SET (
 
 SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
 """How the table is set up, to change it only where it differs."""
+
+ADDITION = re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN IF NOT EXISTS (?P<column>\w+)")
+HAS_COLUMN = """
+SELECT 1 FROM information_schema.columns
+WHERE table_schema = current_schema() AND table_name = %(table)s AND column_name = %(column)s
+"""
+"""Whether a column need not be added: that would take a privilege, even where there is nothing to do."""
 
 OPTIONAL = "CONFIGURE ZONE"
 """A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
@@ -82,6 +90,9 @@ async def migrate(connection: TrioConnection, schema: str) -> None:
     """Apply the schema file. Each statement may be repeated; concurrent changes are waited for by the server."""
     text = "\n".join(line.split("--", 1)[0] for line in schema.splitlines())
     for statement in filter(None, map(str.strip, text.split(";"))):
+        addition = ADDITION.match(statement)
+        if addition and await (await connection.execute(HAS_COLUMN, addition.groupdict())).fetchall():
+            continue
         try:
             await connection.execute(statement.encode())
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:

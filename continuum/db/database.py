@@ -7,7 +7,6 @@ conflicts are tried again here, everything else that is transient is told to the
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +16,8 @@ import psycopg
 import trio
 
 from continuum.db import rows, statements
-from continuum.db.classify import Kind, classify, describe
+from continuum.db.classify import Kind, classify, describe, without_data
+from continuum.db.codes import Code, code_of
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
@@ -60,9 +60,6 @@ STATEMENT_TIMEOUT = "35s"
 """When the server gives up a statement whose client has long gone."""
 CONFLICT_TRIES = 6
 """How often a statement that lost a conflict with another is run before the database is called unavailable."""
-
-CODE_NAMESPACE = uuid.UUID("6f1d2a9c-0a52-5d7e-9a53-0f3d51c0de00")
-"""For the UUIDv5 by which equal source texts share one row of CODES."""
 
 T = TypeVar("T")
 
@@ -347,14 +344,19 @@ class SqlDatabase:
         check_new_tasks(tasks)
         if not tasks:
             return []
-        codes = {str(uuid.uuid5(CODE_NAMESPACE, task.code)): task.code for task in tasks if task.code is not None}
+        codes = [code_of(task) for task in tasks]
+        distinct = {code.id: code for code in codes if code is not None}.values()
 
         async def body(connection: TrioConnection) -> list[int]:
             async with connection.transaction():
-                if codes:
-                    parameters = {"ids": list(codes), "codes": list(codes.values())}
+                if distinct:
+                    parameters = {
+                        "ids": [code.id for code in distinct],
+                        "codes": [code.text for code in distinct],
+                        "requirements": [code.requirements for code in distinct],
+                    }
                     await connection.execute(statements.INSERT_CODES.encode(), parameters)
-                return await _insert_tasks(connection, tasks)
+                return await _insert_tasks(connection, tasks, codes)
 
         try:
             return await self._with_connection(body, deadline=self.long_deadline, writes=True)
@@ -402,12 +404,14 @@ class SqlDatabase:
             return await self._connect()
 
 
-async def _insert_tasks(connection: TrioConnection, tasks: Sequence[NewTask]) -> list[int]:
+async def _insert_tasks(
+    connection: TrioConnection, tasks: Sequence[NewTask], codes: Sequence[Code | None]
+) -> list[int]:
     """Insert tasks and return their ids in order, those of earlier ones for idempotency keys that are taken."""
     parameters = {
         "names": [task.name for task in tasks],
         "descriptions": [task.description for task in tasks],
-        "codes": [task.code_id if task.code is None else str(uuid.uuid5(CODE_NAMESPACE, task.code)) for task in tasks],
+        "codes": [task.code_id if code is None else code.id for task, code in zip(tasks, codes, strict=True)],
         "payloads": [task.payload for task in tasks],
         "priorities": [task.priority for task in tasks],
         "max_attempts": [task.max_attempts for task in tasks],
@@ -461,7 +465,9 @@ def _translated(write_sent: Callable[[], bool]) -> Iterator[None]:
             raise OutcomeUnknown("the database did not answer in time; the write may have happened") from None
         raise DatabaseUnavailable("the database did not answer in time") from None
     except psycopg.Error as error:
-        match classify(error):
+        kind = classify(error)
+        without_data(error)  # also where it is raised again, or shown as the cause
+        match kind:
             case Kind.UNKNOWN if write_sent():
                 raise OutcomeUnknown(describe(error)) from error
             case Kind.UNAVAILABLE | Kind.UNKNOWN | Kind.CONFLICT:

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from continuum.db.codes import Code, code_of
+from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
+    TERMINAL,
     Cancellation,
     ClaimedTask,
     Completion,
@@ -59,10 +62,10 @@ class MemoryDatabase:
     schema_problem: str | None = None
     dialect: str = "memory"
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
-    codes: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, Code] = field(default_factory=dict)
     _workers: dict[str, WorkerRecord] = field(default_factory=dict)
     _execution_seconds: float = 0.0
-    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("completed", "failed", "cancelled"), 0))
+    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TERMINAL, 0))
     _listeners: list[Listener] = field(default_factory=list)
 
     async def _answer(self) -> None:
@@ -75,7 +78,7 @@ class MemoryDatabase:
     async def migrate(self) -> int:
         await self._answer()
         self.schema_problem = None
-        return 1
+        return SCHEMA_VERSION
 
     async def check_schema(self) -> None:
         await self._answer()
@@ -115,13 +118,14 @@ class MemoryDatabase:
             output=None,
             error_output=None,
         )
+        code = self.codes.get(task.code_id or "")
         return ClaimedTask(
             id=task.id,
             attempt=task.attempt,
             max_attempts=task.max_attempts,
             released=task.released,
             name=task.name,
-            code=self.codes.get(task.code_id or ""),
+            code=code.text if code else None,
             code_id=task.code_id,
             payload="null" if task.payload is None else task.payload,
             priority=task.priority,
@@ -131,6 +135,7 @@ class MemoryDatabase:
             created_at=task.created_at,
             description=task.description,
             last_error=task.last_error,
+            requirements=code.requirements if code else None,
         )
 
     def _holds(self, worker_id: str, lease: Lease) -> TaskRecord | None:
@@ -244,6 +249,7 @@ class MemoryDatabase:
             completed=0,
             failed=0,
             cancelled=0,
+            malicious=0,
             finished_last_hour=worker.finished_last_hour,
         )
 
@@ -327,10 +333,9 @@ class MemoryDatabase:
             for known in self.tasks.values():
                 if (known.tenant, known.idempotency_key) == (task.tenant, task.idempotency_key):
                     return known.id
-        code_id = task.code_id
-        if task.code is not None:
-            code_id = str(uuid.uuid5(uuid.NAMESPACE_OID, task.code))
-            self.codes[code_id] = task.code
+        code = code_of(task)
+        if code is not None:
+            self.codes[code.id] = code
         number = max(self.tasks, default=0) + 1
         parked = task.run_at is not None and task.run_at > _now()
         self.tasks[number] = TaskRecord(
@@ -339,7 +344,7 @@ class MemoryDatabase:
             description=task.description,
             status=Status.PENDING,
             payload=task.payload,
-            code_id=code_id,
+            code_id=code.id if code else task.code_id,
             priority=task.priority,
             attempt=0,
             released=0,
@@ -402,6 +407,7 @@ class MemoryDatabase:
             completed=completed,
             failed=self._totals["failed"],
             cancelled=self._totals["cancelled"],
+            malicious=self._totals["malicious"],
             avg_execution_seconds=self._execution_seconds / completed if completed else 0.0,
             throughput_tasks_per_hour=float(sum(worker.finished_last_hour for worker in alive)),
             workers=len(alive),

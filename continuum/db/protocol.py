@@ -149,8 +149,9 @@ class Database(Protocol):
     # -- a producer's verbs ----------------------------------------------------------------------------------------
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
-        """Insert tasks in one transaction, and their code (one CODES row for each distinct source text), and return
-        their ids in order. A task whose (tenant, idempotency_key) exists already yields the id of the first one.
+        """Insert tasks in one transaction, and their code (one CODES row for each distinct source text and list of
+        requirements), and return their ids in order. A task whose (tenant, idempotency_key) exists already yields the
+        id of the first one.
         Raises `InvalidTask` when the database refuses one: none of them is inserted then."""
         ...
 

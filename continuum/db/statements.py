@@ -15,7 +15,8 @@ _UTC = "(now() AT TIME ZONE 'utc')"
 _CLAIMED = """
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
-           claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error
+           claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
+           codes.requirements
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -68,11 +69,12 @@ _OUTCOMES = """
 
 # What a terminal write adds to the totals of a worker, in the same statement, so that they are exact.
 _COUNT = """
-        INSERT INTO workers AS w (id, completed, failed, cancelled, execution_seconds)
+        INSERT INTO workers AS w (id, completed, failed, cancelled, malicious, execution_seconds)
         SELECT %(worker)s,
                count(*) FILTER (WHERE status = 'completed'),
                count(*) FILTER (WHERE status = 'failed'),
                count(*) FILTER (WHERE status = 'cancelled'),
+               count(*) FILTER (WHERE status = 'malicious'),
                coalesce(sum(seconds) FILTER (WHERE status = 'completed'), 0)
         FROM ended
         HAVING count(*) FILTER (WHERE status <> 'pending') > 0
@@ -80,6 +82,7 @@ _COUNT = """
             completed = w.completed + excluded.completed,
             failed = w.failed + excluded.failed,
             cancelled = w.cancelled + excluded.cancelled,
+            malicious = w.malicious + excluded.malicious,
             execution_seconds = w.execution_seconds + excluded.execution_seconds
         RETURNING 1
 """
@@ -240,9 +243,11 @@ DELETE FROM tasks WHERE id IN (
 """Delete a small batch of tasks that were kept long enough."""
 
 INSERT_CODES = """
-INSERT INTO codes (id, code) SELECT * FROM unnest(%(ids)s::uuid[], %(codes)s::text[]) ON CONFLICT (id) DO NOTHING
+INSERT INTO codes (id, code, requirements)
+SELECT * FROM unnest(%(ids)s::uuid[], %(codes)s::text[], %(requirements)s::text[])
+ON CONFLICT (id) DO NOTHING
 """
-"""Store each distinct source text once: its id is made from the text."""
+"""Store each distinct script once: its id is made from what it says and requires."""
 
 INSERT_TASKS = """
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
@@ -308,6 +313,7 @@ SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),
        (SELECT count(*) FROM tasks WHERE status = 'processing'),
        coalesce(sum(completed), 0)::int8, coalesce(sum(failed), 0)::int8, coalesce(sum(cancelled), 0)::int8,
+       coalesce(sum(malicious), 0)::int8,
        coalesce(sum(execution_seconds) / nullif(sum(completed)::float8, 0), 0),
        coalesce(sum(finished_last_hour) FILTER (WHERE seen_at > now() - interval '2 minutes'), 0)::float8,
        count(*) FILTER (WHERE stopped_at IS NULL AND seen_at > now() - interval '90 seconds' AND slots > 0)
@@ -318,7 +324,7 @@ FROM workers {of}
 WORKERS = """
 SELECT id, host, pid, version, slots, running, sandbox, started_at, seen_at, stopped_at,
        stopped_at IS NULL AND seen_at > now() - interval '90 seconds',
-       completed, failed, cancelled, finished_last_hour
+       completed, failed, cancelled, malicious, finished_last_hour
 FROM workers WHERE slots > 0 AND seen_at > now() - interval '1 day'
 ORDER BY started_at DESC, id
 """

@@ -8,6 +8,7 @@ from types import NoneType
 
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
+from continuum.requirements import BadRequirements, parse_requirements
 
 INTEGER = range(-(2**31), 2**31)
 LARGEST = 64 * 1024 * 1024
@@ -49,6 +50,9 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield "give code or code_id, not both"
     if task.code is None and task.code_id is None:
         yield "give code, the script's text, or code_id, the id of a row of CODES"
+    if task.code_id is not None and task.requirements is not None:
+        yield "requirements belong to the row of CODES that code_id names; give them with code"
+    yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
     if task.code_id is not None and not _is_uuid(task.code_id):
         yield f"code_id {task.code_id!r:.60} is no UUID"
     if task.priority not in INTEGER:
@@ -73,6 +77,18 @@ def _text_problems(text: object, limit: int) -> Iterator[str]:
         yield f"holds a NUL character at position {text.index(chr(0))}; a database text cannot"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         yield "holds a lone surrogate; it is no valid Unicode text"
+
+
+def _requirements_problems(requirements: object) -> Iterator[str]:
+    if requirements is None:
+        return
+    if not isinstance(requirements, str):
+        yield f"are of type {type(requirements).__name__}; use a text, one requirement a line"
+        return
+    try:
+        parse_requirements(requirements)
+    except BadRequirements as error:
+        yield str(error)
 
 
 def _is_uuid(text: str) -> bool:

@@ -41,6 +41,8 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
             status = Status.CANCELLED
         case Ending.INVALID:
             status = Status.FAILED
+        case Ending.MALICIOUS:
+            status = Status.MALICIOUS
         case _ if task.attempts_left:
             status = Status.PENDING
             retry_in = retry_delay(task.counted_attempt, random.uniform(-1, 1))  # noqa: S311 - jitter

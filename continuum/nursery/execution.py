@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -9,9 +11,18 @@ import trio
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
+from continuum.nursery.screening import Screening
 from continuum.nursery.state import Running, StopReason, WorkerState
+from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
-from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
+from continuum.sandbox.protocol import (
+    Backend,
+    BackendUnavailable,
+    LayerGone,
+    RequirementsFailed,
+    Sandbox,
+    SandboxLost,
+)
 from continuum.telemetry import Telemetry, current_traceparent
 
 log = structlog.get_logger(__name__)
@@ -33,10 +44,12 @@ class Executions:
     """Runs claimed tasks; what it needs is given once, so that a task's story is told by `run` alone."""
 
     state: WorkerState
+    backend: Backend
     pool: SandboxPool
     completions: Completions
     telemetry: Telemetry
     limits: Limits
+    screening: Screening | None = None
 
     async def run(self, task: ClaimedTask) -> None:
         """Run a task and hand its outcome to the completion service, or its lease back."""
@@ -67,6 +80,8 @@ class Executions:
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
         if task.code is None:
             return Outcome(Ending.INVALID, message=_missing_code(task))
+        if self.screening is not None and (refusal := await self.screening.refuse(task)) is not None:
+            return refusal
         trace = current_traceparent() or task.traceparent
         request = RunRequest(
             task_id=task.id,
@@ -77,17 +92,35 @@ class Executions:
             output_limit=self.limits.output,
             environment={"TRACEPARENT": trace} if trace else {},
             tenant=task.tenant,
+            requirements=task.requirements,
         )
         for _ in range(FRESH_SANDBOXES):
             try:
-                async with self.pool.sandbox() as sandbox:
+                async with self._sandbox(request) as sandbox:
                     running.sandbox = sandbox.name
                     return await sandbox.run(request, running.transcript.write)
             except SandboxLost as error:
                 if error.started:
                     return _cut_short(running, Ending.SANDBOX_LOST, f"Sandbox lost: {error}")
                 log.info("a sandbox was dead before the script began; taking another", error=str(error))
+            except LayerGone as error:
+                log.info("what a script requires was removed before it began; taking it again", error=str(error))
+            except BadRequirements as error:
+                return Outcome(Ending.INVALID, message=f"Invalid requirements: {error}")
+            except RequirementsFailed as error:
+                return Outcome(Ending.FAILED, message=f"Requirements not installed: {error}")
         raise BackendUnavailable(f"{FRESH_SANDBOXES} sandboxes in a row were dead before the script began")
+
+    @asynccontextmanager
+    async def _sandbox(self, request: RunRequest) -> AsyncIterator[Sandbox]:
+        """A sandbox of the script's tenant in which what it requires can be imported."""
+        requirements = parse_requirements(request.requirements or "")
+        if not requirements.lines:
+            async with self.pool.sandbox(request.tenant) as sandbox:
+                yield sandbox
+            return
+        async with self.backend.layer(requirements) as layer, self.pool.sandbox(request.tenant, layer) as sandbox:
+            yield sandbox
 
 
 def _cut_short(running: Running, ending: Ending, message: str) -> Outcome:

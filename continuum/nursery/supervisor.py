@@ -29,6 +29,7 @@ from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
 from continuum.nursery.reaper import Reaper
+from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
 from continuum.nursery.wakeup import WakeUps
@@ -52,9 +53,11 @@ async def supervise(
     telemetry: Telemetry,
     shutdown: Shutdown,
     on_up: Callable[[], None] = lambda: None,
+    screening: Screening | None = None,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
+    screening: looks at code before it runs; None lets all of it run.
     on_up: called once the schema is found to fit; sandboxes may still be starting then.
 
     Raises `SchemaMismatch` or `DialectMismatch`, and whatever a service did not expect.
@@ -65,7 +68,10 @@ async def supervise(
     work, heartbeat_now, schedule_changed = Signal(), Signal(), Signal()
     completions = Completions(database, state, telemetry, schedule_changed)
     try:
-        async with open_pool(backend, settings.slots) as pool, trio.open_nursery() as services:
+        async with (
+            open_pool(backend, settings.slots, settings.max_tasks_per_sandbox) as pool,
+            trio.open_nursery() as services,
+        ):
             heartbeat = Heartbeat(
                 database,
                 state,
@@ -101,10 +107,12 @@ async def supervise(
                     services.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
                     executions = Executions(
                         state,
+                        backend,
                         pool,
                         completions,
                         telemetry,
                         Limits(settings.task_timeout, settings.output_limit),
+                        screening,
                     )
                     policy = ClaimPolicy(
                         settings.min_priority,

@@ -1,23 +1,24 @@
 """The bubblewrap backend: no daemon, the same runner, and the host's own interpreter.
 
-For development, and for hosts without Docker. What is weaker than a container: the host's kernel with next to no seccomp filter,
-limits by process rather than by group, and, when the worker is not root, scripts that run as the runner's own user. There
+For development, and for hosts without Docker. What is weaker than a container: no filter of system calls but the runner's
+own, limits by process rather than by group, and, when the worker is not root, scripts that run as the runner's own user. There
 is no network at all.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
+import re
 import secrets
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Set
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -25,8 +26,10 @@ import trio
 
 from continuum.config import Settings
 from continuum.model import Outcome, RunRequest
+from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.sandbox.limits import OPEN_FILES, Limits
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, RequirementsFailed, SandboxLost
 
 MEBIBYTE = 1024 * 1024
 INSTALL = "install Debian's package bubblewrap, or `pip install 'continuum-worker[bubblewrap]'`"
@@ -35,9 +38,8 @@ PLAIN_UID = 65532
 CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_DAC_OVERRIDE")
 """What the runner needs, as root, to become the script's user, to kill and to empty what that user left."""
 NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+WRITABLE = ("/sandbox", "/tmp", "/dev/shm")  # noqa: S108
 HOST_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/certs", "/etc/alternatives", "/usr/share/zoneinfo")
-KEY_CALLS = {"x86_64": (0xC000003E, (248, 249, 250)), "aarch64": (0xC00000B7, (217, 218, 219))}
-"""By machine: what seccomp calls it, and its numbers of add_key, request_key and keyctl."""
 CLOSE_DEADLINE = 10.0
 """Seconds for a killed sandbox to be gone."""
 
@@ -50,6 +52,9 @@ class BubblewrapBackend:
     def __init__(self, settings: Settings, worker_id: str) -> None:
         self._settings = settings
         self._as_root = os.geteuid() == 0
+        self._limits = Limits.of(settings)
+        if not (self._as_root or _counts_processes_by_namespace(platform.release())):
+            self._limits = replace(self._limits, processes=None)
 
     @property
     def description(self) -> str:
@@ -64,14 +69,18 @@ class BubblewrapBackend:
         sandbox = await self.start()
         await sandbox.aclose()
 
-    async def start(self) -> BubblewrapSandbox:
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        """There are none: what installs them needs a network that reaches the index alone. Another worker may have it."""
+        raise RequirementsFailed("bubblewrap installs none; run this worker with SANDBOX=docker")
+
+    async def start(self, layer: Layer | None = None) -> BubblewrapSandbox:
         uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
         ours, theirs = socket.socketpair()
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox
         files = [
             _in_memory("passwd", _passwd(uid).encode()),
             _in_memory("group", f"root:x:0:\nsandboxuser:x:{uid}:\n".encode()),
-            _in_memory("seccomp", _no_keys(platform.machine())),
+            _in_memory("hosts", b"127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
         ]
         try:
             # Started from this thread, not from a worker thread: --die-with-parent means the thread that forked.
@@ -93,7 +102,7 @@ class BubblewrapBackend:
             for descriptor in files:
                 os.close(descriptor)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        sandbox = BubblewrapSandbox(process, stream, complaints, self._settings.container_memory_mb)
+        sandbox = BubblewrapSandbox(process, stream, complaints, self._limits)
         try:
             await sandbox.channel.boot(self._runner_config(uid))
         except SandboxLost as lost:
@@ -115,29 +124,26 @@ class BubblewrapBackend:
         await trio.lowlevel.checkpoint()
 
     def _runner_config(self, uid: int) -> RunnerConfig:
-        settings = self._settings
         limits = {
-            "RLIMIT_DATA": settings.container_memory_mb * MEBIBYTE,
-            "RLIMIT_FSIZE": settings.container_disk_mb * MEBIBYTE,
-            "RLIMIT_NOFILE": 1024,
-            "RLIMIT_MSGQUEUE": 0,  # message queues outlive the processes that made them
+            "RLIMIT_DATA": self._limits.memory_mb * MEBIBYTE,
+            "RLIMIT_NOFILE": OPEN_FILES,
+            "RLIMIT_MSGQUEUE": 0,
         }
-        if self._as_root:  # each sandbox has a user of its own, so that this counts its processes alone
-            limits["RLIMIT_NPROC"] = settings.container_pids_limit
+        if self._limits.processes is not None:
+            limits["RLIMIT_NPROC"] = self._limits.processes
         return RunnerConfig(
             uid=uid if self._as_root else None,
             gid=uid if self._as_root else None,
-            writable=("/sandbox", "/tmp", "/dev/shm"),  # noqa: S108
+            writable=WRITABLE,
             limits=limits,
+            cpu_seconds=self._limits.cpu_seconds,
         )
 
     def _command(self, files: list[int], uid: int) -> list[str]:
-        passwd, group, seccomp = map(str, files)
+        passwd, group, hosts = map(str, files)
         size = str(self._settings.container_disk_mb * MEBIBYTE)
         python = _interpreter()
         command = [_find_bwrap(), *NAMESPACES, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
-        if platform.machine() in KEY_CALLS:
-            command += ["--seccomp", seccomp]
         if self._as_root:
             command += ["--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", name))]
         else:
@@ -154,20 +160,25 @@ class BubblewrapBackend:
                 for parent in reversed(path.parents[:-1]):  # the script's user must be able to pass through
                     command += ["--perms", "0755", "--dir", str(parent)]
                 command += ["--ro-bind", str(path), str(path)]
-        command += ["--ro-bind-data", passwd, "/etc/passwd", "--ro-bind-data", group, "/etc/group"]
-        for place in ("/sandbox", "/tmp", "/dev/shm"):  # noqa: S108
+        for descriptor, path in ((passwd, "/etc/passwd"), (group, "/etc/group"), (hosts, "/etc/hosts")):
+            command += ["--perms", "0644", "--ro-bind-data", descriptor, path]
+        for place in WRITABLE:
             command += ["--perms", "1777", "--size", size, "--tmpfs", place]
-        return [*command, "--remount-ro", "/", "--chdir", "/", "--", python, *BOOTSTRAP[1:]]
+        # Both belong to the runner's user, who is the script's where the worker is not root.
+        read_only = [word for place in ("/dev", "/") for word in ("--remount-ro", place)]
+        return [*command, *read_only, "--chdir", "/", "--", python, *BOOTSTRAP[1:]]
 
 
 class BubblewrapSandbox:
     """One running bwrap with a runner inside."""
 
+    reusable = True
+
     def __init__(
-        self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], memory_mb: int
+        self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], limits: Limits
     ) -> None:
         self.name = f"bubblewrap-{process.pid}"
-        self.channel = RunnerChannel(stream, name=self.name, memory_mb=memory_mb)
+        self.channel = RunnerChannel(stream, name=self.name, limits=limits)
         self._process = process
         self._complaints = complaints
 
@@ -194,6 +205,15 @@ class BubblewrapSandbox:
         self._complaints.close()
 
 
+def _counts_processes_by_namespace(release: str) -> bool:
+    """Whether a limit of processes counts those of a sandbox alone, rather than all of the worker's user: since Linux 5.14.
+
+    As root it always does, because each sandbox has a user of its own.
+    """
+    major, minor, *_ = (int(part) for part in re.findall(r"\d+", release))
+    return (major, minor) >= (5, 14)
+
+
 def _find_bwrap() -> str:
     found = shutil.which("bwrap")
     if found:
@@ -213,24 +233,6 @@ def _interpreter() -> str:
 
 def _passwd(uid: int) -> str:
     return f"root:x:0:0:root:/root:/bin/sh\nsandboxuser:x:{uid}:{uid}:sandboxuser:/sandbox/work:/bin/sh\n"
-
-
-def _no_keys(machine: str) -> bytes:
-    """A seccomp program without the kernel's keyrings, which outlive a script and may hold the worker's own keys.
-
-    Empty on a machine that is not known here.
-    """
-    if machine not in KEY_CALLS:
-        return b""
-    architecture, calls = KEY_CALLS[machine]
-    load, jump_if_equal, jump_if_at_least, answer = 0x20, 0x15, 0x35, 0x06
-    refuse, allow = 0x00050000 | errno.ENOSYS, 0x7FFF0000
-    other_numbers = 0x40000000  # from here on, x86_64 has the same calls a second time
-    tests = [(jump_if_at_least, other_numbers), *((jump_if_equal, call) for call in calls)]
-    program = [(load, 0, 0, 4), (jump_if_equal, 0, len(tests) + 2, architecture), (load, 0, 0, 0)]
-    program += [(code, len(tests) - place, 0, value) for place, (code, value) in enumerate(tests)]
-    program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
 def _in_memory(name: str, data: bytes) -> int:

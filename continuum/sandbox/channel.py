@@ -6,12 +6,11 @@ sense, silence past a deadline: each is a `SandboxLost`, and the sandbox is thro
 
 from __future__ import annotations
 
+import base64
 import codecs
 import enum
 import json
 import math
-import os
-import signal
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,10 @@ from typing import Any
 
 import trio
 
-from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.model import Outcome, RunRequest, Stream
+from continuum.sandbox import seccomp
+from continuum.sandbox.judgement import Exit, judge, parse_exit
+from continuum.sandbox.limits import Limits
 from continuum.sandbox.protocol import OutputSink, SandboxLost
 
 LOADER = """\
@@ -50,6 +52,7 @@ GRACE = 5.0
 _FRAME = struct.Struct("!cI")
 _HEADER = struct.Struct("!IIQ")
 _LENGTH = struct.Struct("!I")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_TIMEOUT = 2**32 - 1
 
 
@@ -60,7 +63,9 @@ class RunnerConfig:
     uid, gid: whom a script becomes; None leaves it the runner's own user (where there is no other).
     writable: places to empty after each script; `home` is one of them and holds the script's directories.
     limits: resource limits by name, as the module `resource` calls them.
+    cpu_seconds: CPU time that a script may use; 0 for any.
     kill_all: the runner is in a process namespace of its own and kills everything there after each script.
+    path: directories that scripts import from beside the usual ones, as with PYTHONPATH; their `bin` is in PATH.
     """
 
     uid: int | None
@@ -68,26 +73,30 @@ class RunnerConfig:
     home: str = "/sandbox"
     writable: tuple[str, ...] = ("/sandbox", "/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108
     limits: dict[str, int] = field(default_factory=dict)
+    cpu_seconds: int = 0
     kill_all: bool = True
-    sysv: bool = True
     user: str = "sandboxuser"
+    path: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The configuration as the runner reads it."""
         values = asdict(self) | {
             "task_directory": f"{self.home}/task",
             "work_directory": f"{self.home}/work",
-            "limits": {"RLIMIT_CORE": 0} | self.limits,
+            "limits": self.limits | ({"RLIMIT_CPU": self.cpu_seconds} if self.cpu_seconds else {}),
+            "seccomp": base64.b64encode(seccomp.program()).decode(),
+            "machines": seccomp.MACHINES,
             "environment": {
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PATH": ":".join([*(f"{each}/bin" for each in self.path), _PATH]),
                 "HOME": f"{self.home}/work",
                 "USER": self.user,
                 "LOGNAME": self.user,
                 "LANG": "C.UTF-8",
                 "TMPDIR": "/tmp",  # noqa: S108
+                **({"PYTHONPATH": ":".join(self.path)} if self.path else {}),
             },
         }
-        return _prefixed(json.dumps(values).encode())
+        return prefixed(json.dumps(values).encode())
 
 
 class FrameKind(enum.Enum):
@@ -164,10 +173,10 @@ class OutputText:
 class RunnerChannel:
     """One runner behind a byte stream. Any exception from a method means: close it, and the sandbox with it."""
 
-    def __init__(self, stream: trio.abc.Stream, *, name: str, memory_mb: int | None = None) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, name: str, limits: Limits) -> None:
         self.name = name
         self._stream = stream
-        self._memory_mb = memory_mb
+        self._limits = limits
         self._parser = FrameParser()
         self._frames: list[Frame] = []
         self._ready = False
@@ -179,7 +188,7 @@ class RunnerChannel:
         """
         source = Path(__file__).with_name("runner.py").read_bytes()
         with _lost_after(deadline, "the runner did not start", started=False):
-            await self._send(_prefixed(source) + config.encode())
+            await self._send(prefixed(source) + config.encode())
             await self._wait_until_ready()
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
@@ -202,7 +211,7 @@ class RunnerChannel:
                     case FrameKind.ERROR:
                         err.add(frame.data)
                     case FrameKind.EXIT:
-                        return self._outcome(_parse_exit(frame.data), request, out, err)
+                        return self._outcome(parse_exit(frame.data), request, out, err)
                     case _:
                         raise SandboxLost("the runner said ready while a script ran")
 
@@ -248,53 +257,11 @@ class RunnerChannel:
             raise SandboxLost(f"the runner gave up: {frame.data[:500].decode('utf-8', 'replace')}", started=started)
         return frame
 
-    def _outcome(self, ended: _Exit, request: RunRequest, out: OutputText, err: OutputText) -> Outcome:
+    def _outcome(self, ended: Exit, request: RunRequest, out: OutputText, err: OutputText) -> Outcome:
         output = out.finish(ended.dropped_output)
         error_output = err.finish(ended.dropped_error)
-        ending, exit_code, message = self._judge(ended, request, error_output)
+        ending, exit_code, message = judge(ended, request.timeout, self._limits, error_output)
         return Outcome(ending, exit_code, output, error_output, message)
-
-    def _judge(self, ended: _Exit, request: RunRequest, error_output: str) -> tuple[Ending, int | None, str]:
-        """How a script ended, in a word, a number and a message whose first line is the cause."""
-        if ended.timed_out:
-            return Ending.TIMED_OUT, None, f"Timeout: ran longer than {request.timeout:g} s"
-        code = os.waitstatus_to_exitcode(ended.status)
-        if code == 0:
-            return Ending.COMPLETED, 0, ""
-        last_line = next((line for line in reversed(error_output.splitlines()) if line.strip()), "")
-        limit = f"used more than {self._memory_mb} MB" if self._memory_mb else "used more memory than it may"
-        if code < 0:
-            if ended.oom and -code == signal.SIGKILL:
-                return Ending.OUT_OF_MEMORY, 128 - code, f"Out of memory: {limit}"
-            return Ending.FAILED, 128 - code, f"Killed by signal {-code} ({_signal_name(-code)})"
-        if last_line.startswith("MemoryError"):
-            return Ending.OUT_OF_MEMORY, code, f"Out of memory: {limit} ({last_line})"
-        cause = f"{last_line}\nexit code {code}" if last_line else f"exit code {code}"
-        return Ending.FAILED, code, cause
-
-
-@dataclass(frozen=True, slots=True)
-class _Exit:
-    status: int
-    timed_out: bool
-    oom: bool
-    dropped_output: int
-    dropped_error: int
-
-
-def _parse_exit(data: bytes) -> _Exit:
-    try:
-        values: Any = json.loads(data)
-        parsed = _Exit(*(values[name] for name in _Exit.__slots__))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise SandboxLost("the runner sent an exit that makes no sense") from None
-    numbers = (parsed.status, parsed.dropped_output, parsed.dropped_error)
-    flags = (parsed.timed_out, parsed.oom)
-    sensible = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
-    sensible = sensible and all(type(flag) is bool for flag in flags) and parsed.status < 2**16
-    if not sensible or not (os.WIFEXITED(parsed.status) or os.WIFSIGNALED(parsed.status)):
-        raise SandboxLost("the runner sent an exit that makes no sense")
-    return parsed
 
 
 def _encode_request(request: RunRequest) -> bytes:
@@ -304,7 +271,7 @@ def _encode_request(request: RunRequest) -> bytes:
         "CONTINUUM_ATTEMPT": str(request.attempt),
     }
     body = b"".join(
-        _prefixed(part)
+        prefixed(part)
         for part in (
             json.dumps({"environment": environment}).encode(),
             request.code.encode("utf-8", "surrogatepass"),
@@ -315,15 +282,8 @@ def _encode_request(request: RunRequest) -> bytes:
     return _HEADER.pack(timeout, request.output_limit, len(body)) + body
 
 
-def _prefixed(data: bytes) -> bytes:
+def prefixed(data: bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
 
 
 class _lost_after:  # noqa: N801 - used like a function

@@ -9,26 +9,39 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import structlog
 import trio
 
 from continuum.config import Settings
-from continuum.model import Outcome, RunRequest
+from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import SANDBOX_UID, WORK_DIRECTORY, SandboxImage, ensure_image
-from continuum.sandbox.docker_network import SandboxNetwork, enforceable, ensure_network, restrict
+from continuum.sandbox.docker_image import SandboxImage, ensure_image
+from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
+from continuum.sandbox.docker_layers import DockerLayers
+from continuum.sandbox.docker_network import (
+    SandboxNetwork,
+    enforceable,
+    ensure_network,
+    find_host_addresses,
+    restrict,
+)
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
-from continuum.sandbox.docker_specification import TEMPORARY_DIRECTORIES, sandbox_specification
+from continuum.sandbox.docker_specification import runner_config, sandbox_limits, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
-from continuum.sandbox.network import PolicyError
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.sandbox.network import Allowlist, EgressPolicy, PolicyError
+from continuum.sandbox.network_names import resolve
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
+from continuum.sandbox.requirements_build import PLACE
 
 log = structlog.get_logger(__name__)
 
@@ -36,10 +49,9 @@ CHECK_DEADLINE = 3.0
 """Seconds for the daemon to say that it is there."""
 AUTOPSY_DEADLINE = 2.0
 """Seconds for the daemon to say why a container ended."""
-RUNNER = RunnerConfig(
-    uid=SANDBOX_UID, gid=SANDBOX_UID, home=WORK_DIRECTORY, writable=(*TEMPORARY_DIRECTORIES, "/dev/mqueue")
-)
-_NO_NETWORK = "EGRESS=public, but sandboxes run without a network"
+LATE_EVENTS = 0.5
+"""Seconds by which two events of one end may come apart."""
+_NO_NETWORK = "sandboxes run without the network that EGRESS wants for them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +59,16 @@ class _Prepared:
     """What `prepare` found. network: None where sandboxes get none, which is wanted or explained by `no_network`."""
 
     image: SandboxImage
-    runtime: str
+    isolation: Isolation
+    egress: str
     network: SandboxNetwork | None
     no_network: str = ""
 
     @property
     def description(self) -> str:
         if self.network is not None:
-            return f"docker ({self.runtime}), egress public"
-        return f"docker ({self.runtime}), no network" + (f": {self.no_network}" if self.no_network else "")
+            return f"docker ({self.isolation.summary}), egress {self.egress}, rules verified at each start"
+        return f"docker ({self.isolation.summary}), no network" + (f": {self.no_network}" if self.no_network else "")
 
 
 class DockerBackend:
@@ -75,11 +88,24 @@ class DockerBackend:
         return self.name if self._prepared is None else self._prepared.description
 
     @property
+    def isolation(self) -> Isolation | None:
+        """What holds its sandboxes, known once prepared."""
+        return None if self._prepared is None else self._prepared.isolation
+
+    async def probe_socket(self) -> SocketFilter:
+        """Whether something filters what this worker may ask of the daemon. Raises `BackendUnavailable`."""
+        return await probe_socket(self._engine)
+
+    @property
     def _engine(self) -> Engine:
         """Raises `BackendUnavailable` for a DOCKER_HOST that cannot be used."""
         if self._connected is None:
             self._connected = Engine(Endpoint.from_environment(os.environ))
         return self._connected
+
+    @cached_property
+    def _layers(self) -> DockerLayers:
+        return DockerLayers(self._settings, self._engine, self._owner)
 
     async def check(self) -> None:
         try:
@@ -94,18 +120,21 @@ class DockerBackend:
         info: dict[str, Any] = await engine.call(lambda api: api.info())
         if info.get("OSType") != "linux":
             raise BackendUnavailable(f"the Docker daemon runs {info.get('OSType')} containers; sandboxes need Linux")
-        for limit in _missing_limits(info):
-            self._warn_once("Docker cannot limit what sandboxes use", resource=limit)
+        isolation = isolation_of(info, settings.container_runtime)
+        for limit in isolation.unlimited:
+            self._warn_once("the host does not limit all that a sandbox uses", because=limit)
         network, no_network = await self._find_network(info)
         image = await ensure_image(
             engine, self._owner, settings.container_image, network=network.id if network else None
         )
-        if network is not None and not image.has_iptables:
-            network, no_network = None, f"{settings.container_image} lacks iptables, which could not be installed"
-        runtime = settings.container_runtime or info.get("DefaultRuntime") or "runc"
-        self._prepared = _Prepared(image, runtime, network, no_network)
+        if network is not None:
+            try:
+                network = await self._with_policy(network, image)
+            except PolicyError as error:
+                network, no_network = None, str(error)
+        self._prepared = _Prepared(image, isolation, settings.egress, network, no_network)
         if no_network:
-            self._warn_once(_NO_NETWORK, because=no_network)
+            self._warn_no_network(no_network)
 
     async def _find_network(self, info: dict[str, Any]) -> tuple[SandboxNetwork | None, str]:
         """The sandboxes' network, or None and the reason why there is none, empty when none is wanted."""
@@ -118,46 +147,86 @@ class DockerBackend:
         except PolicyError as error:
             return None, str(error)
 
-    async def start(self) -> DockerSandbox:
-        prepared = self._prepared
-        if prepared is None:
+    async def _with_policy(self, network: SandboxNetwork, image: SandboxImage) -> SandboxNetwork:
+        """The network with what its policy needs of the host. Raises `PolicyError`."""
+        if not image.has_iptables:
+            raise PolicyError(f"{self._settings.container_image} lacks iptables, which could not be installed")
+        host = await find_host_addresses(self._engine, self._owner, image.tag)
+        return replace(network, policy=replace(network.policy, host=host, resolvers=self._settings.egress_dns))
+
+    @asynccontextmanager
+    async def layer(self, requirements: Requirements) -> AsyncIterator[Layer]:
+        prepared = self._checked()
+        async with self._layers.hold(requirements, prepared.image) as layer:
+            yield layer
+
+    def _checked(self) -> _Prepared:
+        if self._prepared is None:
             raise BackendUnavailable("the Docker backend has not been prepared")
+        return self._prepared
+
+    async def start(self, layer: Layer | None = None) -> DockerSandbox:
+        prepared = self._checked()
         if prepared.network is not None:
+            network = replace(prepared.network, policy=await self._current(prepared.network.policy))
             try:
-                return await self._start(prepared.image, prepared.network)
+                return await self._start(prepared, network, layer)
             except PolicyError as error:
                 self._prepared = replace(prepared, network=None, no_network=str(error))
-                self._warn_once(_NO_NETWORK, because=str(error))
-        return await self._start(prepared.image, None)
+                self._warn_no_network(str(error))
+        return await self._start(prepared, None, layer)
 
-    async def _start(self, image: SandboxImage, network: SandboxNetwork | None) -> DockerSandbox:
+    async def _current(self, policy: EgressPolicy) -> EgressPolicy:
+        """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start
+        sandboxes without a network, because of a name server that is down, would fail tasks that can wait."""
+        if self._settings.egress != "allowlist":
+            return policy
+        try:
+            return replace(policy, allowlist=await resolve(self._settings.egress_allow))
+        except PolicyError as error:
+            raise BackendUnavailable(f"no sandbox is started for what EGRESS_ALLOW names: {error}") from error
+
+    async def _start(self, prepared: _Prepared, network: SandboxNetwork | None, layer: Layer | None) -> DockerSandbox:
         """Raises `PolicyError` when the network's policy cannot be set in the sandbox."""
         engine, owner = self._engine, self._owner
         name = f"continuum-{secrets.token_hex(6)}"
+        policy = network.policy if network else EgressPolicy()
         specification = sandbox_specification(
-            self._settings, image, BOOTSTRAP, owner.labels("sandbox"), network.id if network else "none"
+            self._settings,
+            prepared.image,
+            BOOTSTRAP,
+            owner.labels("sandbox"),
+            network.id if network else "none",
+            prepared.isolation,
+            hosts=policy.extra_hosts,
+            resolvers=policy.resolvers,
+            layer=layer.name if layer else None,
         )
         stream: ContainerStream | None = None
         try:
             await engine.create(name, specification)
+            if layer is not None:
+                await self._layers.see_that_it_is_there(layer)
             stream = await engine.attach(name, stdin=True)
             await engine.start(name)
-            channel = RunnerChannel(stream, name=name, memory_mb=self._settings.container_memory_mb)
+            channel = RunnerChannel(stream, name=name, limits=sandbox_limits(self._settings, prepared.isolation))
             with _first_failure():
                 async with trio.open_nursery() as nursery:
                     if network is not None:
-                        nursery.start_soon(restrict, engine, owner, image.tag, name, network.policy)
-                    await self._boot(channel, stream)
-            return DockerSandbox(engine, name, stream, channel)
+                        nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
+                    config = runner_config(self._settings, prepared.isolation)
+                    await self._boot(channel, stream, replace(config, path=(PLACE,)) if layer else config)
+            memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None
+            return DockerSandbox(engine, name, stream, channel, policy.allowlist, ends_beyond_mb=memory_mb)
         except BaseException:
             await engine.remove(name)
             if stream is not None:
                 await trio.aclose_forcefully(stream)
             raise
 
-    async def _boot(self, channel: RunnerChannel, stream: ContainerStream) -> None:
+    async def _boot(self, channel: RunnerChannel, stream: ContainerStream, config: RunnerConfig) -> None:
         try:
-            await channel.boot(RUNNER)
+            await channel.boot(config)
         except SandboxLost as lost:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 
@@ -175,7 +244,9 @@ class DockerBackend:
 
         async def remove(container: dict[str, Any]) -> None:
             nonlocal removed
-            if await engine.remove(container["Id"]) and container["Labels"].get(ROLE_LABEL) == "sandbox":
+            # By name, which says what it is, where it still has one: no filter between worker and daemon knows an id.
+            name = (container["Names"] or [container["Id"]])[0].lstrip("/")
+            if await engine.remove(name) and container["Labels"].get(ROLE_LABEL) == "sandbox":
                 removed += 1
 
         async with trio.open_nursery() as nursery:
@@ -183,11 +254,15 @@ class DockerBackend:
                 nursery.start_soon(remove, container)
             for name in list(engine.unremoved):
                 nursery.start_soon(engine.remove, name)
+        await self._layers.sweep(live_workers)
         return removed
 
     async def aclose(self) -> None:
         if self._connected is not None:
             self._connected.close()
+
+    def _warn_no_network(self, because: str) -> None:
+        self._warn_once(_NO_NETWORK, egress=self._settings.egress, because=because)
 
     def _warn_once(self, event: str, **details: str) -> None:
         if (warning := f"{event} {details}") not in self._warned:
@@ -208,26 +283,67 @@ def _first_failure() -> Iterator[None]:
         raise
 
 
-def _missing_limits(info: dict[str, Any]) -> list[str]:
-    """What the daemon says that it cannot limit."""
-    limits = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "CPU time"}
-    return [limit for flag, limit in limits.items() if info.get(flag) is False]
-
-
 class DockerSandbox:
-    """A container in which a runner waits for scripts."""
+    """A container in which a runner waits for scripts.
 
-    def __init__(self, engine: Engine, name: str, stream: ContainerStream, channel: RunnerChannel) -> None:
+    ends_beyond_mb: a script that takes more memory than this ends the sandbox with it, as on gVisor, whose kernel is what
+    the host then kills; None where the host kills the script alone.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        stream: ContainerStream,
+        channel: RunnerChannel,
+        allowlist: Allowlist | None = None,
+        *,
+        ends_beyond_mb: int | None = None,
+    ) -> None:
         self.name = name
+        self._ends_beyond_mb = ends_beyond_mb
+        self._allowlist = allowlist
         self._engine = engine
         self._stream = stream
         self._channel = channel
 
+    @property
+    def reusable(self) -> bool:
+        """Whether the addresses that it was given for the names in EGRESS_ALLOW may still be used."""
+        return self._allowlist is None or self._allowlist.is_current(trio.current_time())
+
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        said: dict[Stream, list[str]] = {Stream.OUTPUT: [], Stream.ERROR: []}
+
+        def keep(stream: Stream, text: str) -> None:
+            said[stream].append(text)
+            sink(stream, text)
+
+        began = time.time()
         try:
-            return await self._channel.run(request, sink)
+            return await self._channel.run(request, sink if self._ends_beyond_mb is None else keep)
         except SandboxLost as lost:
+            if self._ends_beyond_mb is not None and lost.started and await self._ran_out_of_memory(began):
+                output, errors = ("".join(said[stream]) for stream in (Stream.OUTPUT, Stream.ERROR))
+                message = f"Out of memory: used more than {self._ends_beyond_mb} MB, gVisor's own included"
+                return Outcome(Ending.OUT_OF_MEMORY, 128 + signal.SIGKILL, output, errors, message)
             raise SandboxLost(f"{lost}: {await self._autopsy()}", started=lost.started) from lost
+
+    async def _ran_out_of_memory(self, began: float) -> bool:
+        """Whether the host killed for want of memory in this container since a moment (seconds since the epoch)."""
+        with trio.move_on_after(AUTOPSY_DEADLINE) as scope:
+            while True:
+                try:
+                    seen = await self._engine.events(self.name, ("oom", "die"), since=began)
+                except EngineError as error:
+                    log.debug("no word on why a sandbox ended", container=self.name, error=str(error))
+                    return False
+                if "oom" in seen:
+                    return True
+                if "die" in seen:  # that it was for want of memory may be told a moment later
+                    scope.deadline = min(scope.deadline, trio.current_time() + LATE_EVENTS)
+                await trio.sleep(0.05)
+        return False
 
     async def _autopsy(self) -> str:
         """Why the container ended, as far as the daemon still knows."""

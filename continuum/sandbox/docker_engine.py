@@ -6,8 +6,10 @@ way: its thread removes what it made for nobody.
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import docker
@@ -130,6 +132,23 @@ class Engine:
         """All that the daemon knows of a container."""
         found: dict[str, Any] = await self.call(lambda api: api.inspect_container(name), deadline=deadline)
         return found
+
+    async def events(self, name: str, kinds: Sequence[str], *, since: float) -> set[str]:
+        """Which kinds of events (`oom`, `die`) of a container, which may be gone, the daemon remembers.
+
+        since: seconds since the epoch, by the daemon's clock.
+        """
+        filters = json.dumps({"container": [name], "event": list(kinds)})
+
+        def find(api: Any) -> set[str]:
+            moments = {"since": int(since), "until": f"{time.time():.6f}"}
+            answer = api.get(api._url("/events"), params={"filters": filters, **moments}, timeout=CALL_DEADLINE)
+            api._raise_for_status(answer)
+            found = map(json.loads, answer.text.splitlines())
+            # The daemon takes a name for the beginning of one: of the containers that help this one, too.
+            return {event["Action"] for event in found if event["Actor"]["Attributes"].get("name") == name}
+
+        return await self.call(find)
 
     async def remove(self, name: str) -> bool:
         """Kill a container, remove it and wait until it is gone: True when it is, however that came.

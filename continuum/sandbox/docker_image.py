@@ -11,6 +11,7 @@ import hashlib
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ INSTALL_AGAIN_AFTER = dt.timedelta(hours=1)
 """How long an image that could not be given iptables is taken as it is."""
 _PROGRESS_EVERY = 5.0
 
-_IPTABLES_LABEL = "continuum.iptables"
+IPTABLES_LABEL = "continuum.iptables"
+"""On every image that was made here."""
 _NO_PYTHON = "no python3 of version 3.8 or later"
 
 _ADD = f"""
@@ -107,7 +109,7 @@ def _version(base_id: str) -> str:
 
 def _iptables(image: dict[str, Any]) -> str:
     """`yes`; `no` when they could not be installed; `untried` when nobody asked for them."""
-    return str((image["Config"].get("Labels") or {}).get(_IPTABLES_LABEL, "untried"))
+    return str((image["Config"].get("Labels") or {}).get(IPTABLES_LABEL, "untried"))
 
 
 def _worth_another_try(image: dict[str, Any]) -> bool:
@@ -165,20 +167,25 @@ def _how_to_get(reference: str, reason: str) -> str:
     )
 
 
-async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, network: str | None) -> dict[str, Any]:
-    """Make the image, whatever other workers do at the same time: the first to finish gives it the tag."""
-    log.info("preparing the sandbox image, once on this host", image=tag)
-    name = f"continuum-image-{secrets.token_hex(6)}"
-    specification = {
+def addition_specification(labels: Mapping[str, str], base_id: str, network: str | None) -> dict[str, Any]:
+    """The container, in the words of Docker's API, in which the addition is made."""
+    return {
         "Image": base_id,
         "User": "0:0",
         "Entrypoint": [""],  # not the image's own
         "Cmd": ["/bin/sh", "-c", _ADD, "sh", "install" if network else "keep"],
         "WorkingDir": "/",
-        "Labels": owner.labels("image"),
+        "Labels": dict(labels),
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": {"NetworkMode": network or "none", "LogConfig": {"Type": "none"}},
     }
+
+
+async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, network: str | None) -> dict[str, Any]:
+    """Make the image, whatever other workers do at the same time: the first to finish gives it the tag."""
+    log.info("preparing the sandbox image, once on this host", image=tag)
+    name = f"continuum-image-{secrets.token_hex(6)}"
+    specification = addition_specification(owner.labels("image"), base_id, network)
     try:
         with trio.fail_after(ADDITION_DEADLINE):
             await engine.create(name, specification)
@@ -200,7 +207,7 @@ async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, 
 
 async def _commit(engine: Engine, container: str, tag: str, iptables: str) -> dict[str, Any]:
     changes = [
-        f"LABEL {_IPTABLES_LABEL}={iptables}",
+        f"LABEL {IPTABLES_LABEL}={iptables}",
         # Otherwise inherited from this container: a container of the image is nobody's unless it says so.
         f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""',
         'CMD ["python3"]',

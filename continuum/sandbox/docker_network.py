@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from continuum.egress import Address
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import EngineRefused
 from continuum.sandbox.network import POLICY_VERSION, EgressPolicy, PolicyError
+from continuum.sandbox.network_host import ADDRESS_FILES, own_addresses, parse_addresses
 
 NETWORK = "continuum"
 NETWORK_LABEL = "continuum.network"
 POLICY_DEADLINE = 20.0
-"""Seconds for a helper container to set a sandbox's rules; it takes a fifth of one."""
+"""Seconds for a helper container to set a sandbox's rules, or to list the host's addresses; it takes a fifth of one."""
 
-_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
+NETWORK_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 _HELPER_CAPABILITIES = ["NET_ADMIN", "NET_RAW"]
 _HELPER_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KERNEL_NETWORKED = {"runc", "io.containerd.runc.v2", "crun", "youki", "nvidia-container-runtime"}
@@ -52,7 +55,7 @@ async def ensure_network(engine: Engine) -> SandboxNetwork:
                 lambda api: api.create_network(
                     NETWORK,
                     driver="bridge",
-                    options=_OPTIONS,
+                    options=NETWORK_OPTIONS,
                     check_duplicate=True,
                     labels={NETWORK_LABEL: str(POLICY_VERSION)},
                 )
@@ -74,7 +77,7 @@ async def _find(engine: Engine) -> dict[str, Any] | None:
     networks = [network for network in listed if network["Name"] == NETWORK]
     if not networks:
         return None
-    usable = [network for network in networks if _isolates_members(network)]
+    usable = [network for network in networks if isolates_members(network)]
     if not usable:
         raise PolicyError(
             f"there is a network {NETWORK} that Continuum did not make, or whose options were changed: "
@@ -83,10 +86,31 @@ async def _find(engine: Engine) -> dict[str, Any] | None:
     return min(usable, key=lambda network: (network["Created"], network["Id"]))
 
 
-def _isolates_members(network: dict[str, Any]) -> bool:
+def isolates_members(network: dict[str, Any]) -> bool:
+    """Whether a network, as the daemon describes it, was made by `ensure_network` and is what that made."""
     options = network.get("Options") or {}
     ours = NETWORK_LABEL in (network.get("Labels") or {})
-    return ours and network["Driver"] == "bridge" and _OPTIONS.items() <= options.items()
+    return ours and network["Driver"] == "bridge" and NETWORK_OPTIONS.items() <= options.items()
+
+
+async def find_host_addresses(engine: Engine, owner: Owner, image: str) -> tuple[Address, ...]:
+    """The addresses of the machine that the daemon runs on, and of this process where that is another.
+
+    Raises `PolicyError` when they cannot be had, and `EngineError`.
+    """
+    specification = addresses_specification(owner.labels("network-policy"), image)
+    try:
+        printed = await engine.run(
+            f"continuum-addresses-{secrets.token_hex(6)}", specification, deadline=POLICY_DEADLINE
+        )
+    except EngineRefused as error:
+        raise PolicyError(
+            f"a container on the host's network, to list the host's addresses, cannot run: {error}"
+        ) from error
+    found = parse_addresses(printed.output)
+    if not found:
+        raise PolicyError(f"the host's addresses could not be read: {printed.errors or 'nothing was printed'}")
+    return tuple(dict.fromkeys((*found, *own_addresses())))
 
 
 async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
@@ -94,26 +118,7 @@ async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, polic
 
     Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
     """
-    specification = {
-        "Image": image,
-        "User": "0:0",
-        "Entrypoint": policy.command(),
-        "Cmd": [],
-        "Env": [_HELPER_PATH],
-        "WorkingDir": "/",
-        "Labels": owner.labels("network-policy"),
-        "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": {
-            "NetworkMode": f"container:{sandbox}",
-            "AutoRemove": True,
-            "CapDrop": ["ALL"],
-            "CapAdd": _HELPER_CAPABILITIES,
-            "SecurityOpt": ["no-new-privileges"],
-            "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": "size=1m", "/run": "size=1m"},  # noqa: S108
-            "LogConfig": {"Type": "none"},
-        },
-    }
+    specification = policy_specification(owner.labels("network-policy"), image, sandbox, policy.command())
     try:
         printed = await engine.run(f"{sandbox}-{secrets.token_hex(3)}", specification, deadline=POLICY_DEADLINE)
     except EngineRefused as error:
@@ -124,3 +129,42 @@ async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, polic
         policy.verify(printed.output)
     except PolicyError as error:
         raise PolicyError(f"{error}; {printed.errors}" if printed.errors else str(error)) from None
+
+
+def policy_specification(labels: Mapping[str, str], image: str, sandbox: str, command: Sequence[str]) -> dict[str, Any]:
+    """The container, in the words of Docker's API, that runs `command` in the network namespace of a sandbox."""
+    specification = _helper(labels, image, command, network=f"container:{sandbox}")
+    specification["HostConfig"]["CapAdd"] = _HELPER_CAPABILITIES
+    return specification
+
+
+def addresses_specification(labels: Mapping[str, str], image: str) -> dict[str, Any]:
+    """The container, in the words of Docker's API, that prints the addresses of the daemon's machine."""
+    command = ["/bin/sh", "-c", f"cat {' '.join(ADDRESS_FILES)} || true"]
+    specification = _helper(labels, image, command, network="host")
+    # A daemon that maps users lets only containers of the host's own users into the host's network.
+    specification["HostConfig"]["UsernsMode"] = "host"
+    return specification
+
+
+def _helper(labels: Mapping[str, str], image: str, command: Sequence[str], *, network: str) -> dict[str, Any]:
+    """A container that runs a command as root with no rights at all in somebody else's network namespace."""
+    return {
+        "Image": image,
+        "User": "0:0",
+        "Entrypoint": list(command),
+        "Cmd": [],
+        "Env": [_HELPER_PATH],
+        "WorkingDir": "/",
+        "Labels": dict(labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": network,
+            "AutoRemove": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {"/tmp": "size=1m", "/run": "size=1m"},  # noqa: S108
+            "LogConfig": {"Type": "none"},
+        },
+    }

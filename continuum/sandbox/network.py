@@ -1,4 +1,4 @@
-"""What a sandbox may reach: everything public, nothing private.
+"""What a sandbox may reach: everything public and nothing private, or only what a list allows.
 
 The rules are iptables rules inside the sandbox's own network namespace, where root of the sandbox, without NET_ADMIN,
 cannot change them. This module only writes them down and judges what was read back; it does no I/O.
@@ -10,48 +10,12 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-IPv4 = ipaddress.IPv4Network
-IPv6 = ipaddress.IPv6Network
+from continuum.egress import NEVER, PRIVATE, Address, Network, is_within
 
-BLOCKED_IPV4 = tuple(
-    IPv4(block)
-    for block in (
-        "0.0.0.0/8",  # this network; Linux takes 0.0.0.0 for the host itself
-        "10.0.0.0/8",
-        "100.64.0.0/10",  # carriers' own addresses, and a cloud's metadata service
-        "127.0.0.0/8",
-        "168.63.129.16/32",  # a cloud's host agent, on a public address
-        "169.254.0.0/16",  # link-local, and most clouds' metadata services
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-    )
-)
-
-BLOCKED_IPV6 = (
-    *(
-        IPv6(block)
-        for block in (
-            "::/96",  # unspecified, loopback, and the deprecated form of IPv4 addresses
-            "::ffff:0:0/96",  # IPv4 addresses
-            "64:ff9b:1::/48",  # translation within a private network
-            "2001::/32",  # Teredo: IPv4 addresses inside
-            "2002::/16",  # 6to4: IPv4 addresses inside
-            "fc00::/7",  # private
-            "fe80::/10",  # link-local
-            "fec0::/10",  # private, deprecated
-            "ff00::/8",  # multicast
-        )
-    ),
-    # What the translation of a provider (NAT64) would turn into a blocked IPv4 address.
-    *(IPv6((int(IPv6("64:ff9b::/96")[0]) + int(block[0]), 96 + block.prefixlen)) for block in BLOCKED_IPV4),
-)
-
-POLICY_VERSION = 1
+POLICY_VERSION = 2
 """Grows with every change of the rules or of the network's options."""
+ADDRESSES_LAST = 600.0
+"""Seconds for which a name's addresses are used: names move, and what was theirs may become somebody else's."""
 
 _REJECT = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
@@ -76,34 +40,112 @@ NET_RAW for the older interface), and a writable /tmp and /run."""
 
 
 class PolicyError(Exception):
-    """The rules that are in force are not those that should be; the message says where they differ."""
+    """The network policy cannot be had, or is not in force; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A network that may be reached by TCP and UDP, at one port or (None) at all."""
+
+    network: Network
+    port: int | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it opens private addresses. A network that is wider than a private range means its public ones."""
+        return is_within(self.network, PRIVATE[self.network.version])
+
+
+@dataclass(frozen=True, slots=True)
+class Allowlist:
+    """What a list of entries opens. hosts: its names, and their addresses at `resolved_at`, a time of Trio's clock."""
+
+    openings: tuple[Opening, ...]
+    hosts: tuple[tuple[str, Address], ...]
+    resolved_at: float
+
+    def is_current(self, now: float) -> bool:
+        """Whether its addresses may still be used; networks do not age."""
+        return not self.hosts or now - self.resolved_at < ADDRESSES_LAST
 
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What is blocked, for one network of sandboxes. subnets: the network's own, its gateway's address included."""
+    """What the sandboxes of one network may reach, by TCP and UDP; without an allowlist they may ping, too.
 
-    subnets: tuple[IPv4 | IPv6, ...] = ()
+    subnets: the network's own, its gateway's address included. allowlist: None allows everything public.
+    host: the addresses of the machine that runs the sandboxes; no list opens them.
+    resolvers: the name servers that Docker's resolver may ask, empty for all; none with an allowlist.
+    """
+
+    subnets: tuple[Network, ...] = ()
+    allowlist: Allowlist | None = None
+    host: tuple[Address, ...] = ()
+    resolvers: tuple[Address, ...] = ()
+
+    @property
+    def extra_hosts(self) -> list[str]:
+        """The allowlist's names with their addresses, of the IP versions that the network has, as Docker takes them."""
+        if self.allowlist is None:
+            return []
+        versions = {4, *(subnet.version for subnet in self.subnets)}
+        return [f"{name}:{address}" for name, address in self.allowlist.hosts if address.version in versions]
 
     def rules(self, version: int) -> list[str]:
         """The rules for IP version 4 or 6, as `iptables-save` prints them."""
-        blocks: Sequence[IPv4 | IPv6] = BLOCKED_IPV4 if version == 4 else BLOCKED_IPV6
-        own = [subnet for subnet in self.subnets if subnet.version == version and subnet not in blocks]
+        refuse = f"-j REJECT --reject-with {_REJECT[version]}"
         return [
             ":INPUT DROP",
             ":FORWARD DROP",
-            ":OUTPUT ACCEPT",
+            ":OUTPUT DROP",
             "-A INPUT -i lo -j ACCEPT",
             "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
             # IPv6 finds its neighbours by multicast on the link; without it there is no IPv6 at all.
             *(_NEIGHBOUR_DISCOVERY if version == 6 else ()),
+            *self._resolver_rules(version),
             "-A OUTPUT -o lo -j ACCEPT",
-            # Docker's resolver, which listens on the sandbox's loopback, asks the host's name server from here, as
-            # root, and that server often has a private address. Scripts are never root.
-            "-A OUTPUT -p udp -m udp --dport 53 -m owner --uid-owner 0 -j ACCEPT",
-            "-A OUTPUT -p tcp -m tcp --dport 53 -m owner --uid-owner 0 -j ACCEPT",
-            *(f"-A OUTPUT -d {block} -j REJECT --reject-with {_REJECT[version]}" for block in (*blocks, *own)),
+            # What follows judges the first packet of a connection; nothing is established that it did not let pass.
+            "-A OUTPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            *(f"-A OUTPUT -d {network} {refuse}" for network in self._closed(version)),
+            *_accept(opening for opening in self._openings(version) if opening.is_private),
+            *(f"-A OUTPUT -d {network} {refuse}" for network in PRIVATE[version]),
+            *_accept(opening for opening in self._openings(version) if not opening.is_private),
+            *([_PING[version]] if self.allowlist is None else ()),
+            f"-A OUTPUT {refuse}",
         ]
+
+    def _resolver_rules(self, version: int) -> list[str]:
+        """Docker's resolver listens on the sandbox's loopback, and asks name servers, which often have private
+        addresses, from here, as root. Scripts are never root."""
+        if self.allowlist is not None:
+            # Any query may carry a message to whoever answers for the name. Where the host's name server listens on
+            # the host's loopback, Docker asks it from there, past these rules: so the question is refused.
+            return [f"-A OUTPUT -d {_DOCKERS_RESOLVER} -j REJECT --reject-with {_REJECT[4]}"] if version == 4 else []
+        places = [f"-d {_network_of(resolver)} " for resolver in self.resolvers if resolver.version == version]
+        return [
+            f"-A OUTPUT {place}-p {protocol} -m {protocol} --dport 53 -m owner --uid-owner 0 -j ACCEPT"
+            for place in (places if self.resolvers else [""])
+            for protocol in ("udp", "tcp")
+        ]
+
+    def _closed(self, version: int) -> list[Network]:
+        """What nothing opens: the sandboxes' own network and the host, too, where other rules do not see to that."""
+        opened = [opening.network for opening in self._openings(version) if opening.is_private]
+        own = [*self.subnets, *(_network_of(address) for address in self.host)]
+        return [
+            *NEVER[version],
+            *(
+                network
+                for network in dict.fromkeys(own)
+                if network.version == version
+                and not is_within(network, NEVER[version])
+                and (not is_within(network, PRIVATE[version]) or any(map(network.overlaps, opened)))
+            ),
+        ]
+
+    def _openings(self, version: int) -> list[Opening]:
+        openings = _EVERYTHING if self.allowlist is None else self.allowlist.openings
+        return [opening for opening in openings if opening.network.version == version]
 
     def restore_input(self, version: int) -> str:
         """The rules as `iptables-restore` takes them."""
@@ -125,13 +167,32 @@ class EgressPolicy:
                 raise PolicyError(f"{_COMMANDS[version]} shows other rules than were set: {difference}")
 
 
+_EVERYTHING = (Opening(ipaddress.IPv4Network("0.0.0.0/0")), Opening(ipaddress.IPv6Network("::/0")))
+_DOCKERS_RESOLVER = "127.0.0.11/32"
+_PING = {
+    4: "-A OUTPUT -p icmp -m icmp --icmp-type 8 -j ACCEPT",
+    6: "-A OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT",
+}
 _NEIGHBOUR_DISCOVERY = (
-    "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -j ACCEPT",
     "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT",
     "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j ACCEPT",
     "-A OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT",
     "-A OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j ACCEPT",
 )
+
+
+def _accept(openings: Iterable[Opening]) -> list[str]:
+    rules = []
+    for opening in openings:
+        place = f"-d {opening.network} " if opening.network.prefixlen else ""
+        for protocol in ("tcp", "udp"):
+            port = f" -m {protocol} --dport {opening.port}" if opening.port is not None else ""
+            rules.append(f"-A OUTPUT {place}-p {protocol}{port} -j ACCEPT")
+    return rules
+
+
+def _network_of(address: Address) -> Network:
+    return ipaddress.ip_network(address)
 
 
 def _with_counters(rule: str) -> str:

@@ -1,18 +1,23 @@
 """The pool of started sandboxes: one task at a time in each, started on demand, kept warm, removed when idle.
 
-What to do is decided in synchronous methods; the slow work (cold starts, removals) runs in the pool's own nursery.
+A sandbox belongs to the tenant whose script it ran first, for as long as it lives, and has the layer of requirements that it
+was started with. Each change of what there is and of
+what is wanted ends in `_settle`, which decides everything and waits for nothing: the slow work (cold starts, removals)
+runs in the pool's own nursery.
 """
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
 
-from continuum.sandbox.protocol import Backend, BackendUnavailable, Sandbox
+from continuum.sandbox.protocol import Backend, BackendUnavailable, Layer, Sandbox, SandboxError
 
 log = structlog.get_logger(__name__)
 
@@ -21,29 +26,63 @@ PARALLEL_STARTS = 4
 START_DEADLINE = 60.0
 """Seconds for one cold start; an engine that takes longer is treated as unavailable."""
 REMOVE_DEADLINE = 15.0
-"""Seconds for a removal when the worker is shutting down; the sandbox ends by itself when its worker is gone."""
+"""Seconds for a removal, after which the place counts as free; the sandbox ends by itself when its worker is gone."""
 
 
-@dataclass(slots=True)
-class _Idle:
+class _Nobody(enum.Enum):
+    """Whose a sandbox is that has run nothing yet. None would not do: tasks without a tenant are one of their own."""
+
+    NOBODY = enum.auto()
+
+
+@dataclass(eq=False, slots=True)
+class _Pooled:
+    """A started sandbox. `idle_since` is on Trio's clock."""
+
     sandbox: Sandbox
-    since: float
+    layer: Layer | None
+    idle_since: float
+    tenant: str | _Nobody | None = _Nobody.NOBODY
+    scripts: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """Somebody who waits for a sandbox. `answered` is set together with one of the two answers."""
+
+    tenant: str | None
+    layer: Layer | None
+    answered: trio.Event = field(default_factory=trio.Event)
+    granted: _Pooled | None = None
+    failure: SandboxError | None = None
+
+    def may_use(self, pooled: _Pooled) -> bool:
+        return pooled.layer == self.layer and pooled.tenant in (self.tenant, _Nobody.NOBODY)
 
 
 class SandboxPool:
-    """Hands out sandboxes. Use it inside the `open_pool` that made it. At most `size` exist at any time."""
+    """Hands out sandboxes. Use it inside the `open_pool` that made it. At most `size` exist at any time, those being
+    started and removed included.
 
-    def __init__(self, backend: Backend, size: int, nursery: trio.Nursery) -> None:
+    tasks_per_sandbox: after how many scripts a sandbox is replaced; 0 never.
+    """
+
+    def __init__(self, backend: Backend, size: int, tasks_per_sandbox: int, nursery: trio.Nursery) -> None:
         self._backend = backend
         self._size = size
+        self._tasks_per_sandbox = tasks_per_sandbox
         self._nursery = nursery
-        self._idle: list[_Idle] = []
+        self._idle: list[_Pooled] = []  # the most recently used last
         self._busy = 0
-        self._starting = 0
-        self._waiting = 0
+        self._starting: Counter[Layer | None] = Counter()
+        self._removing = 0
+        # For sandboxes that are or will be retired, to be started when there is room.
+        self._replacements: Counter[Layer | None] = Counter()
+        self._waiters: list[_Waiter] = []  # the longest waiting first
         self._changed = trio.lowlevel.ParkingLot()
         self._starts = trio.CapacityLimiter(PARALLEL_STARTS)
         self._failure: BackendUnavailable | None = None
+        self._closing = False
         self.cold_starts = 0
 
     @property
@@ -53,89 +92,190 @@ class SandboxPool:
 
     @property
     def total(self) -> int:
-        """All sandboxes, those being started included."""
-        return len(self._idle) + self._busy + self._starting
+        """All sandboxes, those being started or removed included."""
+        return len(self._idle) + self._busy + self._starting.total() + self._removing
 
     @asynccontextmanager
-    async def sandbox(self) -> AsyncIterator[Sandbox]:
-        """A sandbox to run one script in. It goes back to the pool when the block ends well, and is removed when
-        the block raises or is cancelled. Raises `BackendUnavailable` when none can be started."""
-        sandbox = await self._take()
+    async def sandbox(self, tenant: str | None = None, layer: Layer | None = None) -> AsyncIterator[Sandbox]:
+        """A sandbox with a layer, or with none, to run one script of a tenant in: an unused one, or one that has run
+        nothing but scripts of this tenant (None is a tenant, too). It goes back to the pool when the block ends well, and
+        is removed when the block raises or is cancelled. Raises `BackendUnavailable` and `LayerGone` when none can be
+        started."""
+        pooled = await self._take(tenant, layer)
         try:
-            yield sandbox
+            yield pooled.sandbox
         except BaseException:
             self._busy -= 1
-            self._remove_soon(sandbox)
+            self._remove_soon(pooled)
+            self._settle()
             raise
         self._busy -= 1
-        self._idle.append(_Idle(sandbox, trio.current_time()))
-        self._changed.unpark()
+        self._put_back(pooled)
+        self._settle()
 
     async def warm(self, count: int = 1) -> None:
         """Start sandboxes until `count` are started. Raises `BackendUnavailable` when that fails."""
-        while self.total - self._starting < min(count, self._size):
-            await self._wait_for_start()
+        self._failure = None
+        while len(self._idle) + self._busy < min(count, self._size):
+            if not self._starting.total() and self.total < self._size:
+                self._start_soon(None)
+            await self._changed.park()
+            if self._failure is not None:
+                raise BackendUnavailable(str(self._failure))
 
     def remove_idle(self, older_than: float) -> int:
         """Begin to remove the sandboxes that have run nothing for `older_than` seconds; return how many."""
         oldest = trio.current_time() - older_than
-        expired = [idle for idle in self._idle if idle.since <= oldest]
-        self._idle = [idle for idle in self._idle if idle.since > oldest]
-        for idle in expired:
-            self._remove_soon(idle.sandbox)
+        expired = [pooled for pooled in self._idle if pooled.idle_since <= oldest]
+        for pooled in expired:
+            self._idle.remove(pooled)
+            self._remove_soon(pooled)
         return len(expired)
 
-    async def _take(self) -> Sandbox:
-        while not self._idle:
-            await self._wait_for_start()
-        # The most recently used first: its memory is warm, and the others may grow old and be removed.
-        self._busy += 1
-        return self._idle.pop().sandbox
-
-    async def _wait_for_start(self) -> None:
-        """Wait until something changes for the better, starting a sandbox if nobody else's start will do."""
-        self._waiting += 1
+    async def _take(self, tenant: str | None, layer: Layer | None) -> _Pooled:
+        waiter = _Waiter(tenant, layer)
+        self._waiters.append(waiter)
+        self._settle()
         try:
-            if self._starting < self._waiting and self.total < self._size:
-                self._failure = None
-                self._starting += 1
-                self._nursery.start_soon(self._start)
-            await self._changed.park()
-        finally:
-            self._waiting -= 1
-        if self._failure is not None and not self._idle:
-            raise BackendUnavailable(str(self._failure))
+            await waiter.answered.wait()
+        except BaseException:
+            if waiter.granted is not None:
+                self._busy -= 1
+                self._put_back(waiter.granted)
+            elif waiter.failure is None:
+                self._waiters.remove(waiter)
+            self._settle()
+            raise
+        if waiter.granted is None:
+            assert waiter.failure is not None
+            raise type(waiter.failure)(str(waiter.failure))
+        pooled = waiter.granted
+        pooled.tenant = tenant
+        pooled.scripts += 1
+        if self._is_worn(pooled):  # this is its last script, and the one after it should find another sandbox ready
+            self._replacements[layer] += 1
+            self._settle()
+        return pooled
 
-    async def _start(self) -> None:
+    def _settle(self) -> None:
+        """Answer who can be answered, and begin what will let the others be.
+
+        The longest waiting is seen to first, at the cost of those who came later if need be: nobody waits for ever,
+        whatever the others want. With no more tasks than `size` nobody pays that cost, for whoever waits then has a
+        place that no task occupies.
+        """
+        if self._closing:
+            return
+        self._discard_what_must_not_be_reused()
+        starting, leaving = self._starting.copy(), self._removing
+        for waiter in list(self._waiters):
+            if (pooled := self._find_idle(waiter)) is not None:
+                self._grant(waiter, pooled)
+            elif starting[waiter.layer]:
+                starting[waiter.layer] -= 1
+            elif self.total < self._size:
+                self._start_soon(waiter.layer)
+            elif leaving:
+                leaving -= 1
+            elif not self._evict():  # which serves none of those who wait, or it would not be idle
+                break
+        while self._replacements and self.total < self._size:
+            self._start_soon(next(iter(self._replacements)))
+        self._changed.unpark_all()
+
+    def _discard_what_must_not_be_reused(self) -> None:
+        """Idle sandboxes may outlive their use; those are not replaced, for nobody asked for them since."""
+        for pooled in [pooled for pooled in self._idle if not pooled.sandbox.reusable]:
+            self._idle.remove(pooled)
+            self._remove_soon(pooled)
+
+    def _find_idle(self, waiter: _Waiter) -> _Pooled | None:
+        """The tenant's own, which serves nobody else, before an unused one. The most recently used first: its memory is
+        warm, and the others may grow old and be removed."""
+        usable = [pooled for pooled in reversed(self._idle) if waiter.may_use(pooled)]
+        return min(usable, key=lambda pooled: pooled.tenant is _Nobody.NOBODY, default=None)
+
+    def _grant(self, waiter: _Waiter, pooled: _Pooled) -> None:
+        self._waiters.remove(waiter)
+        self._idle.remove(pooled)
+        self._busy += 1
+        waiter.granted = pooled
+        waiter.answered.set()
+
+    def _evict(self) -> bool:
+        """Begin to remove the least recently used of the idle sandboxes; False when there is none."""
+        if not self._idle:
+            return False
+        self._remove_soon(self._idle.pop(0))
+        return True
+
+    def _is_worn(self, pooled: _Pooled) -> bool:
+        return 0 < self._tasks_per_sandbox <= pooled.scripts
+
+    def _put_back(self, pooled: _Pooled) -> None:
+        """Let a sandbox wait for its next script, unless it is to have none."""
+        if self._is_worn(pooled):
+            self._remove_soon(pooled)
+        elif not pooled.sandbox.reusable:
+            self._replacements[pooled.layer] += 1
+            self._remove_soon(pooled)
+        else:
+            pooled.idle_since = trio.current_time()
+            self._idle.append(pooled)
+
+    def _start_soon(self, layer: Layer | None) -> None:
+        """Begin a cold start, for whomever it comes in time; it stands for a replacement that is due, too."""
+        self._failure = None
+        self._starting[layer] += 1
+        self._replacements -= Counter([layer])
+        self._nursery.start_soon(self._start, layer)
+
+    async def _start(self, layer: Layer | None) -> None:
         try:
             async with self._starts:
                 with trio.fail_after(START_DEADLINE):
-                    sandbox = await self._backend.start()
-        except BackendUnavailable as error:
-            self._failure = error
-            self._changed.unpark_all()
+                    sandbox = await self._backend.start(layer)
+        except SandboxError as error:
+            self._fail_waiters(layer, error)
         except trio.TooSlowError:
-            self._failure = BackendUnavailable(f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s")
-            self._changed.unpark_all()
+            late = f"{self._backend.name} started no sandbox within {START_DEADLINE:g} s"
+            self._fail_waiters(layer, BackendUnavailable(late))
         else:
             self.cold_starts += 1
-            self._idle.append(_Idle(sandbox, trio.current_time()))
-            self._changed.unpark()
+            self._idle.append(_Pooled(sandbox, layer, trio.current_time()))
         finally:
-            self._starting -= 1
+            self._starting -= Counter([layer])
+            self._settle()
 
-    def _remove_soon(self, sandbox: Sandbox) -> None:
-        self._nursery.start_soon(_remove, sandbox)
-        self._changed.unpark()
+    def _fail_waiters(self, layer: Layer | None, failure: SandboxError) -> None:
+        """Nobody waits through an outage: what cannot start now is for those who ask again later."""
+        if isinstance(failure, BackendUnavailable):
+            self._failure = failure
+        self._replacements.clear()
+        for waiter in [waiter for waiter in self._waiters if waiter.layer == layer]:
+            self._waiters.remove(waiter)
+            waiter.failure = failure
+            waiter.answered.set()
 
-    async def _remove_all(self) -> None:
+    def _remove_soon(self, pooled: _Pooled) -> None:
+        self._removing += 1
+        self._nursery.start_soon(self._remove, pooled.sandbox)
+
+    async def _remove(self, sandbox: Sandbox) -> None:
+        try:
+            await _close(sandbox)
+        finally:
+            self._removing -= 1
+            self._settle()
+
+    async def _close_all(self) -> None:
         idle, self._idle = self._idle, []
         async with trio.open_nursery() as nursery:
-            for entry in idle:
-                nursery.start_soon(_remove, entry.sandbox)
+            for pooled in idle:
+                nursery.start_soon(_close, pooled.sandbox)
 
 
-async def _remove(sandbox: Sandbox) -> None:
+async def _close(sandbox: Sandbox) -> None:
     with trio.CancelScope(shield=True), trio.move_on_after(REMOVE_DEADLINE) as scope:
         await sandbox.aclose()
     if scope.cancelled_caught:
@@ -143,13 +283,14 @@ async def _remove(sandbox: Sandbox) -> None:
 
 
 @asynccontextmanager
-async def open_pool(backend: Backend, size: int) -> AsyncIterator[SandboxPool]:
+async def open_pool(backend: Backend, size: int, tasks_per_sandbox: int = 0) -> AsyncIterator[SandboxPool]:
     """A pool whose sandboxes are all removed when the block ends, however it ends."""
     async with trio.open_nursery() as nursery:
-        pool = SandboxPool(backend, size, nursery)
+        pool = SandboxPool(backend, size, tasks_per_sandbox, nursery)
         try:
             yield pool
         finally:
+            pool._closing = True
             nursery.cancel_scope.cancel()  # ends cold starts; removals under way are shielded and finish
             with trio.CancelScope(shield=True):
-                await pool._remove_all()
+                await pool._close_all()

@@ -6,9 +6,12 @@ Two backends implement it: `docker` and `bubblewrap`. Both run the same `runner.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from continuum.model import Outcome, RunRequest, Stream
+from continuum.requirements import Requirements
 
 OutputSink = Callable[[Stream, str], None]
 """Called with each piece of output while a script runs: text, already decoded and within the limit. Must not block."""
@@ -34,12 +37,37 @@ class SandboxLost(SandboxError):
         self.started = started
 
 
+class RequirementsFailed(SandboxError):
+    """A list of requirements could not be installed, for reasons that may pass (the index is down, time ran out) or that
+    lie with this host; the message says which."""
+
+
+class LayerGone(SandboxError):
+    """A layer was removed before a sandbox with it could be started: ask for it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a list of requirements became on this host: a directory that sandboxes started with it can read.
+
+    name: how an operator finds it. key: the same for every build of the same list for the same interpreter.
+    """
+
+    name: str
+    key: str
+
+
 class Sandbox(Protocol):
     """One started sandbox: runs one script at a time and forgets each before the next."""
 
     @property
     def name(self) -> str:
         """How an operator finds it: a container's name, a process id."""
+        ...
+
+    @property
+    def reusable(self) -> bool:
+        """False once it must run nothing more, however well it is: what it was started with no longer holds."""
         ...
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
@@ -65,7 +93,7 @@ class Backend(Protocol):
 
     @property
     def description(self) -> str:
-        """The isolation in force, for people: `docker (runc), egress public`."""
+        """The isolation in force, for people: `docker (runsc: gVisor, a kernel of its own), no network`."""
         ...
 
     async def prepare(self) -> None:
@@ -73,9 +101,16 @@ class Backend(Protocol):
         Raises `BackendUnavailable`."""
         ...
 
-    async def start(self) -> Sandbox:
-        """A cold start: a sandbox whose runner is ready and whose network policy is verified.
-        Raises `BackendUnavailable`."""
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        """The layer of a list, found or built; it stays as long as the block lasts.
+
+        Raises `BadRequirements` when no build can ever succeed, quoting the resolver, `RequirementsFailed` when this one
+        did not, and `BackendUnavailable` when none could be begun."""
+        ...
+
+    async def start(self, layer: Layer | None = None) -> Sandbox:
+        """A cold start: a sandbox whose runner is ready and whose network policy is verified. Its scripts can import
+        what is in the layer. Raises `BackendUnavailable` and `LayerGone`."""
         ...
 
     async def check(self) -> None:

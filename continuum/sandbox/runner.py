@@ -9,6 +9,9 @@ through stdin and speaks the following with it. All numbers are big-endian.
     runner -> worker   frames: one letter, u32 length, data
                        R ready   O output   E error output   X exit (JSON)   F fatal (text)
 
+Before all else the runner gives up the system calls that no script may make: the filter, a seccomp program, comes with the
+configuration, and every child inherits it.
+
 The process that speaks with the worker never holds a request: the child is forked before one comes, and reads it from
 the same stdin. Output passes through one buffer, which is wiped each time. So nothing of one script is in the memory that
 the next is forked from. After each script every other process is killed, every writable place is emptied, and only then
@@ -16,8 +19,11 @@ is the next child forked and `ready` said. Anything that cannot be cleaned ends 
 sandbox.
 """
 
+import _socket
+import base64
 import ctypes
 import gc
+import itertools
 import json
 import os
 import resource
@@ -33,12 +39,16 @@ LENGTH = struct.Struct("!I")
 FRAME = struct.Struct("!cI")
 CHUNK = 65536
 PAYLOAD_IN_ENVIRONMENT = 100000  # one string of an environment may have 128 KiB
-CLEANING_DEADLINE = 5.0  # seconds for killed processes to go away
+CLEANING_DEADLINE = 5.0  # seconds for killed processes, and what they held, to go away
+CPU_CHECK = 0.5  # seconds between two looks at how much of its CPU time a script has used
 MOST_ENTRIES = 1000000  # removed in one round
 MOST_LEVELS = 200  # of directories kept open at once
+NUMBERS = itertools.count()
 LARGEST_PID = 64  # the runner is one of the first processes of its own process namespace, or refuses to kill
 
 PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -51,6 +61,16 @@ class Eof(Exception):
 
 class Unclean(Exception):
     """Something of a script is left and cannot be removed."""
+
+
+class Unprotected(Exception):
+    """The system calls that scripts may not make cannot be refused here."""
+
+
+class Filter(ctypes.Structure):
+    """A seccomp program: how many instructions of eight bytes, and where."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------------------
@@ -101,11 +121,7 @@ def become_script(config, pipes, go, told):
     for descriptor in (null, go, told):
         os.close(descriptor)
     for name, value in config["limits"].items():
-        limit = getattr(resource, name)
-        hard = resource.getrlimit(limit)[1]
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        lower_limit(getattr(resource, name), value)
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own /proc/self is the script's to read
 
     script, file_of_payload = sys.argv
@@ -118,6 +134,13 @@ def become_script(config, pipes, go, told):
         os.environ["CONTINUUM_PAYLOAD"] = payload.decode()
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
     return script, code, payload.decode()
+
+
+def lower_limit(limit, value):
+    hard = resource.getrlimit(limit)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def prepare(config, pipes, go, told):
@@ -148,7 +171,6 @@ def prepare(config, pipes, go, told):
         os.setgroups([])
         os.setresgid(config["gid"], config["gid"], config["gid"])
         os.setresuid(config["uid"], config["uid"], config["uid"])
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.umask(0o022)
 
     os.mkdir(config["task_directory"], 0o700)
@@ -157,7 +179,7 @@ def prepare(config, pipes, go, told):
     os.environ.clear()
     os.environ.update(config["environment"])
     sys.argv[:] = [config["task_directory"] + "/script.py", config["task_directory"] + "/payload.json"]
-    sys.path.insert(0, config["task_directory"])
+    sys.path[:0] = [config["task_directory"]] + config["path"]
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     gc.unfreeze()
@@ -277,8 +299,14 @@ class Runner:
     def __init__(self, config):
         self.config = config
         self.buffer = bytearray(FRAME.size + CHUNK)
+        self.places = [place for place in config["writable"] if os.path.isdir(place)]
+        self.usual_use = {}
+        self.sockets = Lines("/proc/self/net/unix")
+        self.usual_sockets = self.sockets.read()
         self.sigchld = self.watch_children()
-        self.oom_counter = open_oom_counter()
+        self.counters = {"oom": Counter(*OOM_KILLS), "forks": Counter(*REFUSED_FORKS)}
+        if config["cpu_seconds"]:
+            self.counters.update(cpu=Counter(*CPU_TIME), runner=Clock())
 
     def watch_children(self):
         receiver, sender = os.pipe()
@@ -290,6 +318,9 @@ class Runner:
 
     def serve(self):
         """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
+        self.wipe()
+        self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
+        self.usual_sockets = self.sockets.read()
         while True:
             self.wipe()
             pipes = (os.pipe(), os.pipe(), os.pipe(), os.pipe())
@@ -314,7 +345,7 @@ class Runner:
         """From a request to the exit frame."""
         header = self.wait_for_request()
         timeout, limit, _ = HEADER.unpack(header)
-        ooms = self.count_ooms()
+        before = self.counted()
         started = time.monotonic()
         write_all(go, header)
         os.close(go)
@@ -323,24 +354,16 @@ class Runner:
         outputs = {out: Output(b"O", out, limit), err: Output(b"E", err, limit)}
         for descriptor in outputs:
             os.set_blocking(descriptor, False)
-        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000)
-        seconds = time.monotonic() - started
+        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000, before)
         if self.config["kill_all"]:
             self.kill_everything()
         else:
             kill_group(pid)
         for output in outputs.values():
             self.drain(output)
-        result = {
-            "status": status,
-            "timed_out": timed_out,
-            "oom": self.count_ooms() > ooms,
-            "seconds": seconds,
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "max_rss_kb": usage.ru_maxrss,
-            "dropped_output": outputs[out].dropped,
-            "dropped_error": outputs[err].dropped,
-        }
+        result = {"status": status, "timed_out": timed_out}
+        result.update(self.limits_met(before, usage) if status else NO_LIMITS_MET)
+        result.update(dropped_output=outputs[out].dropped, dropped_error=outputs[err].dropped)
         send(b"X", json.dumps(result).encode())
 
     def wait_for_request(self):
@@ -350,21 +373,24 @@ class Runner:
             pass
         return read_exactly(0, HEADER.size)
 
-    def wait_for_end(self, pid, outputs, deadline):
-        """Forward output until the child has ended, killing it at the deadline or when the worker is gone."""
+    def wait_for_end(self, pid, outputs, deadline, before):
+        """Forward output until the child has ended, killing it when its time is up or the worker is gone."""
         poll = select.poll()
         for descriptor in (0, self.sigchld, *outputs):
             poll.register(descriptor, select.POLLIN)
-        timed_out = False
+        killed = timed_out = False
         while True:
             ended = reap(pid)
             if ended is not None:
                 return ended[0], ended[1], timed_out
             left = deadline - time.monotonic()
-            if left <= 0 and not timed_out:
-                timed_out = True
+            if not killed and (left <= 0 or self.out_of_cpu_time(before)):
+                killed, timed_out = True, left <= 0
                 os.kill(pid, signal.SIGKILL)
-            for descriptor, _ in poll.poll(None if timed_out else max(0, left) * 1000 + 1):
+            patience = max(0, left) * 1000 + 1
+            if self.config["cpu_seconds"]:
+                patience = min(patience, CPU_CHECK * 1000)
+            for descriptor, _ in poll.poll(None if killed else patience):
                 if descriptor == 0:
                     if not os.read(0, 1):
                         raise Eof
@@ -399,30 +425,59 @@ class Runner:
                 raise Unclean("processes of a script do not die")
             time.sleep(0.0002)
 
-    def count_ooms(self):
-        """How many processes of this sandbox the kernel has killed for want of memory."""
-        if self.oom_counter is None:
-            return 0
-        for line in os.pread(self.oom_counter, 4096, 0).splitlines():
-            if line.startswith(b"oom_kill "):
-                return int(line.split()[1])
-        return 0
+    def counted(self):
+        """What the kernel has counted of this sandbox up to now."""
+        return {name: counter.read() for name, counter in self.counters.items()}
+
+    def out_of_cpu_time(self, before):
+        """Whether the script, all its processes together, has used more CPU time than it may."""
+        limit = self.config["cpu_seconds"]
+        if not limit:
+            return False
+        return self.counters["cpu"].read() - before["cpu"] - (time.process_time() - before["runner"]) >= limit
+
+    def limits_met(self, before, usage):
+        """Which limits a script met that did not end well, as far as can be told."""
+        now = self.counted()
+        # The kernel's own limit, of one process, goes by the clock's ticks, and this by the exact time.
+        alone = usage.ru_utime + usage.ru_stime > 0.8 * self.config["cpu_seconds"] > 0
+        return {
+            "out_of_cpu_time": alone or self.out_of_cpu_time(before),
+            "oom": now["oom"] > before["oom"],
+            "too_many_processes": now["forks"] > before["forks"] if self.counters["forks"].exists else None,
+            "full": [place for place in self.places if is_full(place)],
+        }
 
     def wipe(self):
         """Empty every writable place, first as the script's user, who owns what is there."""
         self.remove_task_files()
-        places = [place for place in self.config["writable"] if os.path.isdir(place)]
-        if self.config["sysv"] and sysv_objects():
-            self.as_script_user(remove_sysv_objects)
-            if sysv_objects():
-                raise Unclean("System V objects of a script are left")
-        if not any(os.listdir(os.fsencode(place)) for place in places):
-            return
-        self.as_script_user(lambda: [empty_directory(os.fsencode(place)) for place in places])
-        for place in places:
-            left = os.listdir(os.fsencode(place))
-            if left:
-                raise Unclean("%s is not empty: %r" % (place, left[:3]))
+        places = list(map(os.fsencode, self.places))
+        if any(map(os.listdir, places)):
+            self.as_script_user(lambda: list(map(empty_directory, places)))
+            for place in places:
+                left = os.listdir(place)
+                if left:
+                    raise Unclean("%s is not empty: %r" % (place.decode(), left[:3]))
+        self.see_that_nothing_is_held()
+
+    def see_that_nothing_is_held(self):
+        """See gone what has no name and no process any more: sockets that are in flight through each other, and the files
+        and sockets that are in flight with them. The kernel closes them when it collects its garbage."""
+        deadline = time.monotonic() + CLEANING_DEADLINE
+        while self.sockets.read() > self.usual_sockets or self.held():
+            if time.monotonic() > deadline:
+                raise Unclean("a script's files or sockets are in flight where nobody can close them")
+            for end in _socket.socketpair():  # which the kernel does whenever one is closed
+                end.close()
+            time.sleep(0.001)
+
+    def held(self):
+        """Whether a writable place has less room than when it was empty."""
+        for place, (usual_files, usual_blocks) in self.usual_use.items():
+            files, blocks = used(place)
+            if files > usual_files or blocks > usual_blocks:
+                return True
+        return False
 
     def remove_task_files(self):
         """The quick way for what each script has; what else there is comes to light afterwards."""
@@ -474,35 +529,65 @@ def kill_group(pid):
         pass
 
 
-def open_oom_counter():
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+# What the kernel counts of a control group, of version 2 or else of version 1: a file, a key in it, and the unit.
+OOM_KILLS = (("memory.events", b"oom_kill", 1), ("memory/memory.oom_control", b"oom_kill", 1))
+REFUSED_FORKS = (("pids.events", b"max", 1), ("pids/pids.events", b"max", 1))
+CPU_TIME = (("cpu.stat", b"usage_usec", 1e-6), ("cpuacct/cpuacct.usage", b"", 1e-9))
+NO_LIMITS_MET = {"out_of_cpu_time": False, "oom": False, "too_many_processes": False, "full": []}
+
+
+class Counter:
+    """A number in the first of some files that is there; zero when none is."""
+
+    def __init__(self, *files):
+        self.exists = False
+        for path, self.key, self.unit in files:
+            try:
+                self.descriptor = os.open("/sys/fs/cgroup/" + path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            self.exists = True
+            break
+
+    def read(self):
+        if self.exists:
+            for line in os.pread(self.descriptor, 4096, 0).splitlines():
+                key, _, value = line.rpartition(b" ")
+                if key == self.key:
+                    return int(value) * self.unit
+        return 0
+
+
+class Lines:
+    """How many lines a file of the kernel's has; none when it is not there."""
+
+    def __init__(self, path):
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            pass
-    return None
+            self.descriptor = None
+
+    def read(self):
+        return 0 if self.descriptor is None else os.pread(self.descriptor, 65536, 0).count(b"\n")
 
 
-def sysv_objects():
-    """(kind, id) of every System V object of this IPC namespace."""
-    found = []
-    for kind in ("shm", "sem", "msg"):
-        try:
-            with open("/proc/sysvipc/" + kind, "rb", 0) as file:
-                found += [(kind, int(line.split()[1])) for line in file.readall().splitlines()[1:]]
-        except OSError:
-            pass
-    return found
+class Clock:
+    """The CPU time of the runner itself."""
+
+    def read(self):
+        return time.process_time()
 
 
-def remove_sysv_objects():
-    for kind, number in sysv_objects():
-        if kind == "sem":
-            libc.semctl(number, 0, 0)
-        elif kind == "shm":
-            libc.shmctl(number, 0, None)
-        else:
-            libc.msgctl(number, 0, None)
+def used(place):
+    """(files, blocks) that a file system holds."""
+    state = os.statvfs(place)
+    return state.f_files - state.f_ffree, state.f_blocks - state.f_bfree
+
+
+def is_full(place):
+    """Whether a file system has no room for another file, or for another byte."""
+    state = os.statvfs(place)
+    return (state.f_blocks > 0 and state.f_bavail == 0) or (state.f_files > 0 and state.f_favail == 0)
 
 
 def empty_directory(top):
@@ -514,11 +599,12 @@ def empty_directory(top):
 def remove_below(top):
     """Remove what is below a directory: any name, any mode, any depth, without following links. Return how much."""
     changed = 0
-    stack = [(os.open(top, os.O_RDONLY | os.O_DIRECTORY), b"")]
+    descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    stack = [(descriptor, b"", iter(os.listdir(descriptor)))]
     while stack and changed < MOST_ENTRIES:
-        here, own_name = stack[-1]
+        here, own_name, names = stack[-1]
         below = None
-        for name in map(os.fsencode, os.listdir(here)):
+        for name in map(os.fsencode, names):
             try:
                 if not stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
                     os.unlink(name, dir_fd=here)
@@ -526,15 +612,16 @@ def remove_below(top):
                     continue
                 os.chmod(name, 0o700, dir_fd=here)
                 if len(stack) < MOST_LEVELS:
-                    below = (os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here), name)
+                    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
                     break
                 # Too deep to keep every level open: bring the subtree up; the next round finds it there.
-                os.rename(name, b"deep-%d-%d" % (os.getpid(), changed), src_dir_fd=here, dst_dir_fd=stack[0][0])
+                new_name = b"deep-%d-%d" % (os.getpid(), next(NUMBERS))
+                os.rename(name, new_name, src_dir_fd=here, dst_dir_fd=stack[0][0])
                 changed += 1
             except OSError:
                 continue
         if below is not None:
-            stack.append(below)
+            stack.append((below, name, iter(os.listdir(below))))
             continue
         stack.pop()
         os.close(here)
@@ -543,10 +630,24 @@ def remove_below(top):
                 os.rmdir(own_name, dir_fd=stack[-1][0])
                 changed += 1
             except OSError:
-                break  # not empty: something here cannot be removed, and would be found again and again
-    for descriptor, _ in stack:
+                pass  # something in it cannot be removed; what is beside it can
+    for descriptor, _, _ in stack:
         os.close(descriptor)
     return changed
+
+
+def refuse_system_calls(config):
+    """Give up, for good and for every child, the system calls that no script may make."""
+    machine = os.uname().machine if sys.maxsize > 2**32 else "an interpreter of 32 bits"
+    if machine not in config["machines"]:
+        raise Unprotected("there is no seccomp filter for " + machine)
+    # Of one byte: no core fits, and no program of the host is started for one, which 0 would not prevent. It stays: the filter
+    # makes nothing of any later change.
+    lower_limit(resource.RLIMIT_CORE, 1)
+    program = base64.b64decode(config["seccomp"])
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Filter(len(program) // 8, program)), 0, 0):
+        raise Unprotected("the kernel takes no seccomp filter: " + os.strerror(ctypes.get_errno()))
 
 
 def leave(code):
@@ -565,13 +666,15 @@ if config["kill_all"] and os.getpid() > LARGEST_PID:
     os._exit(70)
 libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+for number in (signal.SIGPIPE, signal.SIGINT):  # the second is for a script of the same user, which might interrupt
+    signal.signal(number, signal.SIG_IGN)
 os.umask(0)
 gc.collect()
 gc.disable()
 if hasattr(gc, "freeze"):
     gc.freeze()
 try:
+    refuse_system_calls(config)
     what = Runner(config).serve()
 except (Eof, BrokenPipeError):
     leave(0)

@@ -56,6 +56,7 @@ def global_status(statistics: Statistics, workers: list[WorkerRecord]) -> Json:
         "throughput_tasks_per_hour": float(statistics.throughput_tasks_per_hour),
         "scheduled_tasks": statistics.scheduled,
         "cancelled_tasks": statistics.cancelled,
+        "malicious_tasks": statistics.malicious,
         "workers": statistics.workers,
         "worker_list": [_worker(worker) for worker in workers],
     }
@@ -123,6 +124,7 @@ def _worker(worker: WorkerRecord) -> Json:
         "completed": worker.completed,
         "failed": worker.failed,
         "cancelled": worker.cancelled,
+        "malicious": worker.malicious,
         "finished_last_hour": worker.finished_last_hour,
     }
 

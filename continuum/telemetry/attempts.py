@@ -9,9 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context, use_span
@@ -21,6 +22,7 @@ from continuum.telemetry.tracing import COMMON, context_of, traceparent_of
 
 REMEMBERED = 8192
 """Attempts whose end is awaited, at most: one that is given back or lost is never written, so its entry would stay."""
+EMPTY: Mapping[str, str] = MappingProxyType({})
 NAME_LIMIT = 100
 """Characters of a task's name in a span."""
 
@@ -35,12 +37,14 @@ class Attempt:
     executed: tuple[Span, int] | None = None
     """The span of a run that has ended, kept open until its outcome is told; and when it ended, in ns."""
 
-    def end_execution(self, outcome: Outcome | None) -> None:
-        """End the span of the run; None when no outcome came of it."""
+    def end_execution(self, outcome: Outcome | None, contents: Mapping[str, str] = EMPTY) -> None:
+        """End the span of the run; None when no outcome came of it. contents: more attributes."""
         if self.executed is None:
             return
         span, ended = self.executed
         self.executed = None
+        for name, text in contents.items():
+            span.set_attribute(f"continuum.task.{name}", text)
         if outcome is not None:
             span.set_attribute("continuum.task.ending", outcome.ending.value)
             if outcome.exit_code is not None:
@@ -101,12 +105,12 @@ class Attempts:
             raise
         attempt.executed = (span, time.time_ns())
 
-    def ended(self, task: ClaimedTask, outcome: Outcome) -> None:
-        """Tell how a run ended."""
+    def ended(self, task: ClaimedTask, outcome: Outcome, contents: Mapping[str, str] = EMPTY) -> None:
+        """Tell how a run ended. contents: what LOG_PAYLOADS lets into the span, by name."""
         attempt = self._attempts.get(task.lease)
         if attempt is not None:
             attempt.ending = outcome.ending
-            attempt.end_execution(outcome)
+            attempt.end_execution(outcome, contents)
 
     def written(self, completion: Completion, stands: bool, seconds: float) -> Attempt | None:
         """An outcome was written just now in a call that took so long, or (`stands` is False) its lease had passed

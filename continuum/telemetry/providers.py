@@ -66,7 +66,7 @@ async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[T
     exporter: it warns once and goes on without. Leaving takes at most `SHUTDOWN_DEADLINE`, however it is left."""
     read_dotenv(settings.model_config.get("env_file"))
     if sdk_disabled():
-        yield Telemetry(no_metrics="metrics are off: OTEL_SDK_DISABLED is true")
+        yield Telemetry(no_metrics="metrics are off: OTEL_SDK_DISABLED is true", contents=settings.log_payloads)
         return
     problems: list[str] = []
     resource = _resource(worker_id)
@@ -83,6 +83,7 @@ async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[T
         instruments=Instruments(meter_provider.get_meter(SCOPE, version)) if meter_provider else None,
         exposition=exposition,
         no_metrics=PROMETHEUS_MISSING,
+        contents=settings.log_payloads,
     )
     previous = own_tracer.get()
     if tracer_provider is not None:

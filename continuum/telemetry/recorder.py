@@ -1,4 +1,4 @@
-"""`Telemetry`: what a worker tells of its work, as spans and metrics."""
+"""`Telemetry`: what a worker tells of its work, as spans and metrics, and line by line at LOG_LEVEL=debug."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar, cast
 
+import structlog
 import trio
 from opentelemetry.trace import Tracer
 
 from continuum.model import ClaimedTask, Completion, Lease, Outcome, Recovered
-from continuum.telemetry.attempts import Attempts
+from continuum.telemetry.attempts import EMPTY, Attempts
 from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState
 from continuum.telemetry.timing import Timed
 from continuum.telemetry.tracing import COMMON
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+CONTENT_LIMIT = 2000
+"""Characters of a payload or an output that are told."""
 
 DATABASE_VERBS = frozenset(
     {"claim", "complete", "release", "release_except", "heartbeat", "progress", "report", "sign_off"}
@@ -42,6 +48,7 @@ class Telemetry:
     """Records spans and metrics; `Telemetry()` records nothing, at no cost. Methods never block and never raise.
 
     no_metrics: why there is no exposition, for the answer to `/metrics`.
+    contents: whether payloads and outputs, and the errors that quote them, may be told (LOG_PAYLOADS).
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Telemetry:
         instruments: Instruments | None = None,
         exposition: Exposition | None = None,
         no_metrics: str = "metrics are off",
+        contents: bool = False,
     ) -> None:
         self._tracer = tracer
         self._instruments = instruments
@@ -57,6 +65,7 @@ class Telemetry:
         self.no_metrics = no_metrics
         self._attempts = Attempts(tracer)
         self._enabled = tracer is not None or instruments is not None
+        self._contents = contents
         self._one_scrape = trio.CapacityLimiter(1)
 
     def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:
@@ -76,9 +85,19 @@ class Telemetry:
 
     def task_ended(self, task: ClaimedTask, outcome: Outcome, seconds: float) -> None:
         """A run that took `seconds` has ended so; its outcome is on its way into the database."""
+        contents = _contents(task, outcome) if self._contents else EMPTY
+        log.debug(
+            "an attempt ended",
+            task_id=task.id,
+            attempt=task.attempt,
+            ending=outcome.ending.value,
+            exit_code=outcome.exit_code,
+            seconds=round(seconds, 3),
+            **contents,
+        )
         if not self._enabled:
             return
-        self._attempts.ended(task, outcome)
+        self._attempts.ended(task, outcome, contents)
         if self._instruments is not None:
             self._instruments.run_time.record(seconds, {**_EXECUTE, "continuum.task.ending": outcome.ending.value})
 
@@ -157,6 +176,17 @@ class Telemetry:
     def close(self) -> None:
         """End the spans that are still open."""
         self._attempts.close()
+
+
+def _contents(task: ClaimedTask, outcome: Outcome) -> dict[str, str]:
+    """What an attempt was given and what came of it; of each text its end, where the reason of a failure stands."""
+    texts = {
+        "payload": task.payload,
+        "output": outcome.output,
+        "error_output": outcome.error_output,
+        "message": outcome.message,
+    }
+    return {name: text[-CONTENT_LIMIT:] for name, text in texts.items()}
 
 
 def _age(created_at: dt.datetime) -> float:

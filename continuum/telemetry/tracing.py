@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 SCOPE = "continuum"
@@ -51,5 +51,17 @@ def submission(tasks: int) -> Iterator[str | None]:
         "messaging.operation.name": "submit",
         "messaging.batch.message_count": tasks,
     }
-    with tracer.start_as_current_span("continuum.submit", kind=SpanKind.PRODUCER, attributes=attributes):
-        yield current_traceparent()
+    with tracer.start_as_current_span(
+        "continuum.submit",
+        kind=SpanKind.PRODUCER,
+        attributes=attributes,
+        # An exception's message may quote a payload.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield current_traceparent()
+        except BaseException as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_status(Status(StatusCode.ERROR))
+            raise

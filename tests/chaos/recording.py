@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence, Set
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import trio
@@ -20,7 +21,8 @@ from continuum.model import (
     RunRequest,
     Wakeup,
 )
-from continuum.sandbox.protocol import OutputSink
+from continuum.requirements import Requirements
+from continuum.sandbox.protocol import Layer, OutputSink, RequirementsFailed
 from tests.chaos.history import (
     Accepted,
     Claimed,
@@ -111,7 +113,10 @@ class RecordingBackend:
     async def check(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def start(self) -> RecordingSandbox:
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        raise RequirementsFailed("there are none")
+
+    async def start(self, layer: Layer | None = None) -> RecordingSandbox:
         await trio.lowlevel.checkpoint()
         self._started += 1
         return RecordingSandbox(f"{self._worker}-{self._started}", self._worker, self._record)
@@ -126,6 +131,8 @@ class RecordingBackend:
 
 class RecordingSandbox:
     """Writes down when a script begins and ends."""
+
+    reusable = True
 
     def __init__(self, name: str, worker: str, record: Recorder) -> None:
         self.name = name

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import InvalidTask
 from continuum.db.protocol import Database
 from continuum.model import (
@@ -85,6 +86,23 @@ async def test_a_task_without_payload_is_claimed_with_null(database: Database) -
     assert (await claim_one(database)).payload == "null"
 
 
+async def test_equal_scripts_share_a_row_where_they_require_the_same(database: Database) -> None:
+    await database.submit([
+        NewTask(code="import six"),
+        NewTask(code="import six", requirements="# nothing yet\n"),
+        NewTask(code="import six", requirements="Six==1.16.0"),
+        NewTask(code="import six", requirements="six==1.16.0  # the same\n"),
+        NewTask(code="import six", requirements="six==1.17.0\nAttrs==25.1.0"),
+    ])  # fmt: skip
+    tasks = await database.claim("one", 9, lease=30)
+    assert [task.requirements for task in tasks] == [
+        None, None, "six==1.16.0\n", "six==1.16.0\n", "attrs==25.1.0\nsix==1.17.0\n",
+    ]  # fmt: skip
+    rows = [task.code_id for task in tasks]
+    assert rows[0] == rows[1] != rows[2] == rows[3] != rows[4] != rows[0]
+    assert {task.code for task in tasks} == {"import six"}
+
+
 async def test_priorities_outside_the_bounds_are_left_alone(database: Database) -> None:
     ids = await database.submit([replace(HELLO, priority=priority) for priority in (1, 2, 3, 4)])
     assert [task.id for task in await database.claim("w", 9, lease=30, min_priority=2, max_priority=3)] == ids[1:3]
@@ -148,6 +166,26 @@ async def test_a_batch_writes_each_outcome_under_its_own_lease(database: Databas
     assert written == {tasks[0].lease, tasks[1].lease, tasks[2].lease}
     statuses = [record.status for record in await database.fetch([task.id for task in tasks])]
     assert statuses == ["completed", "failed", "pending", "processing"]
+
+
+async def test_a_refused_task_ends_as_malicious_is_counted_and_is_written_by_its_holder_alone(
+    database: Database,
+) -> None:
+    (task_id,) = await database.submit([HELLO])
+    task = await claim_one(database)
+    refused = Completion(task.id, task.attempt, Status.MALICIOUS, None, "", "", "Refused by CODE_POLICY: line 1")
+    assert await database.complete("another", [refused]) == frozenset()
+    assert await database.complete("one", [replace(refused, attempt=2)]) == frozenset()
+    assert (await database.fetch([task_id]))[0].status == Status.PROCESSING
+    for _ in range(2):
+        assert await database.complete("one", [refused]) == {task.lease}
+    (record,) = await database.fetch([task_id])
+    assert (record.status, record.last_error, record.finished_for_good) == (Status.MALICIOUS, refused.last_error, True)
+    assert await database.complete("one", [completed(task)]) == frozenset()
+    assert await database.claim("one", 9, lease=30) == []
+    seen = await database.statistics(latest=True)
+    assert (seen.malicious, seen.failed, seen.total) == (1, 0, 1)
+    assert await database.purge(-1) == 1
 
 
 async def test_a_retry_waits_for_its_time_without_being_claimable(database: Database) -> None:
@@ -323,6 +361,8 @@ async def test_ids_come_back_in_the_order_of_submission(database: Database) -> N
         (replace(HELLO, priority=2**31), "priority 2147483648 does not fit"),
         (replace(HELLO, max_attempts=0), "max_attempts"),
         (replace(HELLO, timeout=-1.0), "timeout"),
+        (replace(HELLO, requirements="six==1.16.0\nattrs"), "requirements: line 2: 'attrs' is not pinned"),
+        (NewTask(code_id="11111111-1111-1111-1111-111111111111", requirements="six==1.16.0"), "give them with code"),
         (NewTask(), "give code"),
         (NewTask(code_id="no uuid"), "no uuid"),
     ],
@@ -396,6 +436,6 @@ async def test_a_listener_is_woken_by_work(database: Database) -> None:
 
 
 async def test_an_applied_schema_fits_and_may_be_applied_again(database: Database) -> None:
-    assert await database.migrate() == await database.migrate() == 1
+    assert await database.migrate() == await database.migrate() == SCHEMA_VERSION
     await database.check_schema()
     await database.ping()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,11 +19,13 @@ import trio
 from continuum.db import changefeed, cockroach, statements
 from continuum.db.cockroach import COCKROACH
 from continuum.db.database import SqlDatabase
+from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.protocol import Database
 from continuum.db.shards import CLAIM_KEYS, SHARDS, claim_shard_statement, survey_statement
 from continuum.db.validation import INTEGER
 from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
 from tests.db.conftest import create_database, open_url
+from tests.db.upgrade import check_upgrade_from_version_1
 from tests.support.cockroach import CockroachServer
 from tests.support.listener import listening
 from tests.support.proxy import Fault, fault_proxy
@@ -462,7 +466,7 @@ async def test_a_schema_is_applied_without_what_the_user_may_not_do(queue: Datab
     )
     async with open_url(may_not_configure) as database:
         with structlog.testing.capture_logs() as logs:
-            assert await database.migrate() == 1
+            assert await database.migrate() == SCHEMA_VERSION
     left_out = [entry["left_out"] for entry in logs if entry["log_level"] == "warning"]
     assert len(left_out) == COCKROACH.schema().count("CONFIGURE ZONE")
     assert all("CONFIGURE ZONE" in statement for statement in left_out)
@@ -472,5 +476,13 @@ async def test_a_schema_can_be_applied_by_a_user_who_owns_nothing_but_the_databa
     name = url.rpartition("/")[2]
     owner = make_user(url, f"ALL ON DATABASE {name}")
     async with open_url(owner) as database:
-        assert await database.migrate() == 1
+        assert await database.migrate() == SCHEMA_VERSION
         await database.check_schema()
+
+
+async def test_a_database_of_version_1_is_upgraded_and_its_tasks_run_on(url: str) -> None:
+    schema = (Path(__file__).parent / "version_1/cockroach.sql").read_text()
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in re.sub(r"--.*", "", schema).split(";"):
+            connection.execute(statement.encode())
+    await check_upgrade_from_version_1(url)

@@ -6,8 +6,10 @@ import json
 import socket
 import subprocess
 import threading
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import trio
 
 from continuum.db import CONNECT_TIMEOUT, pool, statements
 from continuum.db.database import SqlDatabase
-from continuum.db.errors import DatabaseUnavailable, DialectMismatch, OutcomeUnknown, SchemaMismatch
+from continuum.db.dialect import SCHEMA_VERSION
+from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.protocol import Database
 from continuum.db.validation import INTEGER
 from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
 from tests.db.conftest import open_url
+from tests.db.upgrade import check_upgrade_from_version_1
 from tests.support.listener import listening
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.proxy import Fault, FaultProxy, fault_proxy
@@ -124,6 +128,23 @@ async def test_a_listener_whose_connection_breaks_says_so_and_another_one_works(
     async with listening(postgres) as listener:
         await postgres.submit([HELLO])
         assert await listener.woken(1) is Wakeup.PENDING
+
+
+async def test_an_error_of_the_server_quotes_neither_rows_nor_parameters(
+    postgres: Database, empty_postgres: str
+) -> None:
+    secret = "-".join(("can", "ary"))  # tracebacks show the lines of this file, too
+    execute(empty_postgres, f"ALTER TABLE tasks ADD CONSTRAINT not_that CHECK (output NOT LIKE '%{secret}%')")
+    await postgres.submit([HELLO])
+    (task,) = await postgres.claim("one", 1, lease=30)
+    with pytest.raises(psycopg.errors.CheckViolation, match="not_that") as violated:
+        await postgres.complete("one", [replace(completed(task.id, 1), output=secret)])
+    with pytest.raises(InvalidTask, match=r"invalid input syntax for type json \(SQLSTATE 22P02\)") as invalid:
+        await postgres.submit([NewTask(code="pass", payload=secret)])
+    for error in (violated.value, invalid.value):
+        assert secret not in "".join(traceback.format_exception(error))
+    with pytest.raises(psycopg.errors.CheckViolation, match=f"(?s)Failing row contains.*{secret}"):
+        execute(empty_postgres, f"UPDATE tasks SET output = '{secret}'")
 
 
 # -- connections that break --------------------------------------------------------------------------------------------------
@@ -385,14 +406,14 @@ async def test_a_missing_schema_names_the_command_to_run(empty_postgres: str) ->
 
 async def test_an_older_schema_names_the_command_to_run(postgres: Database, empty_postgres: str) -> None:
     execute(empty_postgres, "UPDATE continuum_schema SET version = 0")
-    with pytest.raises(SchemaMismatch, match=r"version 0.*needs 1.*continuum migrate"):
+    with pytest.raises(SchemaMismatch, match=rf"version 0.*needs {SCHEMA_VERSION}.*continuum migrate"):
         await postgres.check_schema()
 
 
 async def test_many_may_migrate_at_once(empty_postgres: str) -> None:
     async def migrate() -> None:
         async with open_url(empty_postgres) as database:
-            assert await database.migrate() == 1
+            assert await database.migrate() == SCHEMA_VERSION
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -439,6 +460,7 @@ async def test_the_first_versions_tables_are_upgraded_in_place_and_keep_every_ro
             ('done', 'completed', 0, '11111111-1111-1111-1111-111111111111', null,
                 now() at time zone 'utc' - interval '3 seconds', now() at time zone 'utc', null, 'w', 'Hello'),
             ('bad', 'failed', 0, '11111111-1111-1111-1111-111111111111', null, null, null, null, 'w', null),
+            ('worse', 'malicious', 0, '11111111-1111-1111-1111-111111111111', null, null, null, null, 'w', null),
             ('strange', 'not_started', 0, null, null, null, null, null, null, null)
         """,
     )
@@ -455,10 +477,12 @@ async def test_the_first_versions_tables_are_upgraded_in_place_and_keep_every_ro
             ("just begun", "processing", None),
             ("done", "completed", "Hello"),
             ("bad", "failed", None),
+            ("worse", "malicious", None),
             ("strange", "not_started", None),
         ]
         statistics = await database.statistics(latest=True)
-        assert (statistics.completed, statistics.failed, statistics.pending, statistics.running) == (1, 1, 2, 2)
+        assert (statistics.completed, statistics.failed, statistics.malicious) == (1, 1, 1)
+        assert (statistics.pending, statistics.running) == (2, 2)
         assert [task.name for task in await database.claim("one", 9, lease=30)] == ["waits", "no priority"]
         assert (await database.recover("one")).retried == 1, "what was locked two hours ago, and not what just began"
         execute(
@@ -467,8 +491,13 @@ async def test_the_first_versions_tables_are_upgraded_in_place_and_keep_every_ro
             "VALUES ('plain', 'as ever', 'pending', '{}', '11111111-1111-1111-1111-111111111111')",
         )
         assert [task.code for task in await database.claim("one", 9, lease=30)] == ['print("Hello from task 1")']
-        (record,) = await database.fetch([7])
+        (record,) = await database.fetch([8])
         assert record.status == "not_started"
+
+
+async def test_a_database_of_version_1_is_upgraded_and_its_tasks_run_on(empty_postgres: str) -> None:
+    execute(empty_postgres, (ROOT / "tests/db/version_1/postgres.sql").read_text())
+    await check_upgrade_from_version_1(empty_postgres)
 
 
 async def test_a_status_that_nobody_knows_is_refused_where_it_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.conftest import require
 from tests.support.installation import Installation
 from tests.support.postgres import free_port
 from tests.support.workers import ROOT, start_worker
@@ -76,6 +78,20 @@ async def test_waiting_ends_when_its_time_is_over(light: Installation, tmp_path:
     assert "cancelled before it ran" in (await run("cancel", "1", folder=tmp_path, environment=database))[0]
 
 
+async def test_what_a_script_requires_is_submitted_with_it(light: Installation, tmp_path: Path) -> None:
+    database = {"DATABASE_URL": light.server.url}
+    (tmp_path / "script.py").write_text("# /// script\n# dependencies = ['Six==1.16.0']\n# ///\nimport six\n")
+    (tmp_path / "pinned.txt").write_text("six==1.17.0 \\\n    --hash=sha256:" + "a" * 64 + "\n")
+    (tmp_path / "loose.txt").write_text("six==1.17.0\nattrs>=25\n")
+    await run("submit", "script.py", folder=tmp_path, environment=database)
+    await run("submit", "script.py", "-r", "pinned.txt", folder=tmp_path, environment=database)
+    tasks = await light.database.claim("one", 9, lease=30)
+    assert [task.requirements for task in tasks] == ["six==1.16.0\n", "six==1.17.0 --hash=sha256:" + "a" * 64 + "\n"]
+    refused = ("submit", "script.py", "--requirements", "loose.txt")
+    _, errors = await run(*refused, folder=tmp_path, environment=database, code=2)
+    assert errors == "continuum: --requirements loose.txt, line 2: 'attrs>=25' is not pinned; use attrs==VERSION\n"
+
+
 async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) -> None:
     output = (
         await run(
@@ -85,6 +101,19 @@ async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) ->
     findings = json.loads(output)
     assert all(finding["well"] for finding in findings)
     assert {finding["what"] for finding in findings} == {"configuration", "database", "schema", "sandbox", "hello task"}
+
+
+async def test_doctor_tries_the_screening_where_there_is_one(light: Installation, tmp_path: Path) -> None:
+    require("bandit", importlib.util.find_spec("bandit") is not None, "the extra `screening` is not installed")
+    settings = {"DATABASE_URL": light.server.url, "SANDBOX": "bubblewrap", "CODE_POLICY": "reject"}
+    output = (await run("doctor", folder=tmp_path, environment=settings))[0]
+    assert (
+        "ok    screening: CODE_POLICY=reject: bandit works, findings of severity high and confidence low or more"
+        in output
+    )
+    nowhere = settings | {"CODE_POLICY_CONFIG": "/nowhere.yaml"}
+    output = (await run("doctor", folder=tmp_path, environment=nowhere, code=2))[0]
+    assert "FAIL  screening: CODE_POLICY_CONFIG=/nowhere.yaml: bandit cannot use it: " in output
 
 
 async def test_doctor_and_every_command_say_what_to_do_without_a_database(tmp_path: Path) -> None:

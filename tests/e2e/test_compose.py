@@ -45,9 +45,29 @@ def test_compose_understands_the_file_and_nothing_in_it_is_without_bounds(file: 
             host = port.split(":")[0] if isinstance(port, str) else port.get("host_ip")
             assert host == "127.0.0.1", f"{name} is offered to the whole network: {port}"
     worker = services["worker"]
-    assert [str(group) for group in worker["group_add"]] == ["4711"]
     assert worker["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert worker["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("file", ["cockroach-compose.yml", "postgres-compose.yml"])
+def test_the_docker_socket_is_in_the_hands_of_a_proxy_without_network_and_of_nobody_else(file: str) -> None:
+    config = understood(file, DOCKER_GID="4711", CONTAINER_RUNTIME="runsc")
+    services = config["services"]
+    assert [name for name, service in services.items() if "/var/run/docker.sock" in str(service)] == ["docker-socket"]
+    proxy, worker = services["docker-socket"], services["worker"]
+    assert proxy["command"] == ["socket-proxy"]
+    assert proxy["network_mode"] == "none"
+    assert proxy["read_only"]
+    assert [str(group) for group in proxy["group_add"]] == ["4711"]
+    assert worker["environment"]["DOCKER_HOST"] == "unix:///run/continuum/docker.sock"
+    assert worker["depends_on"]["docker-socket"]["condition"] == "service_healthy"
+    # What the proxy compares creations with: everything that says what a sandbox is must be the same on both sides.
+    shared = {name for name in worker["environment"] if name.startswith(("CONTAINER_", "EGRESS"))}
+    assert {name: proxy["environment"][name] for name in shared} == {
+        name: worker["environment"][name] for name in shared
+    }
+    assert {"CONTAINER_RUNTIME", "EGRESS_DNS"} <= shared
+    assert not {name for name in proxy["environment"] if name.startswith("DB_")}, "it needs no database"
 
 
 def test_every_node_has_a_store_and_a_health_check_and_workers_cannot_sign_certificates() -> None:

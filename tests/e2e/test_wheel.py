@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from continuum.db.dialect import SCHEMA_VERSION
 from tests.conftest import require
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def test_an_installed_wheel_helps_migrates_and_runs_a_task(continuum: Path, tmp_
         "SANDBOX": "bubblewrap",
         "API_PORT": "0",
     }
-    assert "version 1" in run(str(continuum), "migrate", cwd=tmp_path, **settings)
+    assert f"version {SCHEMA_VERSION}" in run(str(continuum), "migrate", cwd=tmp_path, **settings)
     (tmp_path / "script.py").write_text("import json\nprint('hello', json.loads(payload)['who'])\n")
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     worker = subprocess.Popen(

@@ -14,6 +14,7 @@ import trio.testing
 
 from continuum.config import Settings
 from continuum.db import changefeed, cockroach, database, open_database, statements
+from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
 from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
@@ -24,7 +25,7 @@ from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
 from tests.support.listener import listening
 
 ANSWERS: dict[str, list[Answer]] = {
-    statements.SCHEMA_VERSION: [[(1,)]],
+    statements.SCHEMA_VERSION: [[(SCHEMA_VERSION,)]],
     statements.RELEASE: [[(0,)]],
     statements.RELEASE_EXCEPT: [[(0,)]],
     statements.PROMOTE: [[(0,)]],
@@ -32,7 +33,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.INSERT_TASKS: [[(1, "", None)]],
     statements.FIND_KEYS: [[(2, "", "key")]],
     cockroach.COCKROACH.statistics: [psycopg.errors.UndefinedTable("it was not there five seconds ago")],
-    statements.statistics(): [[(0,) * 9]],
+    statements.statistics(): [[(0,) * 10]],
     survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
     cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)]],
     changefeed.TAKE_PLACE: [[(1,)]],

@@ -26,7 +26,10 @@ from continuum.sandbox.channel import (
     RunnerChannel,
     RunnerConfig,
 )
+from continuum.sandbox.limits import Limits
 from continuum.sandbox.protocol import SandboxLost
+
+LIMITS = Limits(memory_mb=512, disk_mb=16, files=4096, processes=40, open_files=1024, cpu_seconds=3)
 
 frames = st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=300))
 
@@ -45,7 +48,17 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 
 def exit_frame(status: int = 0, **values: Any) -> bytes:
-    told = {"status": status, "timed_out": False, "oom": False, "dropped_output": 0, "dropped_error": 0, **values}
+    told = {
+        "status": status,
+        "timed_out": False,
+        "out_of_cpu_time": False,
+        "oom": False,
+        "too_many_processes": False,
+        "full": [],
+        "dropped_output": 0,
+        "dropped_error": 0,
+        **values,
+    }
     return encode(FrameKind.EXIT, json.dumps(told).encode())
 
 
@@ -151,7 +164,7 @@ class Conversation:
 
     def __init__(self) -> None:
         near, self.far = trio.testing.memory_stream_pair()
-        self.channel = RunnerChannel(near, name="test", memory_mb=512)
+        self.channel = RunnerChannel(near, name="test", limits=LIMITS)
 
     async def run(self, *answers: bytes, timeout: float = 5.0, close: bool = False) -> Outcome:
         """Run a script on a runner that says ready, then, asked, these answers, and then maybe hangs up."""
@@ -188,33 +201,13 @@ async def conversation() -> AsyncIterator[Conversation]:
     await conversation.channel.aclose()
 
 
-@pytest.mark.parametrize(
-    ("status", "error_output", "expected"),
-    [
-        (0, b"warning\n", (Ending.COMPLETED, 0, "")),
-        (3 << 8, b"", (Ending.FAILED, 3, "exit code 3")),
-        (1 << 8, b"Traceback\nValueError: bad\n\n", (Ending.FAILED, 1, "ValueError: bad\nexit code 1")),
-        (signal.SIGSEGV, b"", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
-        (signal.SIGSEGV | 0x80, b"", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
-        (40, b"", (Ending.FAILED, 168, "Killed by signal 40 (unknown)")),
-        (1 << 8, b"MemoryError\n", (Ending.OUT_OF_MEMORY, 1, "Out of memory: used more than 512 MB (MemoryError)")),
-    ],
-)
-async def test_an_exit_is_judged_by_its_status_and_the_last_line(
-    conversation: Conversation, status: int, error_output: bytes, expected: tuple[Ending, int, str]
-) -> None:
-    outcome = await conversation.run(encode(FrameKind.ERROR, error_output), exit_frame(status))
-    assert (outcome.ending, outcome.exit_code, outcome.message) == expected
-    assert outcome.error_output == error_output.decode()
-
-
-async def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_any_other(conversation: Conversation) -> None:
-    outcome = await conversation.run(exit_frame(signal.SIGKILL, oom=True))
-    assert (outcome.ending, outcome.message) == (Ending.OUT_OF_MEMORY, "Out of memory: used more than 512 MB")
-    outcome = await conversation.run(exit_frame(signal.SIGKILL))
-    assert (outcome.ending, outcome.message) == (Ending.FAILED, "Killed by signal 9 (SIGKILL)")
-    outcome = await conversation.run(exit_frame(0, oom=True))
-    assert outcome.ending is Ending.COMPLETED, "a child of the script was killed, and the script coped"
+async def test_an_outcome_has_the_outputs_and_the_cause(conversation: Conversation) -> None:
+    said = encode(FrameKind.OUTPUT, b"some"), encode(FrameKind.ERROR, b"Traceback\nValueError: bad\n")
+    outcome = await conversation.run(*said, exit_frame(1 << 8, dropped_error=3))
+    assert (outcome.ending, outcome.exit_code, outcome.output) == (Ending.FAILED, 1, "some")
+    assert outcome.error_output.startswith("Traceback\nValueError: bad\n\n[output cut: ")
+    outcome = await conversation.run(*said, exit_frame(1 << 8))
+    assert outcome.message == "ValueError: bad\nexit code 1"
 
 
 async def test_a_timeout_has_no_exit_code(conversation: Conversation) -> None:
@@ -242,6 +235,12 @@ async def test_a_timeout_has_no_exit_code(conversation: Conversation) -> None:
         exit_frame(timed_out=1)[5:],
         exit_frame(oom=None)[5:],
         exit_frame(dropped_output=10**30)[5:],
+        exit_frame(out_of_cpu_time=1)[5:],
+        exit_frame(too_many_processes="")[5:],
+        exit_frame(full=None)[5:],
+        exit_frame(full=[1])[5:],
+        exit_frame(full=["/tmp\0"])[5:],
+        exit_frame(full=["/tmp"] * 100)[5:],
     ],
 )
 async def test_an_exit_that_makes_no_sense_loses_the_sandbox(conversation: Conversation, data: bytes) -> None:
@@ -288,7 +287,7 @@ async def test_a_socket_that_was_closed_for_sending_after_ready_was_said_is_lost
     """As the Docker daemon does when a container ends: what is sent is still taken."""
     near, far = trio.socket.socketpair()
     with far:
-        channel = RunnerChannel(trio.SocketStream(near), name="test")
+        channel = RunnerChannel(trio.SocketStream(near), name="test", limits=LIMITS)
         await far.send(encode(FrameKind.READY))
         far.shutdown(socket.SHUT_WR)
         with pytest.raises(SandboxLost, match="ended") as caught:

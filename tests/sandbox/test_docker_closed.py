@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import structlog
@@ -26,7 +27,7 @@ def _docker() -> None:
 @pytest.fixture
 async def backend() -> AsyncIterator[DockerBackend]:
     async with lab.open_backend(egress="public") as backend:
-        assert backend.description.endswith("egress public"), backend.description
+        assert backend.description.endswith("egress public, rules verified at each start"), backend.description
         yield backend
 
 
@@ -76,6 +77,29 @@ async def test_a_helper_that_may_not_run_closes_the_network(
         await sandbox.aclose()
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [({"NetworkMode": "no-such-network"}, "cannot run"), ({"NetworkMode": "none"}, "could not be read")],
+)
+async def test_where_the_hosts_addresses_are_unknown_there_is_no_network(
+    values: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = docker_network._helper
+
+    def elsewhere(*arguments: Any, **given: Any) -> dict[str, Any]:
+        specification = make(*arguments, **given)
+        specification["HostConfig"] |= values
+        # What a namespace without an address prints.
+        specification["Entrypoint"] = ["/bin/sh", "-c", "echo Local:"]
+        return specification
+
+    monkeypatch.setattr(docker_network, "_helper", elsewhere)
+    async with lab.open_backend(egress="public") as backend:
+        assert "no network: " in backend.description
+        assert "the host's addresses" in backend.description
+        assert reason in backend.description
+
+
 async def test_preparing_again_opens_a_network_that_was_closed(
     backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +108,7 @@ async def test_preparing_again_opens_a_network_that_was_closed(
         await (await backend.start()).aclose()
     assert "no network" in backend.description
     await backend.prepare()
-    assert backend.description.endswith("egress public")
+    assert backend.description.endswith("egress public, rules verified at each start")
 
 
 async def test_a_runtime_with_a_network_of_its_own_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +155,7 @@ async def test_workers_that_prepare_at_once_use_one_network(monkeypatch: pytest.
 
 async def test_a_network_that_cannot_be_made_is_a_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_network, "NETWORK", f"continuum-{lab.new_worker()}")
-    monkeypatch.setattr(docker_network, "_OPTIONS", {"com.docker.network.bridge.name": "too-long-for-a-name"})
+    monkeypatch.setattr(docker_network, "NETWORK_OPTIONS", {"com.docker.network.bridge.name": "too-long-for-a-name"})
     engine = Engine(Endpoint.from_environment({}))
     try:
         with pytest.raises(PolicyError, match="cannot be made"):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+import docker.types
 import pytest
 import trio
 
+from continuum.sandbox import docker_network
 from continuum.sandbox.docker import DockerBackend
-from continuum.sandbox.docker_network import NETWORK
+from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_network import NETWORK, find_host_addresses
+from continuum.sandbox.docker_owner import Owner
+from continuum.sandbox.docker_stream import Endpoint
 from tests.support import docker as lab
 
 CONNECT = """
@@ -32,7 +38,7 @@ def _docker() -> None:
 @pytest.fixture
 async def backend() -> AsyncIterator[DockerBackend]:
     async with lab.open_backend(egress="public") as backend:
-        assert backend.description.endswith("egress public"), backend.description
+        assert backend.description.endswith("egress public, rules verified at each start"), backend.description
         yield backend
 
 
@@ -62,38 +68,58 @@ def addresses(container: str) -> tuple[str, str]:
     return network["IPAddress"], network["Gateway"]
 
 
-@contextmanager
-def bystander(network: str) -> Iterator[str]:
-    """A container without any policy on a network, doing nothing; gives its name."""
-    with lab.api() as client:
-        specification = {
-            "Image": lab.IMAGE, "Cmd": ["sleep", "60"],
-            "HostConfig": {"NetworkMode": network, "LogConfig": {"Type": "none"}},
-        }  # fmt: skip
-        name = f"continuum-{lab.new_worker()}"
-        try:
-            client.create_container_from_config(specification, name)
-            client.start(name)
-            yield name
-        finally:
-            lab.remove(client, name)
-
-
 async def test_a_script_cannot_reach_the_host_where_a_container_without_the_policy_can(
     backend: DockerBackend,
 ) -> None:
     sandbox = await backend.start()
     try:
         _, gateway = addresses(sandbox.name)
-        with listener(gateway) as port, bystander(NETWORK) as other:
+        with listener(gateway) as port, lab.bystander(NETWORK) as other:
             for host in (gateway, f"::ffff:{gateway}"):
                 connect = CONNECT.format(host=host, port=port)
                 assert await lab.execute(other, connect) == "connected\n"
                 for user in (lab.SCRIPT_USER, "0:0"):
-                    # The rule says no at once; a packet lost on the way would have been a timeout.
+                    # The rule says no, to the second packet at the latest; a packet lost on the way would have been a timeout.
                     assert "No route to host" in await lab.execute(sandbox.name, connect, user=user)
     finally:
         await sandbox.aclose()
+
+
+async def test_an_address_of_the_host_is_closed_even_when_it_is_public() -> None:
+    pool = docker.types.IPAMConfig(pool_configs=[docker.types.IPAMPool(subnet="198.51.100.128/28")])
+    with lab.api() as client:
+        # The host's own address on this network is none of a private range.
+        made = client.create_network(f"continuum-{lab.new_worker()}", driver="bridge", ipam=pool)["Id"]
+        try:
+            gateway = client.inspect_network(made)["IPAM"]["Config"][0].get("Gateway", "198.51.100.129")
+            async with lab.open_backend(egress="public") as backend:
+                sandbox = await backend.start()
+                try:
+                    with listener(gateway) as port, lab.bystander(NETWORK) as other:
+                        connect = CONNECT.format(host=gateway, port=port)
+                        assert await lab.execute(other, connect) == "connected\n"
+                        assert "No route to host" in await lab.execute(sandbox.name, connect)
+                finally:
+                    await sandbox.aclose()
+        finally:
+            client.remove_network(made)
+
+
+async def test_the_hosts_addresses_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = set(docker_network.own_addresses())
+    monkeypatch.setattr(docker_network, "own_addresses", lambda: ())
+    worker = lab.new_worker()
+    engine = Engine(Endpoint.from_environment({}))
+    try:
+        found = await find_host_addresses(engine, Owner.current(lab.settings(), worker), lab.IMAGE)
+        await lab.none_left(worker)
+    finally:
+        engine.close()
+    with lab.api() as client:
+        gateway = client.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"]
+    assert ipaddress.ip_address(gateway) in found
+    # Others come and go with the networks of other tests.
+    assert {address for address in here if address.is_loopback} <= set(found)
 
 
 async def test_a_script_cannot_reach_a_private_network_of_another_bridge(backend: DockerBackend) -> None:
@@ -140,7 +166,7 @@ async def test_sandboxes_cannot_reach_each_other(backend: DockerBackend) -> None
 
 
 async def test_the_network_itself_keeps_containers_apart_too(backend: DockerBackend) -> None:
-    with bystander(NETWORK) as server, bystander(NETWORK) as client:
+    with lab.bystander(NETWORK) as server, lab.bystander(NETWORK) as client:
         address, _ = addresses(server)
         with lab.api() as api:
             made = api.exec_create(server, ["python3", "-m", "http.server", "7000", "--bind", address])

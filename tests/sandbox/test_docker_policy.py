@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
+from continuum.egress import parse_allow
 from continuum.sandbox.docker_network import enforceable
-from continuum.sandbox.network import NO_IPV6, EgressPolicy, PolicyError
+from continuum.sandbox.network import NO_IPV6, Allowlist, EgressPolicy, Opening, PolicyError
+from continuum.sandbox.network_names import MOST_OPENINGS
 
-POLICY = EgressPolicy((ipaddress.IPv4Network("203.0.113.0/24"), ipaddress.IPv6Network("2001:db8:1::/64")))
+POLICY = EgressPolicy(
+    (ipaddress.IPv4Network("203.0.113.0/24"), ipaddress.IPv6Network("2001:db8:1::/64")),
+    host=(ipaddress.ip_address("198.51.100.9"), ipaddress.ip_address("2001:db8:2::9")),
+)
+
+
+def allowing(*entries: str) -> EgressPolicy:
+    """The same with a list of networks."""
+    openings = []
+    for entry in parse_allow(entries):
+        assert not isinstance(entry.target, str)
+        openings.append(Opening(entry.target, entry.port))
+    return replace(POLICY, allowlist=Allowlist(tuple(openings), (), 0.0))
 
 
 def printed(policy: EgressPolicy = POLICY) -> str:
@@ -21,14 +36,25 @@ def printed(policy: EgressPolicy = POLICY) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdict(address: str) -> bool:
-    """Whether a script's packet to an address is blocked, by the policy's own text."""
+def passes(
+    address: str, policy: EgressPolicy = POLICY, *, protocol: str = "tcp", port: int = 443, uid: int = 7
+) -> bool:
+    """Whether the first packet of a connection to an address leaves, by the policy's own text."""
     target = ipaddress.ip_address(address)
-    for rule in POLICY.rules(target.version):
+    for rule in policy.rules(target.version):
         words = rule.split()
-        if words[:3] == ["-A", "OUTPUT", "-d"] and target in ipaddress.ip_network(words[3]):
-            return "REJECT" in words
-    return False
+        if words[:2] != ["-A", "OUTPUT"] or "lo" in words or "--ctstate" in words:
+            continue
+        wanted = dict(zip(words[2::2], words[3::2], strict=True))
+        if (
+            target in ipaddress.ip_network(wanted.get("-d", target))
+            and wanted.get("-p", protocol) == protocol
+            and int(wanted.get("--dport", port)) == port
+            and int(wanted.get("--uid-owner", uid)) == uid
+            and not {"--icmp-type", "--icmpv6-type"} & wanted.keys()
+        ):
+            return wanted["-j"] == "ACCEPT"
+    raise AssertionError("no rule decides")
 
 
 @pytest.mark.parametrize(
@@ -36,22 +62,100 @@ def verdict(address: str) -> bool:
     [
         "0.0.0.0", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200", "127.0.0.1", "168.63.129.16",
         "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.168.0.1", "198.18.0.1",
-        "224.0.0.1", "240.0.0.1", "255.255.255.255", "203.0.113.1",
+        "224.0.0.1", "240.0.0.1", "255.255.255.255", "203.0.113.1", "198.51.100.9",
         "::", "::1", "::7f00:1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "fc00::1", "fd00:ec2::254", "fe80::1",
         "fec0::1", "ff02::1", "64:ff9b::10.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b:1::1", "2002:a00:1::1",
-        "2001:0:1::1", "2001:db8:1::1",
+        "2001:0:1::1", "2001:db8:1::1", "2001:db8:2::9", "100::1", "4000::1", "5f00::1", "8000::1", "fe00::1",
     ],
 )  # fmt: skip
-def test_private_addresses_and_detours_to_them_are_blocked(address: str) -> None:
-    assert verdict(address)
+@pytest.mark.parametrize("policy", [POLICY, allowing("0.0.0.0/0", "::/0", "168.0.0.0/5")])
+def test_private_addresses_and_detours_to_them_are_closed(address: str, policy: EgressPolicy) -> None:
+    assert not passes(address, policy)
 
 
 @pytest.mark.parametrize(
-    "address", ["1.1.1.1", "9.255.255.255", "11.0.0.0", "172.15.0.1", "172.32.0.1", "192.169.0.1", "2606:4700::1111",
-                "2a00:1450::1", "64:ff9b::1.1.1.1"]
+    "address", ["1.1.1.1", "9.255.255.255", "11.0.0.0", "172.15.0.1", "172.32.0.1", "192.169.0.1", "198.51.100.8",
+                "2606:4700::1111", "2a00:1450::1", "64:ff9b::1.1.1.1"]
 )  # fmt: skip
-def test_public_addresses_are_open(address: str) -> None:
-    assert not verdict(address)
+@pytest.mark.parametrize("policy", [POLICY, allowing("0.0.0.0/0", "::/0")])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_public_addresses_are_open_to_tcp_and_udp(address: str, policy: EgressPolicy, protocol: str) -> None:
+    assert passes(address, policy, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", ["sctp", "gre", "udplite", "ah", "41"])
+def test_no_other_protocol_leaves(protocol: str) -> None:
+    for policy in (POLICY, allowing("0.0.0.0/0", "::/0")):
+        assert not passes("1.1.1.1", policy, protocol=protocol)
+        assert not passes("2606:4700::1111", policy, protocol=protocol)
+
+
+def test_a_list_opens_what_it_names_at_the_ports_it_names() -> None:
+    policy = allowing("198.51.100.0/28:443", "10.1.2.0/24", "[2001:db8:3::/48]:443", "fd12::/64")
+    assert passes("198.51.100.7", policy)
+    assert not passes("198.51.100.7", policy, port=80)
+    assert not passes("198.51.100.17", policy)
+    assert passes("10.1.2.3", policy, port=5432)
+    assert not passes("10.1.3.3", policy)
+    assert passes("2001:db8:3::7", policy)
+    assert not passes("2001:db8:3::7", policy, port=80)
+    assert passes("fd12::7", policy)
+    assert not passes("fd13::7", policy)
+
+
+def test_a_list_opens_neither_the_host_nor_the_sandboxes_own_network() -> None:
+    own = EgressPolicy(
+        (ipaddress.IPv4Network("172.20.0.0/16"), ipaddress.IPv6Network("fd12:1::/64")),
+        allowing("172.16.0.0/12", "10.1.2.0/24", "fd12::/16").allowlist,
+        host=(ipaddress.ip_address("10.1.2.9"), ipaddress.ip_address("fd12:2::9"), ipaddress.ip_address("127.0.0.1")),
+    )
+    assert [passes(address, own) for address in ("172.21.0.1", "10.1.2.8", "fd12:2::8")] == [True] * 3
+    assert [passes(address, own) for address in ("172.20.0.1", "10.1.2.9", "fd12:1::1", "fd12:2::9")] == [False] * 4
+
+
+def test_an_opened_private_range_keeps_the_metadata_services_in_it_closed() -> None:
+    policy = allowing("100.64.0.0/10", "fc00::/7")
+    assert passes("100.64.0.1", policy)
+    assert not passes("100.100.100.200", policy)
+    assert passes("fd12::1", policy)
+    for metadata in ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42"):
+        assert not passes(metadata, policy)
+
+
+def test_addresses_of_the_host_that_are_closed_anyway_add_no_rule() -> None:
+    plain, many = EgressPolicy(), EgressPolicy(host=tuple(ipaddress.IPv4Network("10.96.0.0/20")))
+    assert many.rules(4) == plain.rules(4)
+
+
+def test_only_root_may_ask_the_name_servers_and_with_a_list_nobody() -> None:
+    assert passes("10.0.0.53", uid=0, protocol="udp", port=53)
+    assert not passes("10.0.0.53", uid=65532, protocol="udp", port=53)
+    named = replace(POLICY, resolvers=(ipaddress.ip_address("10.0.0.53"), ipaddress.ip_address("fd12::53")))
+    assert passes("10.0.0.53", named, uid=0, protocol="udp", port=53)
+    assert passes("fd12::53", named, uid=0, protocol="tcp", port=53)
+    assert not passes("10.0.0.54", named, uid=0, protocol="udp", port=53)
+    assert not passes("fd12::54", named, uid=0, protocol="udp", port=53)
+    assert not passes("10.0.0.53", named, uid=0, protocol="udp", port=54)
+    listed = replace(named, allowlist=allowing("1.1.1.1").allowlist)
+    assert not passes("10.0.0.53", listed, uid=0, protocol="udp", port=53)
+    rules = listed.rules(4)
+    refusal = rules.index("-A OUTPUT -d 127.0.0.11/32 -j REJECT --reject-with icmp-admin-prohibited")
+    assert refusal < rules.index("-A OUTPUT -o lo -j ACCEPT")
+
+
+def test_the_longest_list_fits_into_one_argument() -> None:
+    first = int(ipaddress.IPv6Address("2001:db8:aaaa:bbbb:cccc:dddd:eeee:1000"))
+    openings = tuple(Opening(ipaddress.IPv6Network((first + n, 128)), 65535) for n in range(MOST_OPENINGS))
+    policy = replace(POLICY, allowlist=Allowlist(openings, (), 0.0))
+    assert max(map(len, policy.command())) < 128 * 1024
+
+
+def test_names_are_told_with_the_addresses_that_the_network_can_reach() -> None:
+    hosts = tuple(("a.example", ipaddress.ip_address(text)) for text in ("1.1.1.1", "2606:4700::1111"))
+    allowlist = Allowlist((), hosts, 0.0)
+    assert replace(POLICY, allowlist=allowlist).extra_hosts == ["a.example:1.1.1.1", "a.example:2606:4700::1111"]
+    assert EgressPolicy(allowlist=allowlist).extra_hosts == ["a.example:1.1.1.1"]
+    assert POLICY.extra_hosts == []
 
 
 def test_what_was_set_and_read_back_unchanged_is_proof() -> None:
@@ -74,7 +178,10 @@ def test_a_host_without_ipv6_needs_no_rules_for_it() -> None:
         ("-A OUTPUT -d 10.0.0.0/8 -j REJECT", "-A OUTPUT -d 10.0.0.0/9 -j REJECT"),
         ("-A OUTPUT -o lo -j ACCEPT", "-A OUTPUT -j ACCEPT"),
         ("-A OUTPUT -d fc00::/7 -j REJECT", "-A OUTPUT -d fc00::/7 -j ACCEPT"),
-        ("-A OUTPUT -d ff00::/8", "-A OUTPUT -j ACCEPT\n-A OUTPUT -d ff00::/8"),
+        ("-A OUTPUT -d fe00::/7", "-A OUTPUT -j ACCEPT\n-A OUTPUT -d fe00::/7"),
+        (":OUTPUT DROP", ":OUTPUT ACCEPT"),
+        ("-A OUTPUT -j REJECT --reject-with icmp-admin-prohibited\n", ""),
+        ("--uid-owner 0", "--uid-owner 65532"),
         ("-A OUTPUT -d 203.0.113.0/24 -j REJECT --reject-with icmp-admin-prohibited\n", ""),
     ],
 )

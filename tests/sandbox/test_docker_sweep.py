@@ -84,7 +84,8 @@ BUSY_SANDBOX = """
 CREATED_ONLY = """
     from continuum.sandbox.docker_specification import sandbox_specification
     specification = sandbox_specification(
-        backend._settings, backend._prepared.image, ["sleep", "60"], backend._owner.labels("sandbox"), "none"
+        backend._settings, backend._prepared.image, ["sleep", "60"], backend._owner.labels("sandbox"), "none",
+        backend._prepared.isolation,
     )
     specification["HostConfig"]["AutoRemove"] = False
     for name in ("created", "running", "exited"):

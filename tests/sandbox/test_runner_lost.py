@@ -36,7 +36,8 @@ def kill_from_outside(laboratory: Laboratory) -> None:
 async def until_hung_up(laboratory: Laboratory) -> None:
     """Return once the end of a sandbox has come through to its worker's socket."""
     sandbox: Any = laboratory.sandbox
-    stream = sandbox._stream._transport if laboratory.backend == "docker" else sandbox.channel._stream
+    bubblewrap = isinstance(sandbox, BubblewrapSandbox)
+    stream = sandbox.channel._stream if bubblewrap else sandbox._stream._transport
     poll = select.poll()
     poll.register(stream.socket.fileno(), select.POLLRDHUP)
     with trio.fail_after(10):
@@ -178,14 +179,14 @@ def test_a_runner_refuses_to_kill_everything_outside_of_its_own_process_namespac
 
 
 def test_a_runner_ends_in_silence_when_its_worker_is_gone(tmp_path: Path) -> None:
-    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False, sysv=False)
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
     ended = bare_runner(config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"R\0\0\0\0", b"")
     assert bare_runner(config, then=b"\0\0").returncode == 0, "in the middle of a request, too"
 
 
 def test_a_runner_that_is_spoken_to_out_of_turn_gives_up(tmp_path: Path) -> None:
-    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False, sysv=False)
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
     meta = json.dumps({"environment": {}}).encode()
     body = prefixed(meta) + prefixed(b"import time; time.sleep(10)") + prefixed(b"null")
     ended = bare_runner(config, then=struct.pack("!IIQ", 10_000, 100, len(body)) + body + b"more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from continuum.model import Ending
-from tests.sandbox.conftest import Laboratory
+from tests.sandbox.conftest import Laboratory, whatever_the_kernel
 
 FORGED = "b'X' + (12).to_bytes(4, 'big') + b'{\"status\":0}' + b'R\\0\\0\\0\\0'"
 
@@ -20,6 +20,7 @@ async def test_endless_output_is_cut_at_the_limit_and_counted(laboratory: Labora
     assert await laboratory.usable()
 
 
+@whatever_the_kernel
 async def test_each_output_is_cut_for_itself(laboratory: Laboratory) -> None:
     code = "import os\nos.write(1, b'a' * 10)\nos.write(2, b'b' * 11)\n"
     outcome = await laboratory.run(code, output_limit=10)
@@ -27,6 +28,7 @@ async def test_each_output_is_cut_for_itself(laboratory: Laboratory) -> None:
     assert outcome.error_output == "b" * 10 + "\n[output cut: the first 10 of 11 bytes are kept]\n"
 
 
+@whatever_the_kernel
 async def test_output_without_limit_to_keep_is_only_counted(laboratory: Laboratory) -> None:
     outcome = await laboratory.run("print('hello')", output_limit=0)
     assert outcome.output == "\n[output cut: the first 0 of 6 bytes are kept]\n"
@@ -47,6 +49,7 @@ async def test_any_bytes_are_told_as_text(laboratory: Laboratory, write: str, ex
     assert await laboratory.printed(f"import os; os.write(1, {write})") == expected
 
 
+@whatever_the_kernel
 async def test_text_that_is_no_unicode_is_printed_escaped(laboratory: Laboratory) -> None:
     assert await laboratory.printed(r"print('\udc80')") == "\\udc80\n"
 
@@ -70,6 +73,7 @@ async def test_a_script_may_close_and_reopen_its_outputs(laboratory: Laboratory,
     assert await laboratory.usable()
 
 
+@whatever_the_kernel
 async def test_output_may_end_long_before_the_script(laboratory: Laboratory) -> None:
     code = "import os, time\nos.closerange(0, 3)\ntime.sleep(0.2)\nos._exit(5)"
     assert (await laboratory.run(code)).exit_code == 5

@@ -34,6 +34,14 @@ def require_docker() -> None:
     require("docker", not reason, reason)
 
 
+def require_gvisor() -> None:
+    """Skip, or fail where it is required, unless the daemon knows the runtime runsc."""
+    require_docker()
+    with api() as client:
+        known = "runsc" in client.info()["Runtimes"]
+    require("runsc", known, "the Docker daemon does not know the runtime runsc: make services")
+
+
 @contextmanager
 def api() -> Iterator[Any]:
     """docker-py's client, to look at the daemon from beside the code under test."""
@@ -86,6 +94,23 @@ async def open_backend(worker: str | None = None, **values: Any) -> AsyncIterato
             with api() as client:
                 remove(client, container["Id"])
         await backend.aclose()
+
+
+@contextmanager
+def bystander(network: str) -> Iterator[str]:
+    """A container without any policy on a network, doing nothing; gives its name."""
+    with api() as client:
+        specification = {
+            "Image": IMAGE, "Cmd": ["sleep", "120"],
+            "HostConfig": {"NetworkMode": network, "LogConfig": {"Type": "none"}},
+        }  # fmt: skip
+        name = f"continuum-{new_worker()}"
+        try:
+            client.create_container_from_config(specification, name)
+            client.start(name)
+            yield name
+        finally:
+            remove(client, name)
 
 
 def remove(client: Any, name: str) -> None:

@@ -6,13 +6,15 @@ enforces the request's timeout as the real runner does.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
-from continuum.sandbox.protocol import BackendUnavailable, OutputSink, SandboxLost
+from continuum.requirements import Requirements, parse_requirements
+from continuum.sandbox.protocol import BackendUnavailable, Layer, LayerGone, OutputSink, SandboxLost
 
 
 @dataclass
@@ -31,17 +33,30 @@ class FakeBackend:
     most_running: int = 0
     ran: list[RunRequest] = field(default_factory=list)
     dead_on_arrival: int = 0
+    uninstallable: Exception | None = None
+    gone_layers: int = 0
 
     async def prepare(self) -> None:
         await self.check()
         self.prepared += 1
 
-    async def start(self) -> FakeSandbox:
+    @asynccontextmanager
+    async def layer(self, requirements: Requirements) -> AsyncIterator[Layer]:
+        """Installs in no time, unless `uninstallable` says why it cannot."""
+        await self.check()
+        if self.uninstallable is not None:
+            raise self.uninstallable
+        yield Layer(f"layer-{requirements.digest[:8]}", requirements.digest)
+
+    async def start(self, layer: Layer | None = None) -> FakeSandbox:
         await self.check()
         await trio.sleep(self.cold_start)
         await self.check()
+        if layer is not None and self.gone_layers:
+            self.gone_layers -= 1
+            raise LayerGone(f"{layer.name} was removed")
         self.started += 1
-        return FakeSandbox(self, f"fake-{self.started}")
+        return FakeSandbox(self, f"fake-{self.started}", layer)
 
     async def check(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -67,12 +82,16 @@ class FakeSandbox:
 
     backend: FakeBackend
     name: str
+    layer: Layer | None = None
     busy: bool = False
     closed: bool = False
+    reusable: bool = True
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         assert not self.busy, "two tasks in one sandbox"
         assert not self.closed, "a closed sandbox was used"
+        required = parse_requirements(request.requirements or "")
+        assert (self.layer.key if self.layer else None) == (required.digest if required.lines else None)
         if self.backend.dead_on_arrival:
             self.backend.dead_on_arrival -= 1
             raise SandboxLost("it was dead", started=False)

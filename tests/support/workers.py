@@ -23,15 +23,17 @@ STOP_DEADLINE = 60.0
 
 @dataclass
 class WorkerProcess:
-    """A running `python -m continuum worker`. `log` is the file its output goes to."""
+    """A running `python -m continuum worker`. `log` is the file its output goes to, until it has ended."""
 
     process: subprocess.Popen[bytes]
     log: Path
     address: str = ""
+    said: str | None = None
 
     @property
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        """All that it has written so far, or had at its end."""
+        return self.log.read_text(errors="replace") if self.said is None else self.said
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -102,3 +104,4 @@ async def start_worker(environment: Mapping[str, str], *, ready: bool = True) ->
                     process.kill()
                     process.wait()
                     raise
+            worker.said = worker.output

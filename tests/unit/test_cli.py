@@ -83,7 +83,19 @@ def test_every_line_of_a_long_message_is_marked(capsys: pytest.CaptureFixture[st
 
 def test_help_lists_every_command_and_every_exit_code() -> None:
     printed = re.sub(r"\s+", " ", CliRunner().invoke(app, ["--help"]).output)
-    for command in ("worker", "submit", "wait", "logs", "cancel", "status", "migrate", "demo", "bench", "doctor"):
+    for command in (
+        "worker",
+        "submit",
+        "wait",
+        "logs",
+        "cancel",
+        "status",
+        "migrate",
+        "demo",
+        "bench",
+        "doctor",
+        "socket-proxy",
+    ):
         assert f" {command} " in printed
     codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
     assert all(re.search(rf"\b{code} \w", printed) for code in codes), printed
@@ -116,13 +128,13 @@ def worker(**values: object) -> WorkerRecord:
     fields: dict[str, object] = {
         "id": "host-1-abcd", "host": "host", "pid": 1, "version": "1", "slots": 4, "running": 2, "sandbox": "docker (runc)",
         "started_at": at, "seen_at": at, "stopped_at": None, "alive": True,
-        "completed": 5, "failed": 1, "cancelled": 0, "finished_last_hour": 6,
+        "completed": 5, "failed": 1, "cancelled": 0, "malicious": 0, "finished_last_hour": 6,
     }  # fmt: skip
     return WorkerRecord(**fields | values)  # type: ignore[arg-type]
 
 
 def test_the_queue_and_the_workers_are_plain_lines_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    statistics = Statistics(1, 2, 3, 4, 5, 6, 0.25, 120.0, 1)
+    statistics = Statistics(1, 2, 3, 4, 5, 6, 7, 0.25, 120.0, 1)
     gone = worker(id="gone", alive=False, stopped_at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
     views.print_system(statistics, [worker(), worker(id="lost", alive=False), gone], as_json=False)
     lines = capsys.readouterr().out.splitlines()
@@ -131,7 +143,7 @@ def test_the_queue_and_the_workers_are_plain_lines_where_nobody_watches(capsys: 
     assert [line.split(": ")[1].split(",")[0] for line in lines[-3:]] == ["alive", "lost", "stopped"]
     views.print_system(statistics, [worker()], as_json=True)
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["pending"], shown["total"], shown["worker_list"][0]["id"]) == (1, 21, "host-1-abcd")
+    assert (shown["pending"], shown["total"], shown["worker_list"][0]["id"]) == (1, 28, "host-1-abcd")
 
 
 @pytest.mark.usefixtures("_logs")
@@ -156,6 +168,25 @@ def test_an_exception_in_the_logs_is_one_line_of_json(capsys: pytest.CaptureFixt
         structlog.get_logger().exception("it failed")
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["exception"][0]["exc_value"] == "a reason"
+
+
+@pytest.mark.usefixtures("_logs")
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_in_the_logs_shows_no_variables(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure_logs(Settings.model_validate({"log_format": log_format}))
+
+    def fail(payload: str) -> None:
+        raise ValueError("a reason")
+
+    for logger in (structlog.get_logger(), logging.getLogger("hypercorn")):
+        try:
+            fail("can" + "ary")
+        except ValueError:
+            logger.exception("it failed")
+    written = capsys.readouterr().err
+    assert written.count("it failed") == 2
+    assert "a reason" in written
+    assert "canary" not in written
 
 
 @pytest.mark.usefixtures("_logs")

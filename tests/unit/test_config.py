@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from continuum.config import ENV_FILE, ConfigurationError, Settings, load_settings, parse_duration
 from continuum.db import conninfo_of
@@ -66,13 +67,25 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "container_pids_limit": 128,
         "container_disk_mb": 64,
         "container_runtime": "",
+        "max_tasks_per_sandbox": 1000,
         "egress": "public",
+        "egress_allow": (),
+        "egress_dns": (),
+        "requirements_index": SecretStr("https://pypi.org/simple,https://files.pythonhosted.org"),
+        "requirements_max_mb": 512,
+        "requirements_cache_mb": 4096,
+        "requirements_timeout": 300.0,
         "output_limit": 1024 * 1024,
+        "code_policy": "off",
+        "code_policy_config": None,
+        "code_policy_severity": "high",
+        "code_policy_confidence": "low",
         "api_host": "127.0.0.1",
         "api_port": 8080,
         "api_token": None,
         "log_format": "auto",
         "log_level": "info",
+        "log_payloads": False,
     }
     assert load_settings().slots == 2 * (os.cpu_count() or 1)
     assert load_settings().db_password.get_secret_value() == "password"
@@ -172,6 +185,12 @@ BAD = {
     "RETENTION_DAYS": ("inf", "use a number, at least 0"),
     "SANDBOX": ("podman", "use 'auto', 'docker' or 'bubblewrap'"),
     "CONTAINER_CPU_LIMIT": ("half", "use a number, more than 0"),
+    "EGRESS": ("open", "use 'public', 'none' or 'allowlist'"),
+    "EGRESS_ALLOW": (
+        "one,10.1.2.3/24",
+        "10.1.2.3/24 is no network: write 10.1.2.0/24, or 10.1.2.3 for the one address",
+    ),
+    "EGRESS_DNS": ("dns.example", "use IP addresses of name servers, separated by commas, such as 9.9.9.9"),
     "OUTPUT_LIMIT": ("3", "use a whole number, at least 1024 and at most 67108864"),
     "API_PORT": ("65536", "use a whole number, at least 0 and at most 65535"),
     "LOG_FORMAT": ("xml", "use 'auto', 'json' or 'console'"),
@@ -206,6 +225,28 @@ def test_values_that_contradict_each_other_are_told() -> None:
     first, second = complaints()
     assert "MAX_PRIORITY=3 is below MIN_PRIORITY=9" in first
     assert "DB_PORT lists 2 ports for 3 hosts" in second
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (["EGRESS_ALLOW=example.com"], "EGRESS_ALLOW is set, and EGRESS=public does not read it"),
+        (["EGRESS=none", "EGRESS_ALLOW=example.com"], "EGRESS_ALLOW is set, and EGRESS=none does not read it"),
+        (["EGRESS=allowlist"], "EGRESS=allowlist and EGRESS_ALLOW names nothing"),
+        (["EGRESS=allowlist", "EGRESS_ALLOW=,"], "EGRESS=allowlist and EGRESS_ALLOW names nothing"),
+        (["EGRESS=allowlist", "EGRESS_ALLOW=a.example", "EGRESS_DNS=9.9.9.9"], "EGRESS_DNS is set, and with"),
+        (["EGRESS=none", "EGRESS_DNS=9.9.9.9"], "EGRESS_DNS is set, and with"),
+    ],
+)
+def test_settings_of_the_network_that_would_do_nothing_are_told(lines: list[str], complaint: str) -> None:
+    env_file(*lines)
+    (line,) = complaints()
+    assert line.startswith(complaint)
+
+
+def test_what_sandboxes_may_reach_is_a_list() -> None:
+    env_file("EGRESS=allowlist", "EGRESS_ALLOW=api.example.com:443, 10.1.2.0/24")
+    assert [str(entry) for entry in load_settings().egress_allow] == ["api.example.com:443", "10.1.2.0/24"]
 
 
 def test_a_value_without_end_is_shown_in_part() -> None:

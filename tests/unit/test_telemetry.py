@@ -19,9 +19,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from continuum.config import Settings
-from continuum.db.errors import DatabaseUnavailable
+from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.db.memory import MemoryDatabase
 from continuum.model import ClaimedTask, Completion, Ending, Lease, NewTask, Outcome, Recovered, Status, Wakeup
 from continuum.nursery.signals import Shutdown
@@ -42,14 +43,14 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 class Recorded:
     """Telemetry that keeps what it records."""
 
-    def __init__(self) -> None:
+    def __init__(self, contents: bool = False) -> None:
         self._spans = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._spans))
         self._metrics = InMemoryMetricReader()
         meters = MeterProvider([self._metrics], shutdown_on_exit=False)
         self.tracer = provider.get_tracer("test")
-        self.telemetry = Telemetry(self.tracer, Instruments(meters.get_meter("test")))
+        self.telemetry = Telemetry(self.tracer, Instruments(meters.get_meter("test")), contents=contents)
 
     @property
     def spans(self) -> dict[str, ReadableSpan]:
@@ -101,6 +102,38 @@ def claimed(task_id: int = 7, *, traceparent: str | None = TRACEPARENT, attempt:
 
 def completion(task: ClaimedTask, status: Status = Status.COMPLETED, retry_in: float | None = None) -> Completion:
     return Completion(task.id, task.attempt, status, 0, "", "", None, retry_in)
+
+
+@pytest.mark.parametrize("contents", [False, True])
+def test_what_a_task_holds_is_told_only_where_it_may_be(contents: bool) -> None:
+    recorded = Recorded(contents=contents)
+    task = replace(claimed(), payload='"canary-payload"')
+    outcome = Outcome(Ending.FAILED, 1, "canary-output" + "." * 5000, "canary-error", "ValueError: canary-message")
+    with structlog.testing.capture_logs() as logs:
+        tell_a_whole_story(recorded.telemetry, task, outcome)
+    (line,) = logs
+    assert (line["log_level"], line["task_id"], line["ending"]) == ("debug", 7, "failed")
+    attributes = recorded.spans["continuum.execute"].attributes or {}
+    for told in (line, {name.removeprefix("continuum.task."): text for name, text in attributes.items()}):
+        assert ("canary" in str(told)) is contents
+        if contents:
+            assert (told["payload"], told["error_output"]) == ('"canary-payload"', "canary-error")
+            assert told["message"] == "ValueError: canary-message"
+            assert len(str(told["output"])) == 2000
+    assert "canary" not in repr((task, outcome)), "not even where somebody logs the whole of it"
+
+
+def test_a_submission_that_fails_tells_the_kind_of_its_error_and_not_what_it_quotes(recorded: Recorded) -> None:
+    own_tracer.set(recorded.tracer)
+    try:
+        with pytest.raises(InvalidTask), submission(1):
+            raise InvalidTask("canary")
+    finally:
+        own_tracer.set(None)
+    span = recorded.spans["continuum.submit"]
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "InvalidTask"
+    assert "canary" not in span.to_json()
 
 
 def tell_a_whole_story(telemetry: Telemetry, task: ClaimedTask, outcome: Outcome | None = None) -> None:
@@ -400,8 +433,7 @@ async def test_an_exporter_that_is_not_installed_is_one_warning_that_says_what_t
     with structlog.testing.capture_logs() as logs:
         async with start_telemetry(settings(), "worker-1") as telemetry:
             tell_a_whole_story(telemetry, claimed())
-    (warning,) = logs
-    assert warning["log_level"] == "warning"
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
     assert "pip install 'continuum-worker[otlp]'" in str(warning["problems"])
 
 

@@ -1,0 +1,228 @@
+"""The builder: a sandbox that installs one list of requirements with uv, and reaches nothing but the package index.
+
+Its image is the sandboxes' own with uv put in, once per host. It has a sandbox's limits and rights; what it writes to is a
+tmpfs that is as large as a list may become, which counts as memory, and the volume that becomes the layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from continuum.config import Settings
+from continuum.requirements import Requirements
+from continuum.sandbox.channel import BOOTSTRAP
+from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_image import SANDBOX_UID, SandboxImage, ensure_image
+from continuum.sandbox.docker_isolation import Isolation, isolation_of
+from continuum.sandbox.docker_network import enforceable, ensure_network, find_host_addresses, restrict
+from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
+from continuum.sandbox.docker_specification import FILES_PER_MEBIBYTE, MEBIBYTE, sandbox_specification
+from continuum.sandbox.docker_stream import EngineNotFound
+from continuum.sandbox.network import EgressPolicy, PolicyError
+from continuum.sandbox.network_names import resolve
+from continuum.sandbox.protocol import RequirementsFailed
+from continuum.sandbox.requirements_build import UV, Installation
+
+log = structlog.get_logger(__name__)
+
+REPOSITORY = "continuum-builder"
+FEWEST_PROCESSES = 64
+"""What uv's threads need, where sandboxes have less."""
+_INSTALL_UV = "`pip install 'continuum-worker[requirements]'` brings it"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What all builds of this worker share. image: the sandboxes' own; `tag`: the one with uv in it. policy: still without
+    what may be reached."""
+
+    image: SandboxImage
+    tag: str
+    isolation: Isolation
+    network: str
+    policy: EgressPolicy
+
+
+class DockerBuilder:
+    """Runs builders. Every method may raise `EngineError`, too."""
+
+    def __init__(self, settings: Settings, engine: Engine, owner: Owner) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._owner = owner
+        self._index = settings.package_index
+        self._preparing = trio.Lock()
+        self._ready: _Ready | None = None
+
+    def key(self, requirements: Requirements, image: SandboxImage) -> str:
+        """What stands for all that decides what comes of a list: 32 hex digits."""
+        index = self._index.url if self._index else ""
+        parts = (requirements.digest, image.tag, _uv_version(), index)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    async def install(self, requirements: Requirements, volume: str) -> int:
+        """Install a list into an empty volume; return the bytes that it takes. Raises `BadRequirements` and
+        `RequirementsFailed`."""
+        if self._index is None:
+            raise RequirementsFailed("this worker installs none (REQUIREMENTS_INDEX=none)")
+        installation = Installation(
+            requirements, self._index, SANDBOX_UID, self._settings.requirements_max_mb, _own_certificates()
+        )
+        try:
+            ready = await self._prepare()
+            policy = replace(ready.policy, allowlist=await resolve(self._index.reached))
+            return await self._run(installation, ready, policy, volume)
+        except PolicyError as error:
+            raise RequirementsFailed(
+                f"a builder that reaches the index alone (REQUIREMENTS_INDEX) cannot be had: {error}"
+            ) from error
+
+    async def _run(self, installation: Installation, ready: _Ready, policy: EgressPolicy, volume: str) -> int:
+        engine, name = self._engine, f"continuum-builder-{secrets.token_hex(6)}"
+        try:
+            specification = builder_specification(
+                self._settings,
+                ready.image,
+                ready.tag,
+                self._owner.labels("builder"),
+                ready.network,
+                ready.isolation,
+                policy.extra_hosts,
+                volume,
+            )
+            await engine.create(name, specification)
+            async with await engine.attach(name, stdin=True) as stream:
+                await engine.start(name)
+                # The installer waits for its own text: nothing happens in there before the policy is in force.
+                await restrict(engine, self._owner, ready.image.tag, name, policy)
+                try:
+                    return await installation.run(stream)
+                except RequirementsFailed as failure:
+                    raise RequirementsFailed(f"{failure}{stream.last_words}") from None
+        finally:
+            await engine.remove(name)
+
+    async def _prepare(self) -> _Ready:
+        """What builds need, found or made once per worker."""
+        async with self._preparing:
+            if self._ready is None:
+                engine, settings = self._engine, self._settings
+                info: dict[str, Any] = await engine.call(lambda api: api.info())
+                if not enforceable(info, settings.container_runtime):
+                    raise PolicyError("iptables rules do not bind containers of this runtime")
+                network = await ensure_network(engine)
+                image = await ensure_image(engine, self._owner, settings.container_image, network=network.id)
+                if not image.has_iptables:
+                    raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
+                host = await find_host_addresses(engine, self._owner, image.tag)
+                tag = await _ensure_builder_image(engine, self._owner, image)
+                isolation = isolation_of(info, settings.container_runtime)
+                self._ready = _Ready(image, tag, isolation, network.id, replace(network.policy, host=host))
+            return self._ready
+
+
+def builder_specification(
+    settings: Settings,
+    image: SandboxImage,
+    tag: str,
+    labels: Mapping[str, str],
+    network: str,
+    isolation: Isolation,
+    hosts: Sequence[str],
+    volume: str,
+) -> dict[str, Any]:
+    """The container, in the words of Docker's API, that fills a volume: a sandbox with room to write and uv in its image.
+
+    image: the sandboxes'; tag: the one made of it.
+    """
+    specification = sandbox_specification(settings, image, BOOTSTRAP, labels, network, isolation, hosts=hosts)
+    specification["Image"] = tag
+    host = specification["HostConfig"]
+    size = settings.requirements_max_mb
+    host["Tmpfs"]["/build"] = f"noexec,nosuid,nodev,mode=1777,size={size}m,nr_inodes={size * FILES_PER_MEBIBYTE}"
+    host["Memory"] = host["MemorySwap"] = host["Memory"] + size * MEBIBYTE
+    host["PidsLimit"] = max(host["PidsLimit"], FEWEST_PROCESSES)
+    host["Mounts"] = [
+        {"Type": "volume", "Source": volume, "Target": "/layer", "VolumeOptions": {"NoCopy": True}},
+    ]
+    return specification
+
+
+def builder_image_specification(labels: Mapping[str, str], base: str) -> dict[str, Any]:
+    """The container that uv is put into, to be committed; it is never started."""
+    return {
+        "Image": base,
+        "Cmd": ["true"],
+        "Labels": dict(labels),
+        "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "none"}},
+    }
+
+
+async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:
+    """The sandboxes' image with uv in it, found or made, whatever other workers do at the same time."""
+    version = hashlib.sha256(f"{base.tag}\n{_uv_version()}".encode()).hexdigest()[:12]
+    tag = f"{REPOSITORY}:{version}"
+    try:
+        await engine.call(lambda api: api.inspect_image(tag))
+    except EngineNotFound:
+        pass
+    else:
+        return tag
+    log.info("preparing the image that installs requirements, once on this host", image=tag)
+    archive = await trio.to_thread.run_sync(_archive_of_uv)
+    name = f"continuum-image-{secrets.token_hex(6)}"
+    specification = builder_image_specification(owner.labels("image"), base.tag)
+    # A container of the image is nobody's unless it says so.
+    changes = [f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""', 'CMD ["python3"]']
+    try:
+        await engine.create(name, specification)
+        await engine.call(lambda api: api.put_archive(name, "/", archive))
+        await engine.call(lambda api: api.commit(name, REPOSITORY, version, changes=changes))
+    finally:
+        await engine.remove(name)
+    return tag
+
+
+def _uv_version() -> str:
+    try:
+        return metadata.version("uv")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _archive_of_uv() -> bytes:
+    """A tar file with the uv of this worker's own installation at its place in a builder."""
+    try:
+        from uv import find_uv_bin
+
+        binary = Path(find_uv_bin()).read_bytes()
+    except (ImportError, OSError) as error:
+        raise RequirementsFailed(f"this worker has no uv ({error}): {_INSTALL_UV}") from error
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        entry = tarfile.TarInfo(UV.lstrip("/"))
+        entry.size, entry.mode = len(binary), 0o755
+        tar.addfile(entry, io.BytesIO(binary))
+    return file.getvalue()
+
+
+def _own_certificates() -> str:
+    """What TLS is to trust where the worker was told so: a network whose proxy has certificates of its own."""
+    path = os.environ.get("SSL_CERT_FILE")
+    try:
+        return Path(path).read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning("SSL_CERT_FILE cannot be read; builders trust what uv trusts", error=str(error))
+        return ""

@@ -1,0 +1,101 @@
+-- Continuum's schema for CockroachDB 24.1 and newer.
+--
+-- `continuum migrate` applies this file statement by statement (CockroachDB changes schemas outside of transactions);
+-- `cockroach sql -f sql/cockroach.sql` is as good. It may be applied again, and by several at once.
+-- There is no LISTEN here, hence no trigger: workers learn of work by a changefeed, or by looking.
+
+CREATE TABLE IF NOT EXISTS codes (
+    id   UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+    code TEXT NOT NULL
+);
+
+-- Which workers hold one of the cluster's few changefeeds.
+CREATE TABLE IF NOT EXISTS wakeup_feeds (
+    place      INT8 PRIMARY KEY,
+    worker_id  TEXT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS workers (
+    id                 TEXT PRIMARY KEY,
+    host               TEXT NOT NULL DEFAULT '',
+    pid                INT4 NOT NULL DEFAULT 0,
+    version            TEXT NOT NULL DEFAULT '',
+    sandbox            TEXT NOT NULL DEFAULT '',
+    slots              INT4 NOT NULL DEFAULT 0,
+    running            INT4 NOT NULL DEFAULT 0,
+    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),
+    stopped_at         TIMESTAMPTZ,
+    completed          INT8 NOT NULL DEFAULT 0,
+    failed             INT8 NOT NULL DEFAULT 0,
+    cancelled          INT8 NOT NULL DEFAULT 0,
+    execution_seconds  FLOAT8 NOT NULL DEFAULT 0,
+    finished_last_hour INT4 NOT NULL DEFAULT 0
+);
+
+CREATE TABLE IF NOT EXISTS continuum_schema (
+    version    INT4 PRIMARY KEY,
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+-- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
+-- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
+CREATE TABLE IF NOT EXISTS tasks (
+    id               INT8 PRIMARY KEY DEFAULT unique_rowid(),
+    -- Which of 16 parts of the queue a task waits in, so that many workers do not claim at one place. Drawn at random: the low
+    -- bits of unique_rowid() are the node's number. Hidden, so that `SELECT *` shows the columns of the first version.
+    shard            INT2 NOT VISIBLE NOT NULL DEFAULT floor(random() * 16)::INT2,
+    name             TEXT NOT NULL DEFAULT '',
+    description      TEXT,
+    started          TIMESTAMP,
+    finished         TIMESTAMP,
+    locked_at        TIMESTAMP,
+    last_error       TEXT,
+    priority         INT4 NOT NULL DEFAULT 0,
+    status           VARCHAR(50) NOT NULL DEFAULT 'pending',
+    payload          JSONB,
+    code             UUID REFERENCES codes (id),
+    worker_id        TEXT,
+    output           TEXT,
+    error_output     TEXT,
+    exit_code        INT4,
+    created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
+    run_at           TIMESTAMPTZ,
+    attempt          INT4 NOT NULL DEFAULT 0,
+    released         INT4 NOT NULL DEFAULT 0,
+    max_attempts     INT4 NOT NULL DEFAULT 3,
+    timeout_s        FLOAT8,
+    lease_expires_at TIMESTAMPTZ,
+    tenant           TEXT,
+    idempotency_key  TEXT,
+    cancel_requested BOOL NOT NULL DEFAULT false,
+    traceparent      TEXT,
+    CONSTRAINT tasks_status_known CHECK (
+        status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
+    ),
+    CONSTRAINT tasks_shard_known CHECK (shard BETWEEN 0 AND 15),
+    INDEX tasks_scheduled (run_at) WHERE status = 'pending' AND run_at IS NOT NULL,
+    INDEX tasks_leases (lease_expires_at) STORING (worker_id) WHERE status = 'processing',
+    INDEX tasks_held (worker_id) WHERE status = 'processing',
+    INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
+    INDEX tasks_finished (finished) WHERE finished IS NOT NULL,
+    UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL,
+    -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
+    -- would make SKIP LOCKED lock every row it reads.
+    INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
+);
+
+-- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
+-- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
+--
+-- Neighbours with the same zone share a range while they are small, so that all of this begins as one: inserting, claiming and
+-- finishing a task each happen in one place, without a second phase whose traces SKIP LOCKED would take for locks, and a node
+-- that dies takes one lease with it. CockroachDB splits it by size and load when there is more.
+ALTER TABLE codes CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
+
+INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;

@@ -1,0 +1,206 @@
+-- Continuum's schema for PostgreSQL 12 and newer.
+--
+-- `continuum migrate` applies this file; `psql -f sql/postgres.sql` is as good. It may be applied again, and by several
+-- at once. On a database that holds the tables of the first version it upgrades them in place and keeps every row; stop
+-- that version's workers first, because they would write the status `running`, which is `processing` here.
+
+BEGIN;
+
+-- One at a time: two concurrent CREATE ... IF NOT EXISTS of the same name may fail otherwise.
+SELECT pg_advisory_xact_lock(7265081935127);
+
+CREATE TABLE IF NOT EXISTS codes (
+    id   UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+    code TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS tasks (
+    id          BIGSERIAL PRIMARY KEY,
+    name        TEXT NOT NULL DEFAULT '',
+    description TEXT,
+    started     TIMESTAMP,      -- when the current or last attempt was claimed; UTC
+    finished    TIMESTAMP,      -- when the terminal state was written; UTC
+    locked_at   TIMESTAMP,      -- when the current or last claim was made; UTC
+    last_error  TEXT,
+    priority    INTEGER NOT NULL DEFAULT 0,
+    status      VARCHAR(50) NOT NULL DEFAULT 'pending',
+    payload     JSONB,
+    code        UUID REFERENCES codes (id),
+    worker_id   TEXT,
+    output      TEXT
+);
+
+-- The first version's table, upgraded -------------------------------------------------------------------------------------
+
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM information_schema.columns
+        WHERE table_schema = current_schema() AND table_name = 'tasks' AND column_name = 'id' AND data_type = 'integer'
+    ) THEN
+        ALTER TABLE tasks ALTER COLUMN id TYPE BIGINT;
+        IF to_regclass('tasks_id_seq') IS NOT NULL THEN
+            ALTER SEQUENCE tasks_id_seq AS BIGINT;
+        END IF;
+    END IF;
+END
+$$;
+
+DROP TRIGGER IF EXISTS task_change_trigger ON tasks;
+DROP FUNCTION IF EXISTS notify_task_change();
+DROP INDEX IF EXISTS idx_tasks_status_priority;
+
+ALTER TABLE tasks
+    ADD COLUMN IF NOT EXISTS error_output     TEXT,
+    ADD COLUMN IF NOT EXISTS exit_code        INTEGER,
+    ADD COLUMN IF NOT EXISTS created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- Not before this time. NULL: now. A worker clears it when the time has come, so that claiming looks at due tasks only.
+    ADD COLUMN IF NOT EXISTS run_at           TIMESTAMPTZ,
+    -- The fencing token: one more with every claim, never less.
+    ADD COLUMN IF NOT EXISTS attempt          INTEGER NOT NULL DEFAULT 0,
+    -- Attempts that workers gave back; they do not count against max_attempts.
+    ADD COLUMN IF NOT EXISTS released         INTEGER NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS max_attempts     INTEGER NOT NULL DEFAULT 3,
+    ADD COLUMN IF NOT EXISTS timeout_s        DOUBLE PRECISION,
+    ADD COLUMN IF NOT EXISTS lease_expires_at TIMESTAMPTZ,
+    ADD COLUMN IF NOT EXISTS tenant           TEXT,
+    ADD COLUMN IF NOT EXISTS idempotency_key  TEXT,
+    ADD COLUMN IF NOT EXISTS cancel_requested BOOLEAN NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS traceparent      TEXT;
+
+-- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
+UPDATE tasks
+SET status = 'processing',
+    attempt = greatest(attempt, 1),
+    lease_expires_at = coalesce(locked_at, started, now() AT TIME ZONE 'utc') AT TIME ZONE 'utc' + interval '1 hour'
+WHERE status = 'running';
+UPDATE tasks SET status = 'pending' WHERE status IS NULL;
+UPDATE tasks SET priority = 0 WHERE priority IS NULL;
+ALTER TABLE tasks
+    ALTER COLUMN status SET DEFAULT 'pending',
+    ALTER COLUMN status SET NOT NULL,
+    ALTER COLUMN priority SET DEFAULT 0,
+    ALTER COLUMN priority SET NOT NULL;
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'tasks_status_known' AND conrelid = 'tasks'::regclass) THEN
+        -- NOT VALID: rows that hold another status already are kept, and nothing claims them.
+        ALTER TABLE tasks ADD CONSTRAINT tasks_status_known CHECK (
+            status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
+        ) NOT VALID;
+    END IF;
+END
+$$;
+
+-- Indexes -------------------------------------------------------------------------------------------------------------------
+
+-- Claiming: an ordered, limited scan of this index and nothing else, however many rows are finished or parked.
+CREATE INDEX IF NOT EXISTS tasks_claim ON tasks (priority, id) WHERE status = 'pending' AND run_at IS NULL;
+-- Finding what has come due, and when the next one will.
+CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
+-- Recovering expired leases.
+CREATE INDEX IF NOT EXISTS tasks_leases ON tasks (lease_expires_at) WHERE status = 'processing';
+-- Giving back what one worker holds.
+CREATE INDEX IF NOT EXISTS tasks_held ON tasks (worker_id) WHERE status = 'processing';
+-- Retention.
+CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency ON tasks (coalesce(tenant, ''), idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+
+-- Every task's row is updated a few times and then rests: room on its page, and a vacuum that comes before a queue of dead
+-- index entries slows the claim.
+ALTER TABLE tasks SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+
+-- Workers, and the totals that statistics are read from ----------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS workers (
+    id                 TEXT PRIMARY KEY,
+    host               TEXT NOT NULL DEFAULT '',
+    pid                INTEGER NOT NULL DEFAULT 0,
+    version            TEXT NOT NULL DEFAULT '',
+    sandbox            TEXT NOT NULL DEFAULT '',
+    slots              INTEGER NOT NULL DEFAULT 0,
+    running            INTEGER NOT NULL DEFAULT 0,
+    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),
+    stopped_at         TIMESTAMPTZ,
+    -- Tasks that this worker brought to a terminal state, ever; written together with that state.
+    completed          BIGINT NOT NULL DEFAULT 0,
+    failed             BIGINT NOT NULL DEFAULT 0,
+    cancelled          BIGINT NOT NULL DEFAULT 0,
+    execution_seconds  DOUBLE PRECISION NOT NULL DEFAULT 0,
+    finished_last_hour INTEGER NOT NULL DEFAULT 0
+);
+ALTER TABLE workers SET (fillfactor = 50);
+
+-- Waking workers up ----------------------------------------------------------------------------------------------------------
+
+-- Once per INSERT statement, and only when it brought work.
+CREATE OR REPLACE FUNCTION continuum_notify_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL) THEN
+        PERFORM pg_notify('tasks_updated', 'pending');
+    END IF;
+    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NOT NULL) THEN
+        PERFORM pg_notify('tasks_updated', 'scheduled');
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Rows that an UPDATE made claimable, scheduled anew, or asked to stop. The WHEN clauses below keep it from being called for
+-- anything else; PostgreSQL delivers equal notifications of one transaction once.
+CREATE OR REPLACE FUNCTION continuum_notify_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('tasks_updated', TG_ARGV[0]);
+    RETURN NULL;
+END
+$$;
+
+DROP TRIGGER IF EXISTS continuum_inserted ON tasks;
+CREATE TRIGGER continuum_inserted AFTER INSERT ON tasks
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION continuum_notify_inserted();
+
+DROP TRIGGER IF EXISTS continuum_claimable ON tasks;
+CREATE TRIGGER continuum_claimable AFTER UPDATE ON tasks
+    FOR EACH ROW
+    WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL))
+    EXECUTE FUNCTION continuum_notify_updated('pending');
+
+DROP TRIGGER IF EXISTS continuum_scheduled ON tasks;
+CREATE TRIGGER continuum_scheduled AFTER UPDATE ON tasks
+    FOR EACH ROW
+    WHEN (NEW.status = 'pending' AND NEW.run_at IS NOT NULL AND OLD.run_at IS DISTINCT FROM NEW.run_at)
+    EXECUTE FUNCTION continuum_notify_updated('scheduled');
+
+DROP TRIGGER IF EXISTS continuum_cancelled ON tasks;
+CREATE TRIGGER continuum_cancelled AFTER UPDATE ON tasks
+    FOR EACH ROW
+    WHEN (NEW.cancel_requested AND NOT OLD.cancel_requested AND NEW.status = 'processing')
+    EXECUTE FUNCTION continuum_notify_updated('cancel');
+
+-- The version, last: whoever finds it finds all of the above --------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS continuum_schema (
+    version    INTEGER PRIMARY KEY,
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+-- What was finished before the first migration belongs to no worker of ours, but to the totals.
+INSERT INTO workers (id, completed, failed, cancelled, execution_seconds, stopped_at)
+SELECT 'before-upgrade',
+       count(*) FILTER (WHERE status = 'completed'),
+       count(*) FILTER (WHERE status = 'failed'),
+       count(*) FILTER (WHERE status = 'cancelled'),
+       coalesce(sum(extract(epoch FROM finished - started)) FILTER (WHERE status = 'completed'), 0),
+       now()
+FROM tasks
+WHERE NOT EXISTS (SELECT FROM continuum_schema)
+HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled')) > 0
+ON CONFLICT (id) DO NOTHING;
+
+INSERT INTO continuum_schema (version) VALUES (1) ON CONFLICT (version) DO NOTHING;
+
+COMMIT;

@@ -20,6 +20,7 @@ from continuum.nursery.supervisor import supervise
 from continuum.sandbox.protocol import Backend, OutputSink, Sandbox, SandboxLost
 from continuum.telemetry import Telemetry
 from tests.attacks.attack import (
+    CPUS,
     HONEST,
     HONEST_PAYLOAD,
     VICTIM_MARK,

@@ -14,17 +14,18 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
+from continuum.requirements import Requirements
 from continuum.sandbox.channel import FrameKind, FrameParser
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint
-from continuum.sandbox.protocol import OutputSink, SandboxLost
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
 from tests.attacks.attack import VICTIM_MARK
 from tests.attacks.prelude import VICTIM_SCRIPT
 from tests.support import docker as lab
@@ -68,7 +69,10 @@ class ControlBackend:
     async def prepare(self) -> None:
         await self.check()
 
-    async def start(self) -> ControlSandbox:
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        raise BackendUnavailable("no attack requires packages")
+
+    async def start(self, layer: Layer | None = None) -> ControlSandbox:
         name = f"continuum-attack-control-{secrets.token_hex(6)}"
         stream: ContainerStream | None = None
         try:
@@ -134,6 +138,8 @@ class ControlBackend:
 
 class ControlSandbox:
     """One unprotected container, and a worker's end of it that believes what it is told."""
+
+    reusable = True
 
     def __init__(self, engine: Engine, name: str, stream: ContainerStream) -> None:
         self.name = name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Set
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from continuum.model import Outcome, RunRequest, Stream, TaskRecord
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
-from continuum.sandbox.protocol import Backend, OutputSink, Sandbox, SandboxLost
+from continuum.requirements import Requirements
+from continuum.sandbox.protocol import Backend, Layer, OutputSink, Sandbox, SandboxLost
 from continuum.telemetry import Telemetry
 from tests.attacks.attack import (
     CPUS,
@@ -65,8 +66,11 @@ class WatchedBackend:
     async def prepare(self) -> None:
         await self._inner.prepare()
 
-    async def start(self) -> WatchedSandbox:
-        sandbox = await self._inner.start()
+    def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
+        return self._inner.layer(requirements)
+
+    async def start(self, layer: Layer | None = None) -> WatchedSandbox:
+        sandbox = await self._inner.start(layer)
         try:
             request = RunRequest(0, 1, PROBE, self._host.payload, 20.0, 65536)
             outcome = await sandbox.run(request, lambda *_: None)
@@ -103,6 +107,10 @@ class WatchedSandbox:
         self.name = inner.name
         self._backend = backend
         self._inner = inner
+
+    @property
+    def reusable(self) -> bool:
+        return self._inner.reusable
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         if self.name in self._backend.condemned:

@@ -177,8 +177,8 @@ async def _maker(
     runtime, world = ("runsc" if name == "runsc" else ""), None
     if wants_network and not runtime:  # what has a network stack of its own gets no network
         world = await stack.enter_async_context(open_world())
-        on_network = {"NETWORK": world.network, "NETWORK_OPTIONS": {}}
-        stack.enter_context(unittest.mock.patch.multiple(docker_network, **on_network))
+        stack.enter_context(unittest.mock.patch.object(docker_network, "NETWORK", world.network))
+        stack.enter_context(unittest.mock.patch.object(docker_network, "NETWORK_OPTIONS", {}))
 
     def docker(settings: Settings, networked: bool) -> Backend:
         egress = "public" if networked and world is not None else "none"

@@ -25,7 +25,7 @@ from continuum.requirements import Requirements
 from continuum.sandbox.channel import FrameKind, FrameParser
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint
-from continuum.sandbox.protocol import Layer, OutputSink, RequirementsFailed, SandboxLost
+from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
 from tests.attacks.attack import VICTIM_MARK
 from tests.attacks.prelude import VICTIM_SCRIPT
 from tests.support import docker as lab
@@ -70,7 +70,7 @@ class ControlBackend:
         await self.check()
 
     def layer(self, requirements: Requirements) -> AbstractAsyncContextManager[Layer]:
-        raise RequirementsFailed("there is nothing to install them with")
+        raise BackendUnavailable("no attack requires packages")
 
     async def start(self, layer: Layer | None = None) -> ControlSandbox:
         name = f"continuum-attack-control-{secrets.token_hex(6)}"

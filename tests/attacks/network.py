@@ -1,11 +1,12 @@
 """Over the network: the host, the metadata service, private networks, other sandboxes, and the network itself.
 
-Every address leads to a host that the test has made, by routes that it set in the sandbox before.
+Every address leads to a host that the test has made: see `tests.support.world`.
 """
 
 from __future__ import annotations
 
 from tests.attacks.attack import Attack, Onlooker, Place
+from tests.support import world
 
 _HELPERS = """
 def greet(address, port, family=socket.AF_INET, scope=0):
@@ -42,21 +43,29 @@ def _network(name: str, wants: str, code: str, needs: str = "", onlooker: Onlook
 
 
 PRIVATE = {
-    "metadata": ("169.254.169.254", "the credentials that a cloud's metadata service gives to whoever asks"),
-    "10": ("10.77.0.1", "a service of the internal network (10/8)"),
-    "172": ("172.30.255.77", "a service of the internal network (172.16/12)"),
-    "192": ("192.168.77.1", "a service of the internal network (192.168/16)"),
-    "carrier": ("100.100.100.200", "another cloud's metadata service (100.64/10)"),
+    "metadata": (world.METADATA, "the credentials that a cloud's metadata service gives to whoever asks"),
+    "10": (world.INTERNAL, "a service of the internal network (10/8)"),
+    "172": ("172.16.9.9", "a service of the internal network (172.16/12)"),
+    "192": ("192.168.77.7", "a service of the internal network (192.168/16)"),
+    "carrier": ("100.64.1.1", "a service of the provider's network (100.64/10)"),
+    "carrier-metadata": ("100.100.100.200", "another cloud's metadata service"),
     "host-agent": ("168.63.129.16", "a cloud's host agent, on a public address"),
-    "benchmark": ("198.18.0.77", "a network that is meant for nobody (198.18/15)"),
-    "reserved": ("192.0.0.192", "a metadata service among reserved addresses (192.0.0/24)"),
+    "assigned": ("192.0.0.192", "a metadata service among assigned addresses (192.0.0/24)"),
+    "benchmark": ("198.18.0.7", "a network that is meant for nobody (198.18/15)"),
+    "reserved": ("240.0.0.7", "a network that is reserved, and used by some (240/4)"),
 }
-"""The addresses that the test's own host answers for, and what they stand for."""
+"""Addresses that the test's own world answers for, and what they stand for."""
 PRIVATE_IPV6 = {
-    "metadata": ("fd00:ec2::254", "the metadata service over IPv6"),
-    "unique-local": ("fd77:77::1", "a service of the internal network over IPv6 (fc00::/7)"),
+    "metadata": (world.METADATA_IPV6, "the metadata service over IPv6"),
+    "other-metadata": ("fd20:ce::254", "another cloud's metadata service over IPv6"),
+    "unique-local": (world.INTERNAL_IPV6, "a service of the internal network over IPv6 (fc00::/7)"),
+    "translated": ("64:ff9b::169.254.169.254", "the metadata service by its provider's translation (NAT64)"),
+    "tunnelled": ("2002:a0b:c0d::1", "a service of the internal network through a tunnel (6to4)"),
 }
-PORT = 8080
+PORT = 80
+
+assert {address for address, _ in PRIVATE.values()} <= set(world.CLOSED)
+assert {address for address, _ in PRIVATE_IPV6.values()} <= set(world.CLOSED_IPV6)
 
 ATTACKS = (
     *(_network(f"connect-{name}", wants, f"greet({address!r}, {PORT})") for name, (address, wants) in PRIVATE.items()),
@@ -72,10 +81,7 @@ ATTACKS = (
     _network(
         "connect-link-local",
         "a neighbour on the same link over IPv6",
-        f"""
-address = WORLD.get("link_local") or stopped("there is no link")
-greet(address, {PORT}, socket.AF_INET6, socket.if_nametoindex(interface()))
-""",
+        f"greet('fe80::77', {PORT}, socket.AF_INET6, socket.if_nametoindex(interface()))",
     ),
     _network(
         "connect-gateway",
@@ -111,13 +117,13 @@ with socket.socket() as client:
 """,
     ),
     _network("udp-metadata", "the metadata service over UDP", f"ask('169.254.169.254', {PORT})"),
-    _network("ask-private-name-server", "names from a private name server", "ask('10.77.0.1', 53)"),
+    _network("ask-private-name-server", "names from a private name server", f"ask({world.PRIVATE_NAME_SERVER!r}, 53)"),
     _network("broadcast", "everybody on the link at once", f"ask('255.255.255.255', {PORT}, socket.SO_BROADCAST)"),
-    _network("multicast", "everybody who listens to a group", "ask('224.0.0.251', 5353)"),
+    _network("multicast", "everybody who listens to a group", f"ask('239.1.2.3', {PORT})"),
     _network(
         "multicast-ipv6",
         "everybody on the link who speaks IPv6",
-        f"ask('ff02::1', {PORT}, family=socket.AF_INET6, scope=socket.if_nametoindex(interface()))",
+        f"ask('ff02::77', {PORT}, family=socket.AF_INET6, scope=socket.if_nametoindex(interface()))",
     ),
     _network(
         "ping-metadata",

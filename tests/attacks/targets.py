@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import unittest.mock
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from psycopg import sql
 
 from continuum.config import Settings
 from continuum.db import open_database
+from continuum.sandbox import docker_network
 from continuum.sandbox.bubblewrap import BubblewrapBackend
 from continuum.sandbox.docker import DockerBackend
-from continuum.sandbox.docker_network import NETWORK
 from continuum.sandbox.protocol import Backend, BackendUnavailable
 from tests.attacks.attack import (
     CPUS,
@@ -38,7 +39,7 @@ from tests.attacks.control import ControlBackend, careless_host
 from tests.attacks.lane import Lane, WatchedBackend, open_lane
 from tests.attacks.prelude import VICTIM_SCRIPT
 from tests.attacks.probe import Host, host_name
-from tests.attacks.world import World, open_network, open_world
+from tests.attacks.world import World, open_world
 from tests.support import docker as lab
 from tests.support.postgres import PostgresServer
 
@@ -162,10 +163,7 @@ async def _maker(
             "DATABASE_URL": f"postgresql://continuum:{WORKER_MARK}-password@database.internal/continuum",
             "WORKER_HOST": facts["host_name"],
         }
-        world = None
-        if wants_network:
-            network = await stack.enter_async_context(open_network())
-            world = await stack.enter_async_context(open_world(network))
+        world = await stack.enter_async_context(open_world()) if wants_network else None
 
         def unprotected(settings: Settings, networked: bool) -> Backend:
             if networked and world is not None:
@@ -176,26 +174,18 @@ async def _maker(
     if name == "bubblewrap":
         return lambda settings, _: BubblewrapBackend(settings, f"attack-{settings.min_priority}"), None
 
-    runtime = "runsc" if name == "runsc" else ""
-    backend = DockerBackend(_docker(place.settings(NETWORK_LANE), runtime, networked=wants_network), lab.new_worker())
-    try:
-        await backend.prepare()
-        world = None
-        if wants_network and "egress public" in backend.description and not runtime:
-            world = await stack.enter_async_context(open_world(NETWORK))
-    finally:
-        await backend.aclose()
-    return (
-        lambda settings, networked: DockerBackend(
-            _docker(settings, runtime, networked=networked and world is not None), lab.new_worker()
-        ),
-        world,
-    )
+    runtime, world = ("runsc" if name == "runsc" else ""), None
+    if wants_network and not runtime:  # what has a network stack of its own gets no network
+        world = await stack.enter_async_context(open_world())
+        stack.enter_context(unittest.mock.patch.object(docker_network, "NETWORK", world.network))
+        stack.enter_context(unittest.mock.patch.object(docker_network, "NETWORK_OPTIONS", {}))
 
+    def docker(settings: Settings, networked: bool) -> Backend:
+        egress = "public" if networked and world is not None else "none"
+        changed = {"sandbox": "docker", "container_runtime": runtime, "egress": egress}
+        return DockerBackend(settings.model_copy(update=changed), lab.new_worker())
 
-def _docker(settings: Settings, runtime: str, *, networked: bool) -> Settings:
-    egress = "public" if networked else "none"
-    return settings.model_copy(update={"sandbox": "docker", "container_runtime": runtime, "egress": egress})
+    return docker, world
 
 
 def make_database(server: PostgresServer, name: str) -> str:

@@ -48,6 +48,7 @@ class _Ready:
 
     image: SandboxImage
     tag: str
+    runtime: str
     network: str
     policy: EgressPolicy
 
@@ -107,15 +108,14 @@ class DockerBuilder:
             if self._ready is None:
                 engine, settings = self._engine, self._settings
                 info: dict[str, Any] = await engine.call(lambda api: api.info())
-                if not enforceable(info, settings.container_runtime):
-                    raise PolicyError("iptables rules do not bind containers of this runtime")
+                runtime = builder_runtime(info, settings.container_runtime)
                 network = await ensure_network(engine)
                 image = await ensure_image(engine, self._owner, settings.container_image, network=network.id)
                 if not image.has_iptables:
                     raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
                 host = await find_host_addresses(engine, self._owner, image.tag)
                 tag = await _ensure_builder_image(engine, self._owner, image)
-                self._ready = _Ready(image, tag, network.id, replace(network.policy, host=host))
+                self._ready = _Ready(image, tag, runtime, network.id, replace(network.policy, host=host))
             return self._ready
 
     def _specification(self, ready: _Ready, policy: EgressPolicy, volume: str) -> dict[str, Any]:
@@ -129,11 +129,21 @@ class DockerBuilder:
         size = settings.requirements_max_mb
         host["Tmpfs"]["/build"] = f"noexec,nosuid,nodev,mode=1777,size={size}m,nr_inodes={size * FILES_PER_MEBIBYTE}"
         host["Memory"] = host["MemorySwap"] = host["Memory"] + size * MEBIBYTE
+        host["Runtime"] = ready.runtime
         host["PidsLimit"] = max(host["PidsLimit"], FEWEST_PROCESSES)
         host["Mounts"] = [
             {"Type": "volume", "Source": volume, "Target": "/layer", "VolumeOptions": {"NoCopy": True}},
         ]
         return specification
+
+
+def builder_runtime(info: dict[str, Any], wanted: str) -> str:
+    """The sandboxes' runtime, or where iptables rules do not bind its containers (gVisor), one whose containers they bind:
+    a builder runs nothing of what it installs. info: what the daemon says of itself. Raises `PolicyError`."""
+    for runtime in (wanted, "", "runc"):
+        if enforceable(info, runtime) and (not runtime or runtime in info["Runtimes"]):
+            return runtime
+    raise PolicyError("iptables rules bind the containers of no runtime here")
 
 
 async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:

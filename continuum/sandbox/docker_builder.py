@@ -50,6 +50,7 @@ class _Ready:
 
     image: SandboxImage
     tag: str
+    settings: Settings
     isolation: Isolation
     network: str
     policy: EgressPolicy
@@ -93,7 +94,7 @@ class DockerBuilder:
         engine, name = self._engine, f"continuum-builder-{secrets.token_hex(6)}"
         try:
             specification = builder_specification(
-                self._settings,
+                ready.settings,
                 ready.image,
                 ready.tag,
                 self._owner.labels("builder"),
@@ -118,18 +119,18 @@ class DockerBuilder:
         """What builds need, found or made once per worker."""
         async with self._preparing:
             if self._ready is None:
-                engine, settings = self._engine, self._settings
+                engine = self._engine
                 info: dict[str, Any] = await engine.call(lambda api: api.info())
-                if not enforceable(info, settings.container_runtime):
-                    raise PolicyError("iptables rules do not bind containers of this runtime")
+                settings = builder_settings(self._settings, info)
+                isolation = isolation_of(info, settings.container_runtime)
                 network = await ensure_network(engine)
                 image = await ensure_image(engine, self._owner, settings.container_image, network=network.id)
                 if not image.has_iptables:
                     raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
                 host = await find_host_addresses(engine, self._owner, image.tag)
                 tag = await _ensure_builder_image(engine, self._owner, image)
-                isolation = isolation_of(info, settings.container_runtime)
-                self._ready = _Ready(image, tag, isolation, network.id, replace(network.policy, host=host))
+                policy = replace(network.policy, host=host)
+                self._ready = _Ready(image, tag, settings, isolation, network.id, policy)
             return self._ready
 
 
@@ -168,6 +169,16 @@ def builder_image_specification(labels: Mapping[str, str], base: str) -> dict[st
         "Labels": dict(labels),
         "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "none"}},
     }
+
+
+def builder_settings(settings: Settings, info: Mapping[str, Any]) -> Settings:
+    """The sandboxes' settings with a runtime whose containers iptables rules bind, where they do not bind those of
+    CONTAINER_RUNTIME (gVisor): a builder runs nothing of what it installs. info: what the daemon says of itself. Raises
+    `PolicyError`."""
+    for runtime in (settings.container_runtime, "", "runc"):
+        if enforceable(info, runtime) and (not runtime or runtime in info["Runtimes"]):
+            return settings.model_copy(update={"container_runtime": runtime})
+    raise PolicyError("iptables rules bind the containers of no runtime here")
 
 
 async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:

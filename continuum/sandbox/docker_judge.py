@@ -18,7 +18,7 @@ from continuum.config import Settings
 from continuum.egress import REDIRECTED_HOSTS
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_builder import REPOSITORY as BUILDERS
-from continuum.sandbox.docker_builder import builder_image_specification, builder_specification
+from continuum.sandbox.docker_builder import builder_image_specification, builder_settings, builder_specification
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import IPTABLES_LABEL, REPOSITORY, SandboxImage, addition_specification
 from continuum.sandbox.docker_isolation import Isolation, isolation_of
@@ -34,7 +34,7 @@ from continuum.sandbox.docker_network import (
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import sandbox_specification
 from continuum.sandbox.docker_stream import EngineNotFound
-from continuum.sandbox.network import POLICY_VERSION, EgressPolicy
+from continuum.sandbox.network import POLICY_VERSION, EgressPolicy, PolicyError
 
 SANDBOX = r"continuum-[0-9a-f]{12}"
 BUILDER = r"continuum-builder-[0-9a-f]{12}"
@@ -179,11 +179,15 @@ class Judge:
             )
         elif role == "builder" and re.fullmatch(BUILDER, name):
             await self._check_network(network)
-            found, isolation = await self._made_here(image), await self._find_isolation()
+            found = await self._made_here(image)
+            info = await self._engine.call(lambda api: api.info())
+            try:
+                settings = builder_settings(self._settings, info)
+            except PolicyError as error:
+                raise Refused(str(error)) from None
+            isolation = isolation_of(info, settings.container_runtime)
             hosts = _allowed_hosts(host.get("ExtraHosts"))
-            expected = builder_specification(
-                self._settings, found, image, labels, network, isolation, hosts, _layer(host)
-            )
+            expected = builder_specification(settings, found, image, labels, network, isolation, hosts, _layer(host))
         elif role == "image" and re.fullmatch(ADDITION, name) and str(image).startswith(REPOSITORY):
             await self._made_here(image)
             expected = builder_image_specification(labels, image)

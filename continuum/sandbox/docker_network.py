@@ -36,7 +36,7 @@ class SandboxNetwork:
     policy: EgressPolicy
 
 
-def enforceable(info: dict[str, Any], runtime: str) -> bool:
+def enforceable(info: Mapping[str, Any], runtime: str) -> bool:
     """Whether iptables rules bind the containers of a runtime (empty: the daemon's default).
 
     info: what the daemon says of itself (`GET /info`).

@@ -137,7 +137,8 @@ class SandboxPool:
         self._waiters.append(waiter)
         self._settle()
         try:
-            await waiter.answered.wait()
+            if waiter.granted is None:
+                await waiter.answered.wait()
         except BaseException:
             if waiter.granted is not None:
                 self._busy -= 1
@@ -158,20 +159,28 @@ class SandboxPool:
         return pooled
 
     def _settle(self) -> None:
+        """See what a change allows, and begin it."""
+        if self._closing:
+            return
+        self._discard_what_must_not_be_reused()
+        if self._waiters:
+            self._serve()
+        while self._replacements and self.total < self._size:
+            self._start_soon(next(iter(self._replacements)))
+        self._changed.unpark_all()
+
+    def _serve(self) -> None:
         """Answer who can be answered, and begin what will let the others be.
 
         The longest waiting is seen to first, at the cost of those who came later if need be: nobody waits for ever,
         whatever the others want. With no more tasks than `size` nobody pays that cost, for whoever waits then has a
         place that no task occupies.
         """
-        if self._closing:
-            return
-        self._discard_what_must_not_be_reused()
-        starting, leaving = self._starting.copy(), self._removing
+        starting, leaving = dict(self._starting), self._removing
         for waiter in list(self._waiters):
             if (pooled := self._find_idle(waiter)) is not None:
                 self._grant(waiter, pooled)
-            elif starting[waiter.layer]:
+            elif starting.get(waiter.layer):
                 starting[waiter.layer] -= 1
             elif self.total < self._size:
                 self._start_soon(waiter.layer)
@@ -179,9 +188,6 @@ class SandboxPool:
                 leaving -= 1
             elif not self._evict():  # which serves none of those who wait, or it would not be idle
                 break
-        while self._replacements and self.total < self._size:
-            self._start_soon(next(iter(self._replacements)))
-        self._changed.unpark_all()
 
     def _discard_what_must_not_be_reused(self) -> None:
         """Idle sandboxes may outlive their use; those are not replaced, for nobody asked for them since."""

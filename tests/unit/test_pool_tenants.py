@@ -16,6 +16,8 @@ from continuum.sandbox.pool import SandboxPool, open_pool
 from continuum.sandbox.protocol import BackendUnavailable, Layer, LayerGone
 from tests.support.fake_sandbox import FakeBackend, FakeSandbox
 
+LONG = 500.0
+"""Seconds on the virtual clock that nobody may have to wait and work."""
 LAYERS = (Layer("layer-1", "1"), Layer("layer-2", "2"))
 
 
@@ -67,18 +69,19 @@ class Users:
 
     async def use(self, tenant: str | None, seconds: float = 1.0, name: str = "", layer: Layer | None = None) -> str:
         """Hold a sandbox for so long; the name of the sandbox."""
-        async with self.pool.sandbox(tenant, layer) as sandbox:
-            assert isinstance(sandbox, FakeSandbox)
-            assert sandbox.layer == layer
-            assert sandbox.name not in self.in_use, "one sandbox for two tasks"
-            self.in_use.add(sandbox.name)
-            self.served[sandbox.name].add((tenant, layer))
-            self.scripts[sandbox.name] += 1
-            self.order.append(name or str(tenant))
-            try:
-                await trio.sleep(seconds)
-            finally:
-                self.in_use.remove(sandbox.name)
+        with trio.fail_after(LONG):
+            async with self.pool.sandbox(tenant, layer) as sandbox:
+                assert isinstance(sandbox, FakeSandbox)
+                assert sandbox.layer == layer
+                assert sandbox.name not in self.in_use, "one sandbox for two tasks"
+                self.in_use.add(sandbox.name)
+                self.served[sandbox.name].add((tenant, layer))
+                self.scripts[sandbox.name] += 1
+                self.order.append(name or str(tenant))
+                try:
+                    await trio.sleep(seconds)
+                finally:
+                    self.in_use.remove(sandbox.name)
         return sandbox.name
 
     def nothing_was_shared(self) -> bool:
@@ -341,7 +344,7 @@ VISITS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     visits=st.lists(VISITS, min_size=1, max_size=14),
     size=st.integers(1, 4),

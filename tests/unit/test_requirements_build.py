@@ -14,6 +14,8 @@ from pydantic import SecretStr
 
 from continuum.config import PackageIndex, Settings
 from continuum.requirements import BadRequirements, parse_requirements
+from continuum.sandbox.docker_builder import builder_settings
+from continuum.sandbox.network import PolicyError
 from continuum.sandbox.protocol import RequirementsFailed
 from continuum.sandbox.requirements_build import LARGEST_ANSWER, LONGEST_QUOTE, Installation
 
@@ -129,3 +131,29 @@ def test_an_index_may_have_other_places_and_private_networks() -> None:
     assert [str(entry) for entry in index.reached] == ["a.example:443", "b.example:81", "10.1.0.0/16:443"]
     assert "u:p" not in repr(index)
     assert Settings(requirements_index=SecretStr("none")).package_index is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runtimes", "chosen"),
+    [
+        ("", {"runc": {}}, ""),
+        ("crun", {"runc": {}, "crun": {"path": "/usr/bin/crun"}}, "crun"),
+        ("runsc", {"runc": {}, "runsc": {"path": "/usr/bin/runsc"}}, ""),
+    ],
+)
+def test_a_builder_has_the_sandboxes_runtime_where_its_network_can_be_restricted(
+    wanted: str, runtimes: dict[str, dict[str, str]], chosen: str
+) -> None:
+    assert _chosen({"DefaultRuntime": "runc", "Runtimes": runtimes}, wanted) == chosen
+
+
+def test_a_daemon_whose_default_is_gvisor_builds_on_runc_where_it_has_it() -> None:
+    info = {"DefaultRuntime": "runsc", "Runtimes": {"runsc": {"path": "runsc"}, "runc": {"path": "runc"}}}
+    assert _chosen(info, "") == "runc"
+    del info["Runtimes"]["runc"]  # type: ignore[attr-defined]
+    with pytest.raises(PolicyError):
+        _chosen(info, "")
+
+
+def _chosen(info: dict[str, Any], wanted: str) -> str:
+    return builder_settings(Settings(container_runtime=wanted), info).container_runtime

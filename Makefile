@@ -19,7 +19,7 @@ demo: venv ## From a fresh clone to a finished run: embedded PostgreSQL, a sandb
 	@$(BIN)/continuum demo
 
 test: venv services lint ## Everything: services, lint, types, and all tests
-	$(PYTEST) tests
+	$(PYTEST) -n 2 --dist loadgroup tests
 
 venv: $(VENV)/.complete ## Make .venv from the lock file
 $(VENV)/.complete: pyproject.toml uv.lock | $(UV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,17 @@ def _no_settings_from_outside() -> Iterator[None]:
             patch.delenv(name.upper(), raising=False)
         patch.setitem(Settings.model_config, "env_file", None)
         yield
+
+
+ON_DOCKER = {"sandbox", "attacks", "e2e"}
+"""Folders whose tests share the Docker daemon, and look at all that is on it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`pytest -n`), one of them has all tests on the daemon; the others run beside it."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ON_DOCKER:
+            item.add_marker(pytest.mark.xdist_group("docker"))
 
 
 CANNOT_EXIST_IN_CI = {

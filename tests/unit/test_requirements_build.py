@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from continuum.config import PackageIndex, Settings
 from continuum.requirements import BadRequirements, parse_requirements
@@ -123,13 +124,13 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
 
 def test_an_index_may_have_other_places_and_private_networks() -> None:
     index = Settings(
-        requirements_index="https://u:p@a.example/simple, http://b.example:81, 10.1.0.0/16:443"
+        requirements_index=SecretStr("https://u:p@a.example/simple, http://b.example:81, 10.1.0.0/16:443")
     ).package_index
     assert index is not None
     assert index.url == "https://u:p@a.example/simple"
     assert [str(entry) for entry in index.reached] == ["a.example:443", "b.example:81", "10.1.0.0/16:443"]
     assert "u:p" not in repr(index)
-    assert Settings(requirements_index="none").package_index is None
+    assert Settings(requirements_index=SecretStr("none")).package_index is None
 
 
 @pytest.mark.parametrize(

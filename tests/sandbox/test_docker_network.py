@@ -18,6 +18,7 @@ from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_network import NETWORK, find_host_addresses
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import Endpoint
+from continuum.sandbox.network_host import own_addresses
 from tests.support import docker as lab
 
 CONNECT = """
@@ -106,7 +107,7 @@ async def test_an_address_of_the_host_is_closed_even_when_it_is_public() -> None
 
 
 async def test_the_hosts_addresses_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = set(docker_network.own_addresses())
+    here = set(own_addresses())
     monkeypatch.setattr(docker_network, "own_addresses", lambda: ())
     worker = lab.new_worker()
     engine = Engine(Endpoint.from_environment({}))

@@ -10,8 +10,8 @@ from continuum.sandbox.protocol import Backend, BackendUnavailable
 log = structlog.get_logger(__name__)
 
 WEAKER = (
-    "bubblewrap shares the host's kernel and its interpreter, has no memory or CPU limit for a group of processes "
-    "and no network at all; use Docker (SANDBOX=docker) for code that you do not trust"
+    "bubblewrap shares the host's kernel and its interpreter, has no memory or CPU limit for a group of processes, "
+    "no limit to the number of files and no network at all; use Docker (SANDBOX=docker) for code that you do not trust"
 )
 
 

@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 REQUEST_DEADLINE = 20.0
 """Seconds for a request to have come; workers send theirs at once."""
+ANSWER_DEADLINE = 5.0
+"""Seconds for a refusal to be taken by who goes on sending."""
 LARGEST_BODY = 256 * 1024
 """Bytes. The specification of a sandbox has about 3 kB."""
 LARGEST_UPLOAD = 128 * 1024 * 1024
@@ -208,5 +210,9 @@ async def _answer(client: trio.SocketStream, status: int, message: str) -> None:
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    with trio.move_on_after(REQUEST_DEADLINE), suppress(*_GONE):
+    with trio.move_on_after(ANSWER_DEADLINE), suppress(*_GONE):
         await client.send_all(head.encode("ascii") + body)
+        await client.send_eof()
+        # Closed with something unread, a socket takes the answer back from who has not read it yet.
+        while await client.receive_some(_CHUNK):
+            pass

@@ -151,7 +151,7 @@ async def test_a_name_server_that_is_down_delays_sandboxes_and_does_not_open_or_
             resolver.known["api.example"] = [roles.INTERNET]
             sandbox = await backend.start()
             await sandbox.aclose()
-            assert backend.description.endswith("egress allowlist")
+            assert "egress allowlist" in backend.description
 
 
 async def test_a_sandbox_is_not_used_again_when_its_addresses_are_old(

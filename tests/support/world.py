@@ -49,7 +49,7 @@ LINK_IPV6 = ("fe80::77%eth0",)
 MULTICAST_IPV6 = ("ff02::77%eth0",)
 
 _ROUTES = '''
-import fcntl, socket, struct, sys
+import fcntl, socket, struct, sys, time
 ADD, DELETE, UP, GATEWAY = 0x890B, 0x890C, 1, 2
 
 def change_ipv4(action, gateway):
@@ -91,6 +91,14 @@ def defaults():
         if fields[1] == "00" and fields[9] != "lo":
             found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[4])))
     return found
+
+def wait_for_addresses():
+    """Until the kernel has made sure that nobody else has this namespace's IPv6 addresses: it does not use them before."""
+    try:
+        while any(int(line.split()[4], 16) & 0x40 for line in open("/proc/net/if_inet6")):
+            time.sleep(0.02)
+    except FileNotFoundError:
+        pass
 '''
 
 _LEAD = (
@@ -100,6 +108,7 @@ drop_defaults()
 change_ipv4(ADD, sys.argv[1])
 if sys.argv[2]:
     change_ipv6(ADD, sys.argv[2], "eth0")
+wait_for_addresses()
 print(sorted(defaults()) == sorted(filter(None, sys.argv[1:3])), defaults())
 """
 )
@@ -185,6 +194,7 @@ def listening():
     return all(f":{port:04X} " in open(file).read() for file in files for port in ports)
 while not listening():
     pass
+wait_for_addresses()
 assert not defaults(), defaults()
 print("ready", flush=True)
 threading.Event().wait()

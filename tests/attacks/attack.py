@@ -11,7 +11,7 @@ from continuum.model import TaskRecord
 MEMORY_MB = {"control": 128, "docker": 128, "runsc": 512, "bubblewrap": 128}
 DISK_MB = 16
 PIDS = 48
-CPUS = 0.5
+CPUS = 1.0
 OPEN_FILES = 1024
 OUTPUT_LIMIT = 65536
 """What the sandboxes under attack may use: little, so that scripts reach their limits soon. The unprotected one has

@@ -155,7 +155,8 @@ def judged(attack: Attack, evidence: Evidence) -> tuple[Verdict, str]:
             return Verdict.SUCCEEDED, line.removeprefix("SUCCEEDED: ")
     for line in lines:
         if line.startswith("STOPPED: "):
-            return Verdict.STOPPED, line.removeprefix("STOPPED: ")
+            thrown_away = attack.aftermath and not evidence.same_sandbox
+            return Verdict.STOPPED, line.removeprefix("STOPPED: ") + (" (in a new sandbox)" if thrown_away else "")
     ended = (last.last_error or "").splitlines()
     watched = attack.judge is not None or attack.onlooker is not Onlooker.NOBODY
     if attack.may_die or (watched and not attack.aftermath):

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -121,6 +121,12 @@ def report(campaign: Campaign, *, everything: bool) -> int:
     return 1 if complaints else 0
 
 
+def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """What went wrong, without the nurseries around it."""
+    for each in group.exceptions:
+        yield from leaves(each) if isinstance(each, BaseExceptionGroup) else (each,)
+
+
 def attack() -> int:
     asked = parse()
     structlog.configure(
@@ -144,7 +150,7 @@ def attack() -> int:
     try:
         trio.run(campaign.run)
     except* (NotASandbox, BackendUnavailable) as group:
-        refusals = [str(error) for error in group.exceptions]
+        refusals = [str(error) for error in leaves(group)]
     if refusals:
         print(f"attack: refused: {'; '.join(refusals)}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from continuum.model import TaskRecord
 MEMORY_MB = {"control": 128, "docker": 128, "runsc": 512, "bubblewrap": 128}
 DISK_MB = 16
 PIDS = 48
-CPUS = 0.5
+CPUS = 1.0
 OPEN_FILES = 1024
 OUTPUT_LIMIT = 65536
 """What the sandboxes under attack may use: little, so that scripts reach their limits soon. The unprotected one has
@@ -155,7 +155,8 @@ def judged(attack: Attack, evidence: Evidence) -> tuple[Verdict, str]:
             return Verdict.SUCCEEDED, line.removeprefix("SUCCEEDED: ")
     for line in lines:
         if line.startswith("STOPPED: "):
-            return Verdict.STOPPED, line.removeprefix("STOPPED: ")
+            thrown_away = attack.aftermath and not evidence.same_sandbox
+            return Verdict.STOPPED, line.removeprefix("STOPPED: ") + (" (in a new sandbox)" if thrown_away else "")
     ended = (last.last_error or "").splitlines()
     watched = attack.judge is not None or attack.onlooker is not Onlooker.NOBODY
     if attack.may_die or (watched and not attack.aftermath):

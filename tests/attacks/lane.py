@@ -212,7 +212,7 @@ class Lane:
             case Onlooker.METER if self.target != "bubblewrap":
                 share = await trio.to_thread.run_sync(_processors, sandbox)
                 measured = f"{share:.2f} processors, measured on the host"
-                return (measured, "") if share > CPUS * 1.6 else ("", measured)
+                return (measured, "") if share > CPUS * 1.3 else ("", measured)
             case Onlooker.NEIGHBOUR:
                 assert self.neighbour is not None
                 record = await self.neighbour.task(PRELUDE + attack.neighbour, self.facts)

@@ -17,6 +17,8 @@ from typing import Any
 
 HEADER = struct.Struct("!IIQ")
 FRAME = struct.Struct("!cI")
+LONGEST_LIFE = 600
+"""Seconds after which an unprotected sandbox is no more, whatever happened to those who started it."""
 
 requests: list[dict[str, Any]] = []
 
@@ -152,6 +154,9 @@ def serve(victim: str) -> None:
         # No signal from inside a process namespace ends its first process; the runner is to be within reach.
         pid = os.fork()
         if pid:
+            # Should the runner be stopped and nobody be left to remove the container, it ends by itself.
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+            signal.alarm(LONGEST_LIFE)
             while os.wait()[0] != pid:
                 pass
             os._exit(1)

@@ -6,7 +6,6 @@ sense, silence past a deadline: each is a `SandboxLost`, and the sandbox is thro
 
 from __future__ import annotations
 
-import base64
 import codecs
 import enum
 import json
@@ -84,7 +83,7 @@ class RunnerConfig:
             "task_directory": f"{self.home}/task",
             "work_directory": f"{self.home}/work",
             "limits": self.limits | ({"RLIMIT_CPU": self.cpu_seconds} if self.cpu_seconds else {}),
-            "seccomp": base64.b64encode(seccomp.program()).decode(),
+            "seccomp": seccomp.program().hex(),
             "machines": seccomp.MACHINES,
             "environment": {
                 "PATH": ":".join([*(f"{each}/bin" for each in self.path), _PATH]),

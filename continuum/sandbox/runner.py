@@ -19,8 +19,7 @@ is the next child forked and `ready` said. Anything that cannot be cleaned ends 
 sandbox.
 """
 
-import _socket
-import base64
+import _socket  # not socket, whose other imports every script would carry
 import ctypes
 import gc
 import itertools
@@ -530,6 +529,7 @@ def kill_group(pid):
 
 
 # What the kernel counts of a control group, of version 2 or else of version 1: a file, a key in it, and the unit.
+CONTROL_GROUP = "/sys/fs/cgroup/"
 OOM_KILLS = (("memory.events", b"oom_kill", 1), ("memory/memory.oom_control", b"oom_kill", 1))
 REFUSED_FORKS = (("pids.events", b"max", 1), ("pids/pids.events", b"max", 1))
 CPU_TIME = (("cpu.stat", b"usage_usec", 1e-6), ("cpuacct/cpuacct.usage", b"", 1e-9))
@@ -543,7 +543,7 @@ class Counter:
         self.exists = False
         for path, self.key, self.unit in files:
             try:
-                self.descriptor = os.open("/sys/fs/cgroup/" + path, os.O_RDONLY | os.O_CLOEXEC)
+                self.descriptor = os.open(CONTROL_GROUP + path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
             self.exists = True
@@ -644,7 +644,7 @@ def refuse_system_calls(config):
     # Of one byte: no core fits, and no program of the host is started for one, which 0 would not prevent. It stays: the filter
     # makes nothing of any later change.
     lower_limit(resource.RLIMIT_CORE, 1)
-    program = base64.b64decode(config["seccomp"])
+    program = bytes.fromhex(config["seccomp"])
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Filter(len(program) // 8, program)), 0, 0):
         raise Unprotected("the kernel takes no seccomp filter: " + os.strerror(ctypes.get_errno()))

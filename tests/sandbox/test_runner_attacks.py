@@ -77,7 +77,9 @@ time.sleep(0.3)
 async def test_a_flood_of_orphans_does_not_keep_the_runner_from_the_time(laboratory: Laboratory) -> None:
     code = """
 import os, signal
-for _ in range(4): os.fork()
+for _ in range(4):
+    try: os.fork()
+    except OSError: pass
 while True:
     try:
         if os.fork() == 0:

@@ -21,15 +21,22 @@ def _no_settings_from_outside() -> Iterator[None]:
         yield
 
 
-ON_DOCKER = {"sandbox", "attacks", "e2e"}
-"""Folders whose tests share the Docker daemon, and look at all that is on it."""
+WITH_WORKERS = (
+    "e2e/",
+    *(f"sandbox/test_docker_{name}.py" for name in ("layers", "owner", "proxy", "requirements", "sweep")),
+)
+"""Tests of workers, and of what dead ones leave: a worker removes that from the whole host."""
+WITH_SANDBOXES = ("attacks/", "sandbox/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`pytest -n`), one of them has all tests on the daemon; the others run beside it."""
+    """With several processes (`pytest -n`), one of them has all tests of either kind; the others run beside them."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in ON_DOCKER:
-            item.add_marker(pytest.mark.xdist_group("docker"))
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        for group, places in (("workers", WITH_WORKERS), ("sandboxes", WITH_SANDBOXES)):
+            if path.startswith(places):
+                item.add_marker(pytest.mark.xdist_group(group))
+                break
 
 
 CANNOT_EXIST_IN_CI = {

@@ -217,7 +217,7 @@ def _batches(tasks: Iterable[NewTask]) -> Iterator[list[NewTask]]:
     batch: list[NewTask] = []
     size = 0
     for task in tasks:
-        added = sum(len(text) for text in (task.payload, task.code) if isinstance(text, str))
+        added = sum(len(text) for text in (task.payload, task.code, task.requirements) if isinstance(text, str))
         if batch and (len(batch) == SUBMIT_BATCH or size + added > SUBMIT_SIZE):
             yield batch
             batch, size = [], 0

@@ -10,6 +10,7 @@ of a query cannot be used again anyhow.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -17,10 +18,11 @@ import psycopg
 import trio
 from psycopg import errors, waiting
 from psycopg._conninfo_attempts import conninfo_attempts
-from psycopg.abc import PQGen
+from psycopg.abc import Buffer, PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
+from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 RV = TypeVar("RV")
 
@@ -66,6 +68,32 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
             raise
 
 
+class _AnyTimestamp(TimestampLoader):
+    """A row may hold `infinity`, or a year that Python does not reach: it is read as the last, or first, that it does."""
+
+    def load(self, data: Buffer) -> dt.datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return _extreme(data)
+
+
+class _AnyTimestamptz(TimestamptzLoader):
+    """The same with a time zone."""
+
+    def load(self, data: Buffer) -> dt.datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return _extreme(data).replace(tzinfo=dt.UTC)
+
+
+def _extreme(data: Buffer) -> dt.datetime:
+    text = bytes(data)
+    first = text.startswith(b"-") or text.endswith(b"BC")
+    return dt.datetime.min if first else dt.datetime.max  # noqa: DTZ901 - the caller gives it one, where there is one
+
+
 async def _readable_or_writable(descriptor: int) -> waiting.Ready:
     ready = waiting.READY_NONE
 
@@ -95,7 +123,10 @@ async def connect(conninfo: str) -> TrioConnection:
     async with trio_asyncio.open_loop():
         opening = partial(TrioConnection.connect, conninfo, autocommit=True)
         try:
-            return cast("TrioConnection", await trio_asyncio.aio_as_trio(opening)())
+            connection = cast("TrioConnection", await trio_asyncio.aio_as_trio(opening)())
+            connection.adapters.register_loader("timestamp", _AnyTimestamp)
+            connection.adapters.register_loader("timestamptz", _AnyTimestamptz)
+            return connection
         except psycopg.Error as error:  # not through the loop's nurseries, which would wrap it in groups
             failure = error
     raise failure

@@ -25,7 +25,7 @@ ID, _PRIORITY = 0, 8
 
 _TAKE = f"""
         UPDATE tasks SET
-            status = 'processing', worker_id = %(worker)s, attempt = attempt + 1,
+            status = 'processing', worker_id = %(worker)s, attempt = least(attempt, 2147483646) + 1,
             started = {_UTC}, locked_at = {_UTC}, finished = NULL,
             lease_expires_at = now() + %(lease)s * interval '1 second',
             output = NULL, error_output = NULL, exit_code = NULL
@@ -202,8 +202,12 @@ SELECT count(*) FROM promoted
 """
 """Make what has come due claimable."""
 
-NEXT_DUE = "SELECT extract(epoch FROM min(run_at) - now()) FROM tasks WHERE status = 'pending' AND run_at > now()"
-"""In how many seconds the next task comes due. What is due and still there is locked by somebody else who promotes it."""
+NEXT_DUE = (
+    "SELECT extract(epoch FROM min(run_at) - now()) FROM tasks "
+    "WHERE status = 'pending' AND run_at > now() AND run_at < now() + interval '100 years'"
+)
+"""In how many seconds the next task comes due: not `infinity`, from which nothing can be subtracted. What is due and still
+there is locked by somebody else who promotes it."""
 
 RECOVER = f"""
 WITH expired AS (
@@ -220,7 +224,7 @@ WITH expired AS (
             worker_id = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN worker_id END,
             run_at = CASE WHEN NOT cancel_requested AND attempt - released < max_attempts
                 THEN now() + least(%(cap)s::float8, %(base)s::float8 * power(%(factor)s::float8,
-                        greatest(0, attempt - released - 1)::float8))
+                        least(32, greatest(0, attempt - released - 1))::float8))
                      * (1 + %(jitter)s::float8 * (2 * random() - 1)) * interval '1 second' END,
             lease_expires_at = NULL
         FROM expired

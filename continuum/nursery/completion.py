@@ -27,6 +27,8 @@ BATCH_LIMIT = 200
 """Outcomes in one statement: enough to make the round trip cheap, few enough to stay well inside its deadline."""
 SMALLER = 4
 """By what the next batch is smaller than one that could not be written. Each one that was written doubles it again."""
+LONGEST_MESSAGE = 10_000
+"""Characters of `last_error`."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Text in one statement: outputs may be large, and a statement is one message on the wire."""
 
@@ -55,9 +57,16 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
         exit_code=outcome.exit_code,
         output=outcome.output,
         error_output=outcome.error_output,
-        last_error=outcome.message or None,
+        last_error=_tellable(outcome.message) or None,
         retry_in=retry_in,
     )
+
+
+def _tellable(message: str) -> str:
+    """A message as any database can hold it, and short enough to be read: it may quote what comes out of a sandbox."""
+    if len(message) > LONGEST_MESSAGE:
+        message = message[:LONGEST_MESSAGE] + "\n[cut]"
+    return message.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 class Completions:
@@ -146,7 +155,7 @@ class Completions:
         batch: list[Completion] = []
         size = 0
         for completion in self._outcomes.values():
-            size += len(completion.output) + len(completion.error_output)
+            size += len(completion.output) + len(completion.error_output) + len(completion.last_error or "")
             if batch and (len(batch) == self._limit or size > BATCH_BYTES):
                 break
             batch.append(completion)

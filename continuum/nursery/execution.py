@@ -88,7 +88,7 @@ class Executions:
             attempt=task.attempt,
             code=task.code,
             payload=task.payload,
-            timeout=min(task.timeout or self.limits.timeout, self.limits.timeout),
+            timeout=time_for(task, self.limits.timeout),
             output_limit=self.limits.output,
             environment={"TRACEPARENT": trace} if trace else {},
             tenant=task.tenant,
@@ -121,6 +121,12 @@ class Executions:
             return
         async with self.backend.layer(requirements) as layer, self.pool.sandbox(request.tenant, layer) as sandbox:
             yield sandbox
+
+
+def time_for(task: ClaimedTask, longest: float) -> float:
+    """Seconds that a task may run: its own wish where that is a time and not the worker's longest. A row may hold anything,
+    NaN included."""
+    return task.timeout if task.timeout is not None and 0 < task.timeout < longest else longest
 
 
 def _cut_short(running: Running, ending: Ending, message: str) -> Outcome:

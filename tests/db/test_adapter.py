@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+import psycopg
 import pytest
 import trio
 
@@ -20,6 +21,7 @@ from continuum.model import (
     Lease,
     NewTask,
     PartialOutput,
+    Promoted,
     Recovered,
     Status,
     Wakeup,
@@ -439,3 +441,46 @@ async def test_an_applied_schema_fits_and_may_be_applied_again(database: Databas
     assert await database.migrate() == await database.migrate() == SCHEMA_VERSION
     await database.check_schema()
     await database.ping()
+
+
+@pytest.fixture
+def sql_url(queue_url: str) -> str:
+    """Where somebody else writes into the queue."""
+    if not queue_url:
+        pytest.skip("nobody else writes into the queue in memory")
+    return queue_url
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "(created_at) VALUES ('infinity')",
+        "(created_at) VALUES ('-infinity')",
+        "(attempt) VALUES (2147483647)",
+        "(timeout_s) VALUES ('NaN')",
+    ],
+)
+async def test_a_task_that_somebody_wrote_outlandish_values_into_can_be_claimed_and_ended(
+    database: Database, sql_url: str, values: str
+) -> None:
+    with psycopg.connect(sql_url, autocommit=True) as connection:
+        connection.execute(f"INSERT INTO tasks {values}".encode())
+    (task,) = await database.claim("w", 5, lease=30)
+    assert await database.complete("w", [completed(task)]) == {task.lease}
+    (record,) = await database.fetch([task.id])
+    assert record.status == Status.COMPLETED
+
+
+async def test_attempts_beyond_counting_are_recovered_with_the_longest_wait(database: Database, sql_url: str) -> None:
+    with psycopg.connect(sql_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO tasks (status, attempt, max_attempts, lease_expires_at) "
+            "VALUES ('processing', 2000000000, 2147483647, now() - interval '1 second')"
+        )
+    assert await database.recover("janitor") == Recovered(retried=1)
+
+
+async def test_a_task_that_is_parked_for_ever_keeps_nothing_from_coming_due(database: Database, sql_url: str) -> None:
+    with psycopg.connect(sql_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO tasks (run_at) VALUES ('infinity')")
+    assert await database.promote() == Promoted(0, None)

@@ -53,6 +53,11 @@ def test_an_exit_is_judged_by_its_status_and_the_last_line(
     assert judge(ended(status), 5.0, LIMITS, error_output) == expected
 
 
+def test_a_last_line_without_end_is_told_by_its_beginning() -> None:
+    _, _, message = judge(ended(), 5.0, LIMITS, "x" * 1_000_000)
+    assert message == "x" * 500 + "\nexit code 1"
+
+
 def test_a_timeout_is_told_as_such_whatever_else_there_was() -> None:
     told = ended(signal.SIGKILL, timed_out=True, oom=True, out_of_cpu_time=True)
     assert judge(told, 0.25, LIMITS, "") == (Ending.TIMED_OUT, None, "Timeout: ran longer than 0.25 s")

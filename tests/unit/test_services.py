@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ from continuum.nursery import completion as completion_module
 from continuum.nursery.backoff import Backoff
 from continuum.nursery.claim import GIVE_BACK_AGAIN, UNWRITTEN_LIMIT, ClaimPolicy, Claims
 from continuum.nursery.completion import BATCH_LIMIT, Completions, decide
+from continuum.nursery.execution import time_for
 from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
@@ -86,6 +88,14 @@ def done(task: ClaimedTask) -> Completion:
 TASK = ClaimedTask(1, 1, 3, 0, "n", "code", "id", "null", 0, None, None, None, dt.datetime.now(dt.UTC))
 
 
+def test_a_message_from_a_sandbox_is_written_as_a_database_can_hold_it() -> None:
+    message = decide(TASK, Outcome(Ending.SANDBOX_LOST, message="NUL \x00 half \ud800" + "x" * 100_000)).last_error
+    assert message is not None
+    assert message.startswith("NUL \N{REPLACEMENT CHARACTER} half ?xxx")
+    assert message.endswith("x\n[cut]")
+    assert len(message) < 11_000
+
+
 @pytest.mark.parametrize(
     ("ending", "task", "status"),
     [
@@ -108,6 +118,14 @@ def test_an_attempt_is_tried_again_as_long_as_counted_attempts_are_left(
     assert decided.status is status
     assert decided.last_error == "why"
     assert (decided.retry_in is not None) == (status is Status.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [(5.0, 5.0), (None, 60.0), (500.0, 60.0), (math.nan, 60.0), (math.inf, 60.0), (0.0, 60.0), (-1.0, 60.0)],
+)
+def test_a_task_gets_the_time_that_it_wants_where_that_is_a_time(wanted: float | None, given: float) -> None:
+    assert time_for(replace(TASK, timeout=wanted), 60.0) == given
 
 
 def test_the_wait_between_tries_doubles_up_to_a_cap_and_is_never_the_same_for_all() -> None:

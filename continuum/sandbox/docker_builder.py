@@ -38,6 +38,8 @@ from continuum.sandbox.requirements_build import UV, Installation
 log = structlog.get_logger(__name__)
 
 REPOSITORY = "continuum-builder"
+# A container of the image is nobody's unless it says so.
+BUILDER_CHANGES = [f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""', 'CMD ["python3"]']
 FEWEST_PROCESSES = 64
 """What uv's threads need, where sandboxes have less."""
 _INSTALL_UV = "`pip install 'continuum-worker[requirements]'` brings it"
@@ -183,8 +185,7 @@ def builder_settings(settings: Settings, info: Mapping[str, Any]) -> Settings:
 
 async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:
     """The sandboxes' image with uv in it, found or made, whatever other workers do at the same time."""
-    version = hashlib.sha256(f"{base.tag}\n{_uv_version()}".encode()).hexdigest()[:12]
-    tag = f"{REPOSITORY}:{version}"
+    tag = builder_tag(base.tag)
     try:
         await engine.call(lambda api: api.inspect_image(tag))
     except EngineNotFound:
@@ -192,18 +193,23 @@ async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage
     else:
         return tag
     log.info("preparing the image that installs requirements, once on this host", image=tag)
-    archive = await trio.to_thread.run_sync(_archive_of_uv)
+    archive = await trio.to_thread.run_sync(archive_of_uv)
     name = f"continuum-image-{secrets.token_hex(6)}"
     specification = builder_image_specification(owner.labels("image"), base.tag)
-    # A container of the image is nobody's unless it says so.
-    changes = [f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""', 'CMD ["python3"]']
+    repository, _, version = tag.partition(":")
     try:
         await engine.create(name, specification)
         await engine.call(lambda api: api.put_archive(name, "/", archive))
-        await engine.call(lambda api: api.commit(name, REPOSITORY, version, changes=changes))
+        await engine.call(lambda api: api.commit(name, repository, version, changes=BUILDER_CHANGES))
     finally:
         await engine.remove(name)
     return tag
+
+
+def builder_tag(base: str) -> str:
+    """The name of the image that is made of the sandboxes' image `base` and the uv of this installation."""
+    version = hashlib.sha256(f"{base}\n{_uv_version()}".encode()).hexdigest()[:12]
+    return f"{REPOSITORY}:{version}"
 
 
 def _uv_version() -> str:
@@ -213,8 +219,9 @@ def _uv_version() -> str:
         return ""
 
 
-def _archive_of_uv() -> bytes:
-    """A tar file with the uv of this worker's own installation at its place in a builder."""
+def archive_of_uv() -> bytes:
+    """A tar file with the uv of this installation at its place in a builder; always the same. Raises
+    `RequirementsFailed`."""
     try:
         from uv import find_uv_bin
 

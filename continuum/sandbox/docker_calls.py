@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from continuum.sandbox.docker_judge import ADDITION, CONTAINER, IMAGE_ID, LAYER, Judge, Refused, Request
+from continuum.sandbox.docker_comparison import Refused
+from continuum.sandbox.docker_judge import ADDITION, CONTAINER, IMAGE_ID, LAYER, Judge, Request
 
 VERSION = r"/v1\.(?:2[4-9]|[3-9][0-9])"
 """What a path begins with. Older versions of the API take a container's whole configuration in the call that starts it."""
@@ -21,7 +22,7 @@ VERSION = r"/v1\.(?:2[4-9]|[3-9][0-9])"
 class Call:
     """One of the worker's calls. path: a regular expression for all of it; parameters: those of its query that may be
     given; judge: the method of `Judge` that looks into it, and returns the body to send. streams: the connection then
-    carries a container's streams. uploads: the body is no JSON, and goes on as it is."""
+    carries a container's streams. uploads: the body is no JSON, and of what was sent only the digest is kept."""
 
     method: str
     path: str
@@ -42,7 +43,6 @@ CALLS = (
     Call("GET", "/images/(.+)/json", "find CONTAINER_IMAGE and the image made of it", judge=Judge.inspect_image),
     Call("POST", "/images/create", "pull CONTAINER_IMAGE", frozenset({"fromImage", "tag"}), Judge.pull_image),
     Call("POST", "/commit", "make the sandbox image", frozenset({"container", "pause", "changes", "repo", "tag"}), Judge.commit),
-    Call("POST", f"/images/{IMAGE_ID}/tag", "name it", frozenset({"repo", "tag", "force"}), Judge.tag_image),
     Call(
         "DELETE", f"/images/{IMAGE_ID}", "remove one that another replaced",
         frozenset({"force", "noprune"}), Judge.remove_image,

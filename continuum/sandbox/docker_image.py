@@ -45,6 +45,8 @@ _PROGRESS_EVERY = 5.0
 
 IPTABLES_LABEL = "continuum.iptables"
 """On every image that was made here."""
+IPTABLES = ("yes", "no", "untried")
+"""Its values: `no` when they could not be installed, `untried` when nobody asked for them."""
 _NO_PYTHON = "no python3 of version 3.8 or later"
 
 _ADD = f"""
@@ -98,7 +100,7 @@ async def ensure_image(engine: Engine, owner: Owner, base: str, *, network: str 
     found = await _find(engine, base)
     if found is None:
         found = await _pull(engine, base)
-    tag = f"{REPOSITORY}:{_version(found['Id'])}"
+    tag = sandbox_tag(found["Id"])
     image = await _find(engine, tag)
     if image is None or (network is not None and _worth_another_try(image)):
         image = await _add_and_commit(engine, owner, found["Id"], tag, network)
@@ -109,12 +111,14 @@ async def ensure_image(engine: Engine, owner: Owner, base: str, *, network: str 
     )
 
 
-def _version(base_id: str) -> str:
-    return hashlib.sha256(f"{base_id}\n{_ADD}".encode()).hexdigest()[:12]
+def sandbox_tag(base_id: str) -> str:
+    """The name of the image that is made of a base image."""
+    version = hashlib.sha256(f"{base_id}\n{_ADD}".encode()).hexdigest()[:12]
+    return f"{REPOSITORY}:{version}"
 
 
 def _iptables(image: dict[str, Any]) -> str:
-    """`yes`; `no` when they could not be installed; `untried` when nobody asked for them."""
+    """A value of `IPTABLES`."""
     return str((image["Config"].get("Labels") or {}).get(IPTABLES_LABEL, "untried"))
 
 
@@ -187,6 +191,16 @@ def addition_specification(labels: Mapping[str, str], base_id: str, network: str
     }
 
 
+def addition_changes(iptables: str) -> list[str]:
+    """What the image does not take over from the container in which it was made. iptables: as in `IPTABLES`."""
+    return [
+        f"LABEL {IPTABLES_LABEL}={iptables}",
+        # Otherwise inherited from this container: a container of the image is nobody's unless it says so.
+        f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""',
+        'CMD ["python3"]',
+    ]
+
+
 async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, network: str | None) -> dict[str, Any]:
     """Make the image, whatever other workers do at the same time: the first to finish gives it the tag."""
     log.info("preparing the sandbox image, once on this host", image=tag)
@@ -212,20 +226,14 @@ async def _add_and_commit(engine: Engine, owner: Owner, base_id: str, tag: str, 
 
 
 async def _commit(engine: Engine, container: str, tag: str, iptables: str) -> dict[str, Any]:
-    changes = [
-        f"LABEL {IPTABLES_LABEL}={iptables}",
-        # Otherwise inherited from this container: a container of the image is nobody's unless it says so.
-        f'LABEL {WORKER_LABEL}="" {ROLE_LABEL}=""',
-        'CMD ["python3"]',
-    ]
-    made: str = (await engine.call(lambda api: api.commit(container, changes=changes)))["Id"]
     current = await _find(engine, tag)
     if current is not None and _iptables(current) == "yes":
-        await engine.call(lambda api: api.remove_image(made, noprune=True))
         return current
     repository, _, version = tag.partition(":")
-    await engine.call(lambda api: api.tag(made, repository, version, force=True))
+    changes = addition_changes(iptables)
+    # Named as it is made: a call that names any image would be one more for `continuum socket-proxy` to judge.
+    await engine.call(lambda api: api.commit(container, repository, version, changes=changes))
     if current is not None:
         with suppress(EngineRefused):  # a sandbox still runs it
             await engine.call(lambda api: api.remove_image(current["Id"], noprune=True))
-    return await engine.call(lambda api: api.inspect_image(made))
+    return await engine.call(lambda api: api.inspect_image(tag))

@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 
 PREFIX = "continuum-layer-"
 LAYER_LABEL = "continuum.layer"
-_MARKED_LABEL = "continuum.layer.complete"
-_BYTES_LABEL = "continuum.layer.bytes"
+MARKED_LABEL = "continuum.layer.complete"
+BYTES_LABEL = "continuum.layer.bytes"
 BUILDS_AT_ONCE = 2
 """For each worker: a builder may take REQUIREMENTS_MAX_MB and CONTAINER_MEMORY_MB of memory beside the sandboxes."""
 REFUSED_FOR = 60.0
@@ -62,12 +62,12 @@ class _Volume:
 
     @property
     def marks(self) -> str:
-        return self.labels.get(_MARKED_LABEL, "")
+        return self.labels.get(MARKED_LABEL, "")
 
     @property
     def size(self) -> int:
         """What a mark says of its volume's size, in bytes."""
-        return int(self.labels.get(_BYTES_LABEL, "0"))
+        return int(self.labels.get(BYTES_LABEL, "0"))
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class DockerLayers:
             if (finished_before := await self._find(key)) is not None:  # by another worker
                 await self._remove(volume)
                 return finished_before
-            mark = {LAYER_LABEL: key, _MARKED_LABEL: volume, _BYTES_LABEL: str(size)}
+            mark = {LAYER_LABEL: key, MARKED_LABEL: volume, BYTES_LABEL: str(size)}
             await self._engine.call(lambda api: api.create_volume(f"{volume}-complete", labels=mark))
         except BaseException:
             await self._remove(volume)

@@ -6,6 +6,7 @@ nothing else, so that the daemon cannot read it in another way than the judge di
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 import h11
@@ -21,8 +23,9 @@ import trio
 
 from continuum.config import Settings
 from continuum.sandbox.docker_calls import VERSION, Call, check
+from continuum.sandbox.docker_comparison import Refused
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_judge import Judge, Refused, Request
+from continuum.sandbox.docker_judge import Judge, Request
 from continuum.sandbox.docker_stream import Endpoint, EngineError
 from continuum.sandbox.protocol import BackendUnavailable
 
@@ -94,7 +97,7 @@ class SocketProxy:
             call, content = await check(self._judge, request)
             if call.versioned != bool(version):
                 raise Refused("workers name a version of the API in every call but the first two")
-            encoded = body if call.uploads else b"" if content is None else json.dumps(content).encode()
+            encoded = _encode(content)
             await self._pass_on(client, _head(version, request, call, len(encoded)), encoded, rest, call.streams)
         except Refused as refusal:
             log.warning("a request was refused", request=target[:500], because=str(refusal))
@@ -108,9 +111,7 @@ class SocketProxy:
         finally:
             await trio.aclose_forcefully(client)
 
-    async def _pass_on(
-        self, client: trio.SocketStream, head: bytes, body: bytes | bytearray, rest: bytes, streams: bool
-    ) -> None:
+    async def _pass_on(self, client: trio.SocketStream, head: bytes, body: bytes, rest: bytes, streams: bool) -> None:
         upstream = await self._endpoint.connect()
         try:
             for part in (head, body, rest if streams else b""):
@@ -141,11 +142,12 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytearray, bytes] | None:
-    """A request's head and body, and what came behind it; None when the client hung up before one."""
+async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytes, bytes] | None:
+    """A request's head and body, and what came behind it; None when the client hung up before one. Of an upload nothing
+    is kept but its SHA-256, in place of the body: what goes on is the proxy's own."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
     head: h11.Request | None = None
-    body = bytearray()
+    body, digest, length = bytearray(), hashlib.sha256(), 0
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -153,24 +155,35 @@ async def _receive(client: trio.SocketStream) -> tuple[h11.Request, bytearray, b
         elif isinstance(event, h11.Request):
             head = event
         elif isinstance(event, h11.Data):
-            body += event.data
-            largest = LARGEST_UPLOAD if head is not None and head.method == b"PUT" else LARGEST_BODY
-            if len(body) > largest:
+            length += len(event.data)
+            uploads = head is not None and head.method == b"PUT"
+            if length > (largest := LARGEST_UPLOAD if uploads else LARGEST_BODY):
                 raise Refused(f"workers send at most {largest} bytes")
+            if uploads:
+                digest.update(event.data)
+            else:
+                body += event.data
         elif isinstance(event, h11.EndOfMessage) and head is not None:
-            return head, body, connection.trailing_data[0]
+            kept = digest.hexdigest().encode() if head.method == b"PUT" else bytes(body)
+            return head, kept, connection.trailing_data[0]
         else:
             return None
 
 
-def _understand(head: h11.Request, body: bytearray) -> tuple[str, Request]:
+def _understand(head: h11.Request, body: bytes) -> tuple[str, Request]:
     """The version in a request's path, and the request without it. Raises ValueError."""
     parts = urlsplit(head.target.decode("ascii"))
     version = re.match(rf"{VERSION}(?=/)", parts.path)
     prefix = version[0] if version else ""
     query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    content = json.loads(body) if body and head.method != b"PUT" else None
+    content = body.decode() if head.method == b"PUT" else json.loads(body) if body else None
     return prefix, Request(head.method.decode("ascii"), unquote(parts.path[len(prefix) :]), query, content)
+
+
+def _encode(content: Any) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    return b"" if content is None else json.dumps(content).encode()
 
 
 def _head(version: str, request: Request, call: Call, length: int) -> bytes:

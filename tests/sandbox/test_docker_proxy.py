@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 import secrets
+import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import docker.errors
 import httpx
@@ -21,9 +24,11 @@ from continuum.config import Settings
 from continuum.sandbox import docker_judge, docker_network, docker_proxy
 from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker import DockerBackend
+from continuum.sandbox.docker_builder import BUILDER_CHANGES, archive_of_uv, builder_image_specification, builder_tag
 from continuum.sandbox.docker_calls import CALLS, Call, check, path_filter
 from continuum.sandbox.docker_engine import Engine
-from continuum.sandbox.docker_image import addition_specification, ensure_image
+from continuum.sandbox.docker_image import SandboxImage, addition_changes, addition_specification, ensure_image
+from continuum.sandbox.docker_isolation import isolation_of
 from continuum.sandbox.docker_judge import Judge, Request
 from continuum.sandbox.docker_network import addresses_specification, ensure_network, policy_specification
 from continuum.sandbox.docker_owner import Owner
@@ -32,6 +37,7 @@ from continuum.sandbox.docker_specification import sandbox_specification
 from continuum.sandbox.docker_stream import Endpoint, EngineRefused
 from continuum.sandbox.network import EgressPolicy
 from continuum.sandbox.protocol import BackendUnavailable, SandboxLost
+from continuum.sandbox.requirements_build import UV
 from tests.sandbox.test_docker_image import FAKE_APT, base_image
 from tests.support import docker as lab
 from tests.support.package_index import Index, builders_in, installing, open_index, sandbox_with, settings_for
@@ -322,6 +328,8 @@ async def test_keys_given_twice_reach_the_daemon_as_they_were_judged(socket: Pat
             lab.remove(api, name)
 
 
+PAST = '{"container":["continuum-0123456789ab"],"event":["oom","die"]}'
+LAYER = "continuum-layer-" + "0" * 32 + "-00000000"
 NO_CALLS: list[tuple[str, str, Any]] = [
     ("POST", "/containers/OTHER/exec", {"Cmd": ["id"]}),
     ("POST", "/containers/OTHER/start", None),
@@ -376,6 +384,7 @@ NO_CALLS: list[tuple[str, str, Any]] = [
     ("GET", '/events?since=0&until=1.000000&filters={"container":["postgres"],"event":["oom","die"]}', None),
     ("GET", '/events?since=0&filters={"container":["SANDBOX"],"event":["oom","die"]}', None),
     ("GET", '/events?until=9999999999&filters={"container":["SANDBOX"],"event":["oom","die"]}', None),
+    ("GET", f"/events?since=0&until=99999999999.000000&filters={PAST}", None),
     ("GET", "/system/df", None),
     ("POST", "/auth", {}),
     ("HEAD", "/info", None),
@@ -432,6 +441,190 @@ async def test_the_other_containers_of_a_worker_are_compared_too(socket: Path, b
     with lab.api() as client:
         lab.remove(client, image)
     assert answer.status_code == 201, answer.text
+
+
+@pytest.fixture
+def made_here(body: dict[str, Any]) -> str:
+    """The tag of the sandboxes' image, which is there."""
+    return str(body["Image"])
+
+
+@contextmanager
+def created(name: str, specification: dict[str, Any]) -> Iterator[str]:
+    """A container made past the proxy, as a worker makes it."""
+    with lab.api() as client:
+        client.create_container_from_config(specification, name)
+        try:
+            yield name
+        finally:
+            lab.remove(client, name)
+
+
+def archive(**files: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.replace("_", "/"))
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content.encode()))
+    return file.getvalue()
+
+
+async def put(socket: Path, container: str, content: bytes) -> httpx.Response:
+    transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    async with httpx.AsyncClient(transport=transport, base_url="http://docker") as client:
+        return await client.put(f"/v1.41/containers/{container}/archive?path=/", content=content, timeout=20)
+
+
+def image_container() -> str:
+    return f"continuum-image-{secrets.token_hex(6)}"
+
+
+async def test_nothing_but_uv_gets_into_an_image_and_that_only_into_the_builders(socket: Path, made_here: str) -> None:
+    labels = Owner.current(lab.settings(), lab.new_worker()).labels("image")
+    evil, uv = archive(bin_sh="#!/bin/evil\n"), archive_of_uv()
+    with lab.api() as client:
+        base = client.inspect_image(lab.IMAGE)["Id"]
+        with (
+            created(image_container(), addition_specification(labels, base, None)) as addition,
+            created(image_container(), builder_image_specification(labels, made_here)) as builder,
+        ):
+            for container, content in ((addition, evil), (addition, uv), (builder, evil), (builder, uv + b"0")):
+                answer = await put(socket, container, content)
+                assert answer.status_code == 403, answer.text
+                assert not client.diff(container)
+            answer = await put(socket, builder, uv)
+            assert answer.status_code == 200, answer.text
+            assert UV in [change["Path"] for change in client.diff(builder)]
+
+
+async def test_an_image_is_committed_of_the_right_container_under_the_right_name_as_it_is(
+    socket: Path, made_here: str
+) -> None:
+    labels = Owner.current(lab.settings(), lab.new_worker()).labels("image")
+    changes, builder_changes = addition_changes("yes"), BUILDER_CHANGES
+    with lab.api() as client:
+        before = client.inspect_image(made_here)["Id"]
+        base = client.inspect_image(lab.IMAGE)["Id"]
+        specification = addition_specification(labels, base, None)
+        fails = specification | {"Cmd": ["/bin/sh", "-c", "exit 0"]}
+        with (
+            created(image_container(), specification) as complete,
+            created(image_container(), specification) as unstarted,
+            created(image_container(), fails) as other,
+            created(image_container(), builder_image_specification(labels, made_here)) as empty,
+        ):
+            for name in (complete, other):
+                client.start(name)
+                client.wait(name)
+            for container, tag, given in (
+                (complete, made_here, [*changes, 'ENTRYPOINT ["/bin/evil"]']),
+                (complete, made_here, []),
+                (complete, made_here, ["LABEL continuum.iptables=yes\nUSER root"]),
+                (complete, "continuum-sandbox:0123456789ab", changes),
+                (complete, "continuum-builder:0123456789ab", changes),
+                (complete, builder_tag(made_here), builder_changes),
+                (complete, ":", changes),
+                (complete, lab.IMAGE, changes),
+                (unstarted, made_here, changes),
+                (other, made_here, changes),
+                (empty, made_here, changes),
+                (empty, builder_tag(made_here), builder_changes),
+            ):
+                repository, _, version = tag.partition(":")
+                query = {"container": container, "repo": repository, "tag": version, "changes": given}
+                answer = await ask(socket, "POST", f"/commit?{urlencode(query, doseq=True)}", {})
+                assert answer.status_code == 403, (tag, given, answer.text)
+        assert client.inspect_image(made_here)["Id"] == before
+
+
+async def test_an_image_with_the_label_of_ours_and_a_name_like_ours_is_not_run(socket: Path, made_here: str) -> None:
+    tag = f"continuum-sandbox:{secrets.token_hex(6)}"
+    owner = Owner.current(lab.settings(), lab.new_worker())
+    with lab.api() as client:
+        with created(image_container(), {"Image": lab.IMAGE, "Cmd": ["true"]}) as name:
+            made = client.commit(name, *tag.split(":"), changes=addition_changes("yes"))["Id"]
+        try:
+            for image in (tag, made):
+                specification = addresses_specification(owner.labels("network-policy"), image)
+                name = f"continuum-addresses-{secrets.token_hex(6)}"
+                answer = await ask(socket, "POST", f"/containers/create?name={name}", specification)
+                assert answer.status_code == 403, answer.text
+            assert (await ask(socket, "DELETE", f"/images/{made}")).status_code == 403
+            assert client.inspect_image(tag)["Id"] == made
+        finally:
+            client.remove_image(tag)
+
+
+async def test_workers_that_install_nothing_get_no_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], made_here: str
+) -> None:
+    owner = Owner.current(lab.settings(), lab.new_worker())
+    uv = archive_of_uv()
+    specification = builder_image_specification(owner.labels("image"), made_here)
+    builder = body | {"Labels": owner.labels("builder"), "Image": builder_tag(made_here)}
+    (tmp_path / "none").mkdir()
+    async with proxied(tmp_path / "none", monkeypatch, lab.settings(requirements_index="none")) as path:
+        with created(image_container(), specification) as name:
+            repository, _, version = builder_tag(made_here).partition(":")
+            query = {"container": name, "repo": repository, "tag": version, "changes": BUILDER_CHANGES}
+            answers = [
+                await put(path, name, uv),
+                await ask(path, "POST", f"/commit?{urlencode(query, doseq=True)}", {}),
+                await ask(path, "POST", f"/containers/create?name={image_container()}", specification),
+                await ask(path, "POST", f"/containers/create?name=continuum-builder-{secrets.token_hex(6)}", builder),
+            ]
+    for answer in answers:
+        assert answer.status_code == 403, answer.text
+        assert "REQUIREMENTS_INDEX" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (LAYER, {"continuum.layer": "1" * 32}),
+        (LAYER, {"continuum.layer.complete": LAYER}),
+        (LAYER, {"continuum.layer.bytes": "1"}),
+        (LAYER, {"continuum.role": "sandbox"}),
+        (f"{LAYER}-complete", {"continuum.layer.bytes": "many"}),
+        (f"{LAYER}-complete", {"continuum.layer.bytes": "9" * 5000}),
+        (f"{LAYER}-complete", {"continuum.layer.complete": LAYER[:-1] + "1"}),
+        (f"{LAYER}-complete", {"continuum.worker": "x"}),
+    ],
+)
+async def test_the_labels_of_a_volume_say_what_belongs_there(socket: Path, name: str, change: dict[str, str]) -> None:
+    labels = {"continuum.layer": "0" * 32}
+    if name == LAYER:
+        labels |= Owner.current(lab.settings(), lab.new_worker()).labels("layer")
+    else:
+        labels |= {"continuum.layer.complete": LAYER, "continuum.layer.bytes": "10"}
+    answer = await ask(socket, "POST", "/volumes/create", {"Name": name, "Labels": labels | change})
+    assert answer.status_code == 403, answer.text
+    answer = await ask(socket, "POST", "/volumes/create", {"Name": name, "Labels": labels})
+    with lab.api() as client:
+        client.remove_volume(name)
+    assert answer.status_code == 201, answer.text
+
+
+async def test_no_sandbox_gets_a_network_where_egress_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, socket: Path, made_here: str
+) -> None:
+    engine = Engine(REAL)
+    network = (await ensure_network(engine)).id
+    engine.close()
+    (tmp_path / "public").mkdir()
+    async with proxied(tmp_path / "public", monkeypatch, lab.settings(egress="public")) as public:
+        with lab.api() as client:
+            isolation = isolation_of(client.info(), "")
+        labels = Owner.current(lab.settings(), lab.new_worker()).labels("sandbox")
+        image = SandboxImage(made_here, has_iptables=True, volumes=())
+        body = sandbox_specification(lab.settings(), image, BOOTSTRAP, labels, network, isolation)
+        await refused_creation(socket, body, "EGRESS")
+        name = f"continuum-{secrets.token_hex(6)}"
+        answer = await ask(public, "POST", f"/containers/create?name={name}", body)
+        with lab.api() as client:
+            lab.remove(client, name)
+        assert answer.status_code == 201, answer.text
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------------------------

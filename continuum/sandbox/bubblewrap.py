@@ -187,7 +187,7 @@ class BubblewrapSandbox:
             return await self.channel.run(request, sink)
         except SandboxLost as lost:
             said = self.complaint()
-            raise SandboxLost(f"{lost}; it said: {said}" if said else str(lost), started=lost.started) from lost
+            raise lost.retold(f"{lost}; it said: {said}" if said else str(lost)) from lost
 
     def complaint(self) -> str:
         """The last that bwrap or the runner said on stderr, where a script cannot write."""

@@ -11,7 +11,7 @@ import trio
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
-from continuum.nursery.screening import Screening
+from continuum.nursery.screening import Screening, ScreeningUnusable
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
@@ -71,6 +71,9 @@ class Executions:
         except BackendUnavailable as error:
             log.warning("no sandbox; the task goes back to the queue", task_id=task.id, error=str(error))
             self.state.health.report("sandbox", str(error))
+        except ScreeningUnusable as error:
+            log.warning("not screened; the task goes back to the queue", task_id=task.id, error=str(error))
+            self.state.health.report("screening", str(error))
         finally:
             del self.state.running[task.lease]
         if outcome is None:

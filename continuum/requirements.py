@@ -21,7 +21,10 @@ LARGEST_LIST = 256 * 1024
 """Characters of a whole list, hashes and comments included."""
 LONGEST_REQUIREMENT = 500
 """Characters of one requirement without its hashes: the parser is recursive, and works for whoever writes to the table."""
+LONGEST_LINE = 64 * 1024
+"""Characters of one requirement with its hashes, continued lines joined: room for some hundred hashes."""
 MOST_REQUIREMENTS = 500
+"""Of one list, repeated ones included: each costs time to read, in the worker's one thread."""
 HASHES = {"sha256": 64, "sha384": 96, "sha512": 128}
 """The kinds of hashes that installers trust, with the number of their hex digits."""
 
@@ -83,11 +86,13 @@ def parse_requirements(text: str) -> Requirements:
     if len(text) > LARGEST_LIST:
         raise BadRequirements(f"the list has {len(text)} characters; at most {LARGEST_LIST} are allowed")
     pins: dict[str, _Pin] = {}
-    for number, content in _logical_lines(text):
+    for count, (number, content) in enumerate(_logical_lines(text), 1):
+        if count > MOST_REQUIREMENTS:
+            raise BadRequirements(f"line {number}: at most {MOST_REQUIREMENTS} requirements are allowed")
+        if len(content) > LONGEST_LINE:
+            raise BadRequirements(f"line {number}: has {len(content)} characters; at most {LONGEST_LINE} are allowed")
         pin = _parse_line(number, content)
         pins.setdefault(pin.normalised, pin)
-        if len(pins) > MOST_REQUIREMENTS:
-            raise BadRequirements(f"line {number}: at most {MOST_REQUIREMENTS} requirements are allowed")
     _check_together(list(pins.values()))
     return Requirements(tuple(sorted(pins)))
 

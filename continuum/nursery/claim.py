@@ -97,9 +97,7 @@ class Claims:
                 await self.work.wait(self.policy.polling_interval)
 
     def _free_slots(self) -> int:
-        if "sandbox" in self.state.health.problems:
-            return 0
-        if "heartbeat" in self.state.health.problems:
+        if not {"sandbox", "screening", "heartbeat"}.isdisjoint(self.state.health.problems):
             return 0
         if len(self.completions) >= UNWRITTEN_LIMIT * self.state.slots:
             return 0

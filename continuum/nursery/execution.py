@@ -11,7 +11,7 @@ import trio
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
-from continuum.nursery.screening import Screening
+from continuum.nursery.screening import Screening, ScreeningUnusable
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
@@ -27,8 +27,10 @@ from continuum.telemetry import Telemetry, current_traceparent
 
 log = structlog.get_logger(__name__)
 
-FRESH_SANDBOXES = 3
-"""How many sandboxes that were already dead when the script was handed over may be skipped for one task."""
+DEAD_IN_A_ROW = 3
+"""How many sandboxes that ended before one task's script began are no accident any more. Those that had run nothing speak against
+the backend; those that ended while they took the request, against the request. One that was used may have died idle, of
+whatever its tenant left it with: it says nothing, and is passed over."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,9 @@ class Executions:
         except BackendUnavailable as error:
             log.warning("no sandbox; the task goes back to the queue", task_id=task.id, error=str(error))
             self.state.health.report("sandbox", str(error))
+        except ScreeningUnusable as error:
+            log.warning("not screened; the task goes back to the queue", task_id=task.id, error=str(error))
+            self.state.health.report("screening", str(error))
         finally:
             del self.state.running[task.lease]
         if outcome is None:
@@ -94,7 +99,8 @@ class Executions:
             tenant=task.tenant,
             requirements=task.requirements,
         )
-        for _ in range(FRESH_SANDBOXES):
+        against_backend = against_request = 0
+        for _ in range(self.state.slots + 2 * DEAD_IN_A_ROW):  # no more can be there, unless new ones keep dying
             try:
                 async with self._sandbox(request) as sandbox:
                     running.sandbox = sandbox.name
@@ -102,14 +108,23 @@ class Executions:
             except SandboxLost as error:
                 if error.started:
                     return _cut_short(running, Ending.SANDBOX_LOST, f"Sandbox lost: {error}")
+                against_request = against_request + 1 if error.amid_request else 0
+                if against_request == DEAD_IN_A_ROW:
+                    return _cut_short(
+                        running, Ending.SANDBOX_LOST, f"Sandbox lost, {against_request} in a row: {error}"
+                    )
+                against_backend += not error.used and not error.amid_request
                 log.info("a sandbox was dead before the script began; taking another", error=str(error))
             except LayerGone as error:
+                against_backend += 1
                 log.info("what a script requires was removed before it began; taking it again", error=str(error))
             except BadRequirements as error:
                 return Outcome(Ending.INVALID, message=f"Invalid requirements: {error}")
             except RequirementsFailed as error:
                 return Outcome(Ending.FAILED, message=f"Requirements not installed: {error}")
-        raise BackendUnavailable(f"{FRESH_SANDBOXES} sandboxes in a row were dead before the script began")
+            if against_backend == DEAD_IN_A_ROW:
+                break
+        raise BackendUnavailable("sandbox after sandbox was dead before the script began")
 
     @asynccontextmanager
     async def _sandbox(self, request: RunRequest) -> AsyncIterator[Sandbox]:

@@ -24,8 +24,10 @@ import trio
 
 from continuum.config import ConfigurationError, Settings
 from continuum.model import ClaimedTask, Ending, Outcome
+from continuum.nursery.backoff import Backoff
 from continuum.nursery.screener import UNUSABLE
-from continuum.sandbox.protocol import BackendUnavailable
+from continuum.nursery.signals import Signal
+from continuum.nursery.state import Health
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,9 @@ LARGEST_ANSWER = 256 * 1024
 
 SENT_BY_OTHERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 """Signals that end a screener because its worker is to end, and not because of what it read."""
+
+LONGEST_RETRY = 10.0
+"""Seconds between tries to get an analysis that failed back."""
 
 SCREENER = Path(__file__).with_name("screener.py")
 INSTALL = "pip install 'continuum-worker[screening]'"
@@ -70,12 +75,13 @@ class Verdict:
     """What is to be said against a script: nothing, findings, or (`failure`) that it cannot be analysed. `str()` has it all, the
     first finding in the first line.
 
-    count: of all findings; `findings` are the first of them.
+    count: of all findings; `findings` are the first of them. passing: the failure may be the host's as well, and is forgotten.
     """
 
     findings: tuple[Finding, ...] = ()
     count: int = 0
     failure: str = ""
+    passing: bool = False
 
     @property
     def clean(self) -> bool:
@@ -90,6 +96,10 @@ class Verdict:
 
 class ScreeningUnusable(Exception):
     """Bandit, or its configuration, cannot be used; the message says why."""
+
+
+class ScreenerKilled(ScreeningUnusable):
+    """An analysis was killed, which its own limits never do: the host was short of memory, most likely."""
 
 
 class Screening:
@@ -111,20 +121,23 @@ class Screening:
         )
         self._quotes = settings.log_payloads
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._killed: set[bytes] = set()
         self._under_way: dict[bytes, trio.Event] = {}
         self._processes = trio.CapacityLimiter(max(1, (os.cpu_count() or 1) // 2))
 
     async def refuse(self, task: ClaimedTask) -> Outcome | None:
         """The outcome of a task whose code must not run; None lets it run.
 
-        Raises `BackendUnavailable` when the analysis itself does not work: nothing is known of the code then.
+        Raises `ScreeningUnusable` when the analysis itself does not work: nothing is known of the code then.
         """
         try:
             verdict = await self._verdict_on(task)
         except (OSError, ScreeningUnusable) as error:
-            raise BackendUnavailable(f"the code of a task could not be screened (CODE_POLICY): {error}") from error
+            raise ScreeningUnusable(f"the code of a task could not be screened (CODE_POLICY): {error}") from error
         if verdict.clean or self.policy != "reject":
             return None
+        if verdict.passing:
+            return Outcome(Ending.INVALID, message=f"Not run under CODE_POLICY=reject: {verdict}")
         return Outcome(Ending.MALICIOUS, message=f"Refused by CODE_POLICY=reject: {verdict}")
 
     async def _verdict_on(self, task: ClaimedTask) -> Verdict:
@@ -135,8 +148,9 @@ class Screening:
             verdict = self._verdicts.get(digest)
             if verdict is None:
                 async with self._processes:
-                    verdict = await self.analyse(code)
-                self._verdicts[digest] = verdict
+                    verdict = await self._try(code, digest)
+                if not verdict.passing:
+                    self._verdicts[digest] = verdict
                 if len(self._verdicts) > REMEMBERED:
                     self._verdicts.popitem(last=False)
                 if not verdict.clean:
@@ -144,6 +158,40 @@ class Screening:
             else:
                 self._verdicts.move_to_end(digest)
         return verdict
+
+    async def _try(self, code: bytes, digest: bytes) -> Verdict:
+        """Analyse a script. Being killed says nothing of it the first time; twice in a row it ends, for nobody can tell whether
+        it was the script, and it would go round for ever."""
+        try:
+            verdict = await self.analyse(code)
+        except ScreenerKilled as error:
+            if digest not in self._killed:
+                if len(self._killed) >= REMEMBERED:
+                    self._killed.clear()
+                self._killed.add(digest)
+                raise
+            verdict = Verdict(failure=f"{error}, twice in a row", passing=True)
+        self._killed.discard(digest)
+        return verdict
+
+    async def run(self, health: Health, work: Signal) -> None:
+        """The service that brings the analysis back into use whenever it has failed: nothing is claimed until it works on a
+        script in which nothing is. Never returns."""
+        while True:
+            await health.wait_for_problem("screening")
+            backoff = Backoff(first=0.5, longest=LONGEST_RETRY)
+            while True:
+                await trio.sleep(backoff.next_delay())
+                try:
+                    problem = (await self.analyse(b"pass\n")).failure
+                except (OSError, ScreeningUnusable) as error:
+                    problem = str(error)
+                if not problem:
+                    break
+                health.report("screening", f"code cannot be screened (CODE_POLICY={self.policy}): {problem}")
+            log.info("code can be screened again")
+            health.report("screening", None)
+            work.notify()
 
     @asynccontextmanager
     async def _alone(self, digest: bytes) -> AsyncIterator[None]:
@@ -224,6 +272,8 @@ def _read_answer(code: int, text: bytes) -> Verdict:
     do harm here, nor in the database."""
     if -code in SENT_BY_OTHERS:
         raise ScreeningUnusable(f"somebody ended the analysis ({signal.Signals(-code).name})")
+    if code == -signal.SIGKILL:
+        raise ScreenerKilled("the analysis was killed (SIGKILL), as by a host that is short of memory")
     if code == -signal.SIGXCPU:
         return Verdict(failure=f"its analysis takes more than {CPU_SECONDS} s of CPU time")
     try:
@@ -239,7 +289,7 @@ def _read_answer(code: int, text: bytes) -> Verdict:
             for rule, severity, line, message in answer["findings"]
         )
         return Verdict(findings, int(answer["count"]))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return Verdict(failure=f"its analysis ended with {code} and no answer")
 
 

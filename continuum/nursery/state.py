@@ -37,7 +37,7 @@ class Health:
         self._changed = trio.Event()
 
     def report(self, component: str, problem: str | None) -> None:
-        """Say what is wrong with a component (`database`, `sandbox`), or None when it is well again."""
+        """Say what is wrong with a component (`database`, `sandbox`, `screening`), or None when it is well again."""
         if problem is None:
             self._problems.pop(component, None)
         else:

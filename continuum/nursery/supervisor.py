@@ -2,7 +2,7 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, janitor, reaper, progress: alive until the last outcome is written
+    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening: alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
                 └─ claim       ends as soon as shutdown is requested
@@ -98,6 +98,8 @@ async def supervise(
             services.start_soon(janitor.run)
             services.start_soon(reaper.run)
             services.start_soon(Progress(database, state).run)
+            if screening is not None:
+                services.start_soon(screening.run, state.health, work)
             services.start_soon(_announce_shutdown, state, shutdown, work)
             on_up()
 

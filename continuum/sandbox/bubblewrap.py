@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Set
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -75,32 +75,7 @@ class BubblewrapBackend:
 
     async def start(self, layer: Layer | None = None) -> BubblewrapSandbox:
         uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
-        ours, theirs = socket.socketpair()
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox
-        files = [
-            _in_memory("passwd", _passwd(uid).encode()),
-            _in_memory("group", f"root:x:0:\nsandboxuser:x:{uid}:\n".encode()),
-            _in_memory("hosts", b"127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
-        ]
-        try:
-            # Started from this thread, not from a worker thread: --die-with-parent means the thread that forked.
-            process = subprocess.Popen[bytes](
-                self._command(files, uid),
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=complaints,
-                pass_fds=files,
-                env={},
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            complaints.close()
-            raise BackendUnavailable(f"bwrap cannot be run: {error}; {INSTALL}") from error
-        finally:
-            theirs.close()
-            for descriptor in files:
-                os.close(descriptor)
+        process, ours, complaints = self._spawn(uid)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         sandbox = BubblewrapSandbox(process, stream, complaints, self._limits)
         try:
@@ -114,6 +89,38 @@ class BubblewrapBackend:
                 await sandbox.aclose()
             raise
         return sandbox
+
+    def _spawn(self, uid: int) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
+        """Start bwrap; return it, our end of its stdin and stdout, and its stderr. Raises `BackendUnavailable`."""
+        with ExitStack() as on_failure, ExitStack() as afterwards:
+            try:
+                ours, theirs = socket.socketpair()
+                on_failure.enter_context(ours)
+                afterwards.enter_context(theirs)
+                complaints = on_failure.enter_context(tempfile.TemporaryFile())
+                files = list[int]()
+                for name, content in _account_files(uid).items():
+                    files.append(os.memfd_create(name))
+                    afterwards.callback(os.close, files[-1])
+                    os.write(files[-1], content.encode())
+                    os.lseek(files[-1], 0, os.SEEK_SET)
+            except OSError as error:
+                raise BackendUnavailable(f"no sandbox can be made: {error}") from error
+            try:
+                # Started from this thread, not from a worker thread: --die-with-parent means the thread that forked.
+                process = subprocess.Popen[bytes](
+                    self._command(files, uid),
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=complaints,
+                    pass_fds=files,
+                    env={},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise BackendUnavailable(f"bwrap cannot be run: {error}; {INSTALL}") from error
+            on_failure.pop_all()
+        return process, ours, complaints
 
     async def sweep(self, live_workers: Set[str]) -> int:
         """Nothing outlives a worker here: its sandboxes die with it."""
@@ -187,7 +194,7 @@ class BubblewrapSandbox:
             return await self.channel.run(request, sink)
         except SandboxLost as lost:
             said = self.complaint()
-            raise SandboxLost(f"{lost}; it said: {said}" if said else str(lost), started=lost.started) from lost
+            raise lost.retold(f"{lost}; it said: {said}" if said else str(lost)) from lost
 
     def complaint(self) -> str:
         """The last that bwrap or the runner said on stderr, where a script cannot write."""
@@ -231,15 +238,13 @@ def _interpreter() -> str:
     return str(found) if found.exists() else sys.executable
 
 
-def _passwd(uid: int) -> str:
-    return f"root:x:0:0:root:/root:/bin/sh\nsandboxuser:x:{uid}:{uid}:sandboxuser:/sandbox/work:/bin/sh\n"
-
-
-def _in_memory(name: str, data: bytes) -> int:
-    descriptor = os.memfd_create(name)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+def _account_files(uid: int) -> dict[str, str]:
+    """What programs look up in /etc, in the order in which `_command` takes it."""
+    return {
+        "passwd": f"root:x:0:0:root:/root:/bin/sh\nsandboxuser:x:{uid}:{uid}:sandboxuser:/sandbox/work:/bin/sh\n",
+        "group": f"root:x:0:\nsandboxuser:x:{uid}:\n",
+        "hosts": "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n",
+    }
 
 
 def _advice(said: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from continuum.model import Outcome, RunRequest, Stream
+from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.sandbox import seccomp
 from continuum.sandbox.judgement import Exit, judge, parse_exit
 from continuum.sandbox.limits import Limits
@@ -53,6 +53,7 @@ _HEADER = struct.Struct("!IIQ")
 _LENGTH = struct.Struct("!I")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_TIMEOUT = 2**32 - 1
+_MEBIBYTE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,12 @@ class RunnerChannel:
 
     async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
         """Run a script; see `continuum.sandbox.protocol.Sandbox.run`."""
+        told = _encode_request(request)
+        if len(told) > self._limits.memory_mb * _MEBIBYTE:
+            size = (
+                f"its code and payload have {len(told) / _MEBIBYTE:.1f} MB, more than the {self._limits.memory_mb} MB"
+            )
+            return Outcome(Ending.OUT_OF_MEMORY, message=f"Out of memory: {size} that it may use")
         with _lost_after(READY_DEADLINE, "the runner did not clean up after the script before", started=False):
             await self._wait_until_ready()
             await self._see_that_nothing_follows()
@@ -201,7 +208,12 @@ class RunnerChannel:
         with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
             # A script begins once its whole request has been read, and a send that fails has not passed on all of it:
             # the script has not begun. A stream that ends after a send that went well proves nothing of the kind.
-            await self._send(_encode_request(request))
+            try:
+                await self._send(told)
+            except SandboxLost as lost:
+                raise SandboxLost(
+                    f"{lost} while it took the request", started=False, amid_request=True
+                ) from lost.__cause__
             while True:
                 frame = await self._receive()
                 match frame.kind:

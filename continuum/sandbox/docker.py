@@ -330,7 +330,7 @@ class DockerSandbox:
                 output, errors = ("".join(said[stream]) for stream in (Stream.OUTPUT, Stream.ERROR))
                 message = f"Out of memory: used more than {self._ends_beyond_mb} MB, gVisor's own included"
                 return Outcome(Ending.OUT_OF_MEMORY, 128 + signal.SIGKILL, output, errors, message)
-            raise SandboxLost(f"{lost}: {await self._autopsy()}", started=lost.started) from lost
+            raise lost.retold(f"{lost}: {await self._autopsy()}") from lost
 
     async def _ran_out_of_memory(self, began: float) -> bool:
         """Whether the host killed for want of memory in this container since a moment (seconds since the epoch)."""

@@ -206,12 +206,12 @@ class ContainerStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next piece of stdout, `b""` once the container has closed it (it ended) or the daemon hung up."""
+        await trio.lowlevel.checkpoint()  # before a piece is taken, which being cancelled would lose
         while (piece := self._next_piece(max_bytes)) is None:
             received = await self._transport.receive_some(_READ_SIZE)
             if not received:
                 return b""
             self._buffer += received
-        await trio.lowlevel.checkpoint()
         return piece
 
     def _next_piece(self, max_bytes: int | None) -> bytes | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from continuum.sandbox.protocol import Backend, BackendUnavailable, Layer, Sandbox, SandboxError
+from continuum.sandbox.protocol import Backend, BackendUnavailable, Layer, Sandbox, SandboxError, SandboxLost
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,9 @@ class SandboxPool:
         pooled = await self._take(tenant, layer)
         try:
             yield pooled.sandbox
-        except BaseException:
+        except BaseException as failure:
+            if isinstance(failure, SandboxLost):
+                failure.used = pooled.scripts > 1
             self._busy -= 1
             self._remove_soon(pooled)
             self._settle()

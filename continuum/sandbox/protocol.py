@@ -30,11 +30,19 @@ class SandboxLost(SandboxError):
 
     started: whether the script may have begun. False means that it certainly has not, so that the attempt can go
     on in another sandbox.
+    amid_request: whether it ended while it was being told what to run, which may be the reason.
+    used: whether it had run a script before; the pool says so. The end of a new one tells more of the backend.
     """
 
-    def __init__(self, message: str, *, started: bool = True) -> None:
+    def __init__(self, message: str, *, started: bool = True, amid_request: bool = False) -> None:
         super().__init__(message)
         self.started = started
+        self.amid_request = amid_request
+        self.used = False
+
+    def retold(self, message: str) -> SandboxLost:
+        """The same with another message."""
+        return SandboxLost(message, started=self.started, amid_request=self.amid_request)
 
 
 class RequirementsFailed(SandboxError):

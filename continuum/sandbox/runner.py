@@ -346,14 +346,19 @@ class Runner:
         timeout, limit, _ = HEADER.unpack(header)
         before = self.counted()
         started = time.monotonic()
-        write_all(go, header)
+        try:
+            write_all(go, header)
+        except BrokenPipeError:
+            pass  # the child is dead, which the next lines find out
         os.close(go)
         # The child has stdin now; it says when it has read its request, or dies trying.
-        os.read(told, 1)
+        whole = bool(os.read(told, 1))
         outputs = {out: Output(b"O", out, limit), err: Output(b"E", err, limit)}
         for descriptor in outputs:
             os.set_blocking(descriptor, False)
-        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000, before)
+        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000, before, whole)
+        if not whole and status == 0:
+            raise Eof  # which the child has seen
         if self.config["kill_all"]:
             self.kill_everything()
         else:
@@ -364,6 +369,8 @@ class Runner:
         result.update(self.limits_met(before, usage) if status else NO_LIMITS_MET)
         result.update(dropped_output=outputs[out].dropped, dropped_error=outputs[err].dropped)
         send(b"X", json.dumps(result).encode())
+        if not whole:
+            raise Unclean("a request was not read to its end, and what is left of it would be taken for the next")
 
     def wait_for_request(self):
         poll = select.poll()
@@ -372,10 +379,13 @@ class Runner:
             pass
         return read_exactly(0, HEADER.size)
 
-    def wait_for_end(self, pid, outputs, deadline, before):
-        """Forward output until the child has ended, killing it when its time is up or the worker is gone."""
+    def wait_for_end(self, pid, outputs, deadline, before, whole):
+        """Forward output until the child has ended, killing it when its time is up or the worker is gone.
+
+        whole: the request has been read, so that nothing may come from the worker but its end.
+        """
         poll = select.poll()
-        for descriptor in (0, self.sigchld, *outputs):
+        for descriptor in (self.sigchld, *outputs, *([0] if whole else [])):
             poll.register(descriptor, select.POLLIN)
         killed = timed_out = False
         while True:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -302,6 +303,19 @@ async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conve
     with pytest.raises(SandboxLost, match="ended") as caught:
         await conversation.run_unanswered()
     assert not caught.value.started
+    assert caught.value.amid_request
+
+
+async def test_a_request_larger_than_the_memory_is_out_of_it_and_is_not_sent() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=1))
+    outcome = await channel.run(RunRequest(1, 1, "pass", " " * 2**20, 5.0, 1000), lambda *_: None)
+    assert (outcome.ending, outcome.message) == (
+        Ending.OUT_OF_MEMORY,
+        "Out of memory: its code and payload have 1.0 MB, more than the 1 MB that it may use",
+    )
+    await near.aclose()
+    assert await far.receive_some() == b""
 
 
 async def test_a_runner_that_speaks_unasked_is_lost_unstarted(conversation: Conversation) -> None:

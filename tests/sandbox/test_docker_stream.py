@@ -102,6 +102,16 @@ async def test_a_flood_of_errors_is_kept_only_at_its_end() -> None:
     assert len(stream.diagnosis) <= 4096
 
 
+async def test_a_receive_that_is_cancelled_loses_nothing() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    stream = ContainerStream(ours, frame(1, b"first") + frame(1, b"second"))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.receive_some()
+    assert scope.cancelled_caught
+    assert [await stream.receive_some(), await stream.receive_some()] == [b"first", b"second"]
+
+
 async def test_a_daemon_that_hangs_up_within_a_frame_is_the_end_of_the_stream() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_all(frame(1, b"whole") + frame(1, b"cut")[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+import continuum.sandbox
 from continuum.model import RunRequest, Stream
 from continuum.sandbox.bubblewrap import BubblewrapBackend, BubblewrapSandbox
 from continuum.sandbox.channel import BOOTSTRAP, RunnerConfig
@@ -157,8 +159,6 @@ def prefixed(data: bytes) -> bytes:
 
 def bare_runner(config: RunnerConfig, *, then: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the runner on the host, in a session of its own; it is told a configuration and what follows."""
-    import continuum.sandbox
-
     source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
     return subprocess.run(
         [sys.executable, *BOOTSTRAP[1:]],
@@ -183,6 +183,34 @@ def test_a_runner_ends_in_silence_when_its_worker_is_gone(tmp_path: Path) -> Non
     ended = bare_runner(config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"R\0\0\0\0", b"")
     assert bare_runner(config, then=b"\0\0").returncode == 0, "in the middle of a request, too"
+
+
+def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
+    source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, *BOOTSTRAP[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    ) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        runner.stdin.write(prefixed(source) + config.encode())
+        assert runner.stdout.read(5) == b"R\0\0\0\0"
+        (child,) = descendants(runner.pid)
+        os.kill(child, signal.SIGSTOP)
+        runner.stdin.write(struct.pack("!IIQ", 10_000, 100, 100_000) + b"A" * 30_000)
+        os.kill(child, signal.SIGKILL)
+        said = runner.stdout.read(100_000)
+        while piece := runner.stdout.read(100_000):
+            said += piece
+    assert runner.returncode == 70
+    kind, length = struct.unpack_from("!cI", said)
+    assert (kind, json.loads(said[5 : 5 + length])["status"]) == (b"X", signal.SIGKILL), "its end is told"
+    assert said[5 + length :].startswith(b"F"), "and the sandbox is given up, whatever is left in its input"
+    assert b"not read to its end" in said
 
 
 def test_a_runner_that_is_spoken_to_out_of_turn_gives_up(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ class FakeBackend:
     most_running: int = 0
     ran: list[RunRequest] = field(default_factory=list)
     dead_on_arrival: int = 0
+    dead_sandboxes: set[str] = field(default_factory=set)
+    """Names of sandboxes that have died, though nobody knows yet."""
+    deadly_requests: set[str] = field(default_factory=set)
+    """Scripts that no sandbox takes to their end."""
     uninstallable: Exception | None = None
     gone_layers: int = 0
 
@@ -95,6 +99,10 @@ class FakeSandbox:
         if self.backend.dead_on_arrival:
             self.backend.dead_on_arrival -= 1
             raise SandboxLost("it was dead", started=False)
+        if self.name in self.backend.dead_sandboxes:
+            raise SandboxLost("it had died", started=False)
+        if request.code in self.backend.deadly_requests:
+            raise SandboxLost("it ended while it took the request", started=False, amid_request=True)
         self.busy = True
         self.backend.running += 1
         self.backend.most_running = max(self.backend.most_running, self.backend.running)

@@ -12,6 +12,7 @@ import trio
 from continuum.config import Settings
 from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask, TaskRecord
+from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
@@ -57,7 +58,11 @@ class RunningWorker:
 
 @asynccontextmanager
 async def worker(
-    database: MemoryDatabase, backend: FakeBackend | None = None, **values: object
+    database: MemoryDatabase,
+    backend: FakeBackend | None = None,
+    *,
+    screening: Screening | None = None,
+    **values: object,
 ) -> AsyncIterator[RunningWorker]:
     """A running worker on `database`; it is shut down, with its grace, when the block ends."""
     chosen = settings(**values)
@@ -72,7 +77,15 @@ async def worker(
 
     async def run() -> None:
         try:
-            await supervise(chosen, running.state, database, running.backend, Telemetry(), running.shutdown)
+            await supervise(
+                chosen,
+                running.state,
+                database,
+                running.backend,
+                Telemetry(),
+                running.shutdown,
+                screening=screening,
+            )
         finally:
             running.stopped.set()
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continuum.requirements import LARGEST_LIST, MOST_REQUIREMENTS, BadRequirements, parse_requirements
+from continuum.requirements import LARGEST_LIST, LONGEST_LINE, MOST_REQUIREMENTS, BadRequirements, parse_requirements
 
 ONE, OTHER = "a" * 64, "b" * 64
 
@@ -74,6 +74,8 @@ def test_one_of_several_versions_may_be_meant_by_markers() -> None:
         ("one==1; extra == ' --index-url=https://index.example'", "its marker holds a character that is not allowed"),
         ("one==1; extra == '${HOME}'", "its marker holds a character that is not allowed"),
         ("\n".join(f"p{number}==1" for number in range(MOST_REQUIREMENTS + 1)), "at most 500 requirements are allowed"),
+        ("a==1\n" * 52_000, "line 501: at most 500 requirements are allowed"),
+        ("a==1 \\\n" + f" --hash=sha256:{ONE} \\\n" * 900, f"at most {LONGEST_LINE} are allowed"),
         ("#" * (LARGEST_LIST + 1), "characters; at most"),
     ],
 )

@@ -13,15 +13,23 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from continuum.config import ConfigurationError
+from continuum.db.memory import MemoryDatabase
 from continuum.model import ClaimedTask, Ending, Outcome, Status
 from continuum.nursery import screening
 from continuum.nursery.completion import decide
-from continuum.nursery.screening import LARGEST_SCRIPT, Screening, Verdict, open_screening
-from continuum.sandbox.protocol import BackendUnavailable
+from continuum.nursery.screening import (
+    LARGEST_SCRIPT,
+    ScreenerKilled,
+    Screening,
+    ScreeningUnusable,
+    Verdict,
+    open_screening,
+)
 from tests.conftest import require
-from tests.support.harness import settings
+from tests.support.harness import settings, worker
 
 SHELL = "import subprocess\nsubprocess.run(payload, shell=True)\n"
 """What the rules of severity high find."""
@@ -151,7 +159,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Non
     ("program", "reason"),
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with -11 and no answer"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "ended with -9 and no answer"),
         ("os.kill(os.getpid(), signal.SIGXCPU)", "of CPU time"),
         ("sys.exit(1)", "ended with 1 and no answer"),
         ("print('nonsense')", "no answer"),
@@ -160,6 +167,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Non
         ("print('{\"findings\": 7}')", "no answer"),
         ('print(\'{"findings": [], "count": "many"}\')', "no answer"),
         ("print('x' * 10_000_000)", "no answer"),
+        ("print('[' * 100_000)", "no answer"),
+        ('print(\'{"findings": [["a", "b", Infinity, "c"]], "count": 1}\')', "no answer"),
+        ('print(\'{"findings": [], "count": Infinity}\')', "no answer"),
     ],
 )
 async def test_whatever_a_script_does_to_its_screener_ends_in_a_verdict(
@@ -191,10 +201,74 @@ async def test_an_analysis_that_was_ended_from_outside_says_nothing_of_the_scrip
     monkeypatch.setattr(screening, "DEADLINE", 1.0)
     stand_in(monkeypatch, tmp_path, program)
     one = screen()
-    with pytest.raises(BackendUnavailable, match="could not be screened"):
+    with pytest.raises(ScreeningUnusable, match="could not be screened"):
         await one.refuse(task_of("pass"))
     monkeypatch.undo()
     assert await one.refuse(task_of("pass")) is None, "and nothing of it is remembered"
+
+
+async def test_code_whose_analysis_is_killed_goes_back_once_and_is_never_called_malicious(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in(monkeypatch, tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    one, warning = screen(), screen("warn")
+    for _ in range(2):
+        with pytest.raises(ScreeningUnusable, match="was killed"):
+            await one.refuse(task_of("pass"))
+        outcome = await one.refuse(task_of("pass"))
+        assert outcome is not None
+        assert outcome.ending is Ending.INVALID
+        assert outcome.message.endswith("killed (SIGKILL), as by a host that is short of memory, twice in a row")
+    with pytest.raises(ScreeningUnusable):
+        await warning.refuse(task_of("pass"))
+    assert await warning.refuse(task_of("pass")) is None, "where nothing is refused"
+    monkeypatch.undo()
+    assert await one.refuse(task_of("pass")) is None, "and nothing of it is remembered"
+
+
+async def test_while_code_cannot_be_screened_nothing_is_claimed_until_an_analysis_works_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, tries = True, 0
+
+    async def analyse(self: Screening, code: bytes) -> Verdict:
+        nonlocal tries
+        tries += 1
+        await trio.sleep(0)
+        if broken:
+            raise ScreeningUnusable("no process can be started")
+        return Verdict()
+
+    monkeypatch.setattr(Screening, "analyse", analyse)
+    async with worker(MemoryDatabase(), screening=screen()) as w:
+        (task_id,) = await w.submit("hello")
+        await trio.sleep(600)
+        assert (await w.record(task_id)).status == "pending"
+        assert "no process can be started" in w.state.health.problems["screening"]
+        assert "sandbox" not in w.state.health.problems
+        assert w.state.claimed == 1, "and it did not go round meanwhile"
+        assert 60 <= tries < 150, "every 5 to 10 s"
+        broken = False
+        (record,) = await w.wait_for(task_id, seconds=15)
+        assert record.status == Status.COMPLETED
+        assert w.state.health.ready
+
+
+async def test_an_analysis_that_is_killed_again_and_again_comes_back_to_life(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def analyse(self: Screening, code: bytes) -> Verdict:
+        await trio.sleep(0)
+        if code == b"pass\n":
+            return Verdict()
+        raise ScreenerKilled("the analysis was killed")
+
+    monkeypatch.setattr(Screening, "analyse", analyse)
+    async with worker(MemoryDatabase(), screening=screen()) as w:
+        (record,) = await w.wait_for(*await w.submit("hello"), seconds=60)
+        assert record.status == Status.FAILED
+        assert "killed, twice in a row" in (record.last_error or "")
+        assert w.state.claimed == 2
 
 
 async def test_a_screener_sees_nothing_of_the_worker_and_may_write_no_large_file(

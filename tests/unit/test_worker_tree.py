@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock
 
@@ -139,6 +140,44 @@ async def test_a_sandbox_that_was_dead_before_the_script_began_costs_no_attempt(
         (task_id,) = await w.submit("hello")
         (record,) = await w.wait_for(task_id)
     assert (record.status, record.attempt) == (Status.COMPLETED, 1)
+
+
+async def test_used_sandboxes_that_died_idle_are_passed_over_and_say_nothing_against_the_backend(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    backend = FakeBackend()
+    async with worker(database, backend, slots=6) as w:
+        await w.wait_for(*await w.submit(*["sleep 1"] * 6))
+        started = backend.started
+        backend.dead_sandboxes = {f"fake-{number}" for number in range(1, started + 1)}
+        with structlog.testing.capture_logs() as logs:
+            (record,) = await w.wait_for(*await w.submit("hello"))
+        assert (record.status, record.attempt) == (Status.COMPLETED, 1)
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+        assert len([line for line in logs if "dead before" in line["event"]]) == started == 6
+
+
+async def test_new_sandboxes_that_are_dead_one_after_the_other_speak_against_the_backend(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    async with worker(database, FakeBackend(dead_on_arrival=3)) as w:
+        with structlog.testing.capture_logs() as logs:
+            (record,) = await w.wait_for(*await w.submit("hello"))
+    assert record.status == Status.COMPLETED
+    assert [line["error"] for line in logs if line["event"].startswith("no sandbox; the task goes back")] == [
+        "sandbox after sandbox was dead before the script began"
+    ]
+
+
+async def test_a_request_that_ends_every_sandbox_costs_attempts_until_there_are_none(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    backend = FakeBackend(deadly_requests={"sleep 7"})
+    async with worker(database, backend) as w:
+        (record,) = await w.wait_for(*await w.submit("sleep 7", max_attempts=2))
+        assert w.state.health.ready
+    assert (record.status, record.attempt) == (Status.FAILED, 2)
+    assert record.last_error == "Sandbox lost, 3 in a row: it ended while it took the request"
 
 
 async def test_while_no_sandbox_can_be_started_nothing_is_claimed_and_no_attempt_is_lost(

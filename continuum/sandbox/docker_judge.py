@@ -115,8 +115,8 @@ class Judge:
             raise Refused(f"workers pull CONTAINER_IMAGE alone, {self._settings.container_image}")
 
     async def tag_image(self, request: Request, image: str) -> None:
-        if request.parameter("repo") != REPOSITORY or not re.fullmatch(TAG, request.parameter("tag")):
-            raise Refused(f"workers tag images as {REPOSITORY}:<12 hexadecimal digits>")
+        if request.parameter("repo") not in (REPOSITORY, BUILDERS) or not re.fullmatch(TAG, request.parameter("tag")):
+            raise Refused(f"workers tag images as {REPOSITORY} or {BUILDERS}:<12 hexadecimal digits>")
         await self._made_here(image)
 
     async def remove_image(self, request: Request, image: str) -> None:

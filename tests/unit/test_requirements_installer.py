@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,13 @@ def installer() -> dict[str, Any]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Path, Path]:
+def places(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     site, layer = tmp_path / "site", tmp_path / "layer"
     site.mkdir()
     layer.mkdir()
-    return site, layer
+    yield site, layer
+    # Python 3.11's own way to remove a tree, which pytest goes, is as deep as the tree.
+    subprocess.run(["rm", "-rf", str(site), str(layer)], check=True)
 
 
 def test_files_and_directories_are_copied_with_modes_of_the_installers_own(

@@ -82,6 +82,9 @@ class DockerBackend:
         self._owner = Owner.current(settings, worker_id)
         self._connected: Engine | None = None
         self._prepared: _Prepared | None = None
+        self._restricted = False
+        """Whether a sandbox of this worker has ever had its network, with verified rules: then a failure to have it is not how
+        this host is but something that passes, and tasks wait for that."""
         self._warned: set[str] = set()
         # In an order of this worker's own, so that it seldom meets another's.
         self._uids = itertools.cycle(secrets.SystemRandom().sample(SANDBOX_UIDS, len(SANDBOX_UIDS)))
@@ -134,7 +137,7 @@ class DockerBackend:
             try:
                 network = await self._with_policy(network, image)
             except PolicyError as error:
-                network, no_network = None, str(error)
+                network, no_network = None, self._without_network(error)
         self._prepared = _Prepared(image, isolation, settings.egress, network, no_network)
         if no_network:
             self._warn_no_network(no_network)
@@ -148,7 +151,7 @@ class DockerBackend:
         try:
             return await ensure_network(self._engine), ""
         except PolicyError as error:
-            return None, str(error)
+            return None, self._without_network(error)
 
     async def _with_policy(self, network: SandboxNetwork, image: SandboxImage) -> SandboxNetwork:
         """The network with what its policy needs of the host. Raises `PolicyError`."""
@@ -173,11 +176,21 @@ class DockerBackend:
         if prepared.network is not None:
             network = replace(prepared.network, policy=await self._current(prepared.network.policy))
             try:
-                return await self._start(prepared, network, layer)
+                sandbox = await self._start(prepared, network, layer)
             except PolicyError as error:
-                self._prepared = replace(prepared, network=None, no_network=str(error))
+                self._prepared = replace(prepared, network=None, no_network=self._without_network(error))
                 self._warn_no_network(str(error))
+            else:
+                self._restricted = True
+                return sandbox
         return await self._start(prepared, None, layer)
+
+    def _without_network(self, error: PolicyError) -> str:
+        """Why sandboxes are started without a network. Raises `BackendUnavailable` where they had one before: a daemon that
+        is busy for a moment must not fail all tasks that need it from then on."""
+        if self._restricted:
+            raise BackendUnavailable(f"sandboxes cannot have their network, which they had before: {error}") from error
+        return str(error)
 
     async def _current(self, policy: EgressPolicy) -> EgressPolicy:
         """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start

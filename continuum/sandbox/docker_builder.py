@@ -29,10 +29,10 @@ from continuum.sandbox.docker_isolation import Isolation, isolation_of
 from continuum.sandbox.docker_network import enforceable, ensure_network, find_host_addresses, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import FILES_PER_MEBIBYTE, MEBIBYTE, sandbox_specification
-from continuum.sandbox.docker_stream import EngineNotFound
+from continuum.sandbox.docker_stream import EngineNotFound, EngineRefused
 from continuum.sandbox.network import EgressPolicy, PolicyError
 from continuum.sandbox.network_names import resolve
-from continuum.sandbox.protocol import RequirementsFailed
+from continuum.sandbox.protocol import BackendUnavailable, RequirementsFailed
 from continuum.sandbox.requirements_build import UV, Installation
 
 log = structlog.get_logger(__name__)
@@ -75,25 +75,38 @@ class DockerBuilder:
         parts = (requirements.digest, image.tag, _uv_version(), index)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
-    async def install(self, requirements: Requirements, volume: str) -> int:
-        """Install a list into an empty volume; return the bytes that it takes. Raises `BadRequirements` and
-        `RequirementsFailed`."""
+    async def install(self, requirements: Requirements, image: SandboxImage, volume: str) -> int:
+        """Install a list, for sandboxes of an image, into an empty volume; return the bytes that it takes.
+
+        Raises `BadRequirements`, `RequirementsFailed`, and `BackendUnavailable` when sandboxes must be prepared anew first.
+        """
         if self._index is None:
             raise RequirementsFailed("this worker installs none (REQUIREMENTS_INDEX=none)")
         installation = Installation(
             requirements, self._index, SANDBOX_UIDS.start, self._settings.requirements_max_mb, _own_certificates()
         )
         try:
-            ready = await self._prepare()
-            policy = replace(ready.policy, allowlist=await resolve(self._index.reached))
-            return await self._run(installation, ready, policy, volume)
+            ready = await self._prepare(image)
+            try:
+                return await self._run(installation, ready, volume)
+            except EngineRefused as error:
+                # Images and networks that nothing uses at the moment are removed behind a worker's back (`docker image prune`).
+                log.info("a builder was refused; what builders need is looked for anew", error=str(error))
+                if self._ready is ready:
+                    self._ready = None
+            return await self._run(installation, await self._prepare(image), volume)
+        except EngineRefused as error:
+            # The daemon is well, and sandboxes need not be worse off: this costs the task a try, not the worker its readiness.
+            raise RequirementsFailed(f"no builder can be had on this host: {error}") from error
         except PolicyError as error:
             raise RequirementsFailed(
                 f"a builder that reaches the index alone (REQUIREMENTS_INDEX) cannot be had: {error}"
             ) from error
 
-    async def _run(self, installation: Installation, ready: _Ready, policy: EgressPolicy, volume: str) -> int:
+    async def _run(self, installation: Installation, ready: _Ready, volume: str) -> int:
+        """Raises `EngineRefused` only while the volume is still empty."""
         engine, name = self._engine, f"continuum-builder-{secrets.token_hex(6)}"
+        policy = replace(ready.policy, allowlist=await resolve(installation.index.reached))
         try:
             specification = builder_specification(
                 ready.settings,
@@ -117,16 +130,20 @@ class DockerBuilder:
         finally:
             await engine.remove(name)
 
-    async def _prepare(self) -> _Ready:
-        """What builds need, found or made once per worker."""
+    async def _prepare(self, wanted: SandboxImage) -> _Ready:
+        """What builds for sandboxes of an image need, found or made once while that stays the same."""
         async with self._preparing:
-            if self._ready is None:
+            if self._ready is None or self._ready.image.tag != wanted.tag:
                 engine = self._engine
                 info: dict[str, Any] = await engine.call(lambda api: api.info())
                 settings = builder_settings(self._settings, info)
                 isolation = isolation_of(info, settings.container_runtime)
                 network = await ensure_network(engine)
                 image = await ensure_image(engine, self._owner, settings.container_image, network=network.id)
+                if image.tag != wanted.tag:
+                    raise BackendUnavailable(
+                        f"{settings.container_image} (CONTAINER_IMAGE) names another image than the sandboxes here were made from"
+                    )
                 if not image.has_iptables:
                     raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
                 host = await find_host_addresses(engine, self._owner, image.tag)
@@ -183,14 +200,18 @@ def builder_settings(settings: Settings, info: Mapping[str, Any]) -> Settings:
     raise PolicyError("iptables rules bind the containers of no runtime here")
 
 
+async def _is_there(engine: Engine, image: str) -> bool:
+    try:
+        await engine.call(lambda api: api.inspect_image(image))
+    except EngineNotFound:
+        return False
+    return True
+
+
 async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage) -> str:
     """The sandboxes' image with uv in it, found or made, whatever other workers do at the same time."""
     tag = builder_tag(base.tag)
-    try:
-        await engine.call(lambda api: api.inspect_image(tag))
-    except EngineNotFound:
-        pass
-    else:
+    if await _is_there(engine, tag):
         return tag
     log.info("preparing the image that installs requirements, once on this host", image=tag)
     archive = await trio.to_thread.run_sync(archive_of_uv)
@@ -200,7 +221,8 @@ async def _ensure_builder_image(engine: Engine, owner: Owner, base: SandboxImage
     try:
         await engine.create(name, specification)
         await engine.call(lambda api: api.put_archive(name, "/", archive))
-        await engine.call(lambda api: api.commit(name, repository, version, changes=BUILDER_CHANGES))
+        if not await _is_there(engine, tag):  # another worker may have been quicker
+            await engine.call(lambda api: api.commit(name, repository, version, changes=BUILDER_CHANGES))
     finally:
         await engine.remove(name)
     return tag

@@ -8,6 +8,7 @@ workers share what is on a host, and none needs to ask another: at worst two bui
 from __future__ import annotations
 
 import datetime as dt
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Set
@@ -65,9 +66,10 @@ class _Volume:
         return self.labels.get(MARKED_LABEL, "")
 
     @property
-    def size(self) -> int:
-        """What a mark says of its volume's size, in bytes."""
-        return int(self.labels.get(BYTES_LABEL, "0"))
+    def size(self) -> int | None:
+        """What a mark says of its volume's size, in bytes; None where that is not what a worker writes there."""
+        text = self.labels.get(BYTES_LABEL, "")
+        return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ class DockerLayers:
         known = self._lists.setdefault(key, _List())
         known.holders += 1
         try:
-            yield await self._find_or_build(key, known, requirements)
+            yield await self._find_or_build(key, known, requirements, image)
         finally:
             known.holders -= 1
             known.used_at = time.time()
@@ -120,14 +122,14 @@ class DockerLayers:
                 known.layer = None
             raise LayerGone(f"the layer {layer.name} was removed from this host")
 
-    async def _find_or_build(self, key: str, known: _List, requirements: Requirements) -> Layer:
+    async def _find_or_build(self, key: str, known: _List, requirements: Requirements, image: SandboxImage) -> Layer:
         asked = trio.current_time()
         async with known.one_at_a_time:
             if known.layer is None:
                 if known.failure is not None and (known.failed_at >= asked or _still_refused(known)):
                     raise type(known.failure)(str(known.failure))
                 try:
-                    known.layer = await self._find(key) or await self._build(key, requirements)
+                    known.layer = await self._find(key) or await self._build(key, requirements, image)
                 except (BadRequirements, RequirementsFailed) as failure:
                     known.failure, known.failed_at = failure, trio.current_time()
                     raise
@@ -138,19 +140,22 @@ class DockerLayers:
         complete = [volume for volume, _ in _complete(await self._list()) if volume.key == key]
         return Layer(min(volume.name for volume in complete), key) if complete else None
 
-    async def _build(self, key: str, requirements: Requirements) -> Layer:
+    async def _build(self, key: str, requirements: Requirements, image: SandboxImage) -> Layer:
         volume = f"{PREFIX}{key}-{secrets.token_hex(4)}"
         self._building.add(volume)
         try:
             async with self._builds:
                 began = trio.current_time()
-                size = await self._fill(volume, key, requirements)
+                size = await self._fill(volume, key, requirements, image)
                 seconds = trio.current_time() - began
             if (finished_before := await self._find(key)) is not None:  # by another worker
                 await self._remove(volume)
                 return finished_before
             mark = {LAYER_LABEL: key, MARKED_LABEL: volume, BYTES_LABEL: str(size)}
             await self._engine.call(lambda api: api.create_volume(f"{volume}-complete", labels=mark))
+        except EngineRefused as error:
+            await self._remove(volume)
+            raise RequirementsFailed(f"the Docker daemon refuses a volume for them: {error}") from error
         except BaseException:
             await self._remove(volume)
             raise
@@ -160,12 +165,12 @@ class DockerLayers:
         await self._evict()
         return Layer(volume, key)
 
-    async def _fill(self, volume: str, key: str, requirements: Requirements) -> int:
+    async def _fill(self, volume: str, key: str, requirements: Requirements, image: SandboxImage) -> int:
         labels = self._owner.labels("layer") | {LAYER_LABEL: key}
         try:
             with trio.fail_after(self._timeout):
                 await self._engine.call(lambda api: api.create_volume(volume, labels=labels))
-                return await self._builder.install(requirements, volume)
+                return await self._builder.install(requirements, image, volume)
         except trio.TooSlowError:
             raise RequirementsFailed(
                 f"it took longer than REQUIREMENTS_TIMEOUT ({self._timeout:g} s); is the index reachable?"
@@ -174,18 +179,21 @@ class DockerLayers:
     async def sweep(self, live_workers: Set[str]) -> None:
         """Remove what builds that were cut short have left, and what there is no more room for."""
         volumes = await self._list()
-        complete = {volume.name for volume, _ in _complete(volumes)}
+        # Builds end while the daemon answers. Whatever of these volumes is not being built here now either has its mark in the
+        # second answer or never gets one.
+        building = frozenset(self._building)
+        complete = {volume.name for volume, _ in _complete(await self._list())}
         for volume in volumes:
             kept = volume.marks in complete if volume.marks else volume.name in complete
-            if not kept and (volume.marks or not volume.key or self._is_abandoned(volume, live_workers)):
+            if not kept and (volume.marks or not volume.key or self._is_abandoned(volume, building, live_workers)):
                 await self._remove(volume.name)
         await self._evict()
 
-    def _is_abandoned(self, volume: _Volume, live_workers: Set[str]) -> bool:
-        """Whether nobody will complete a volume."""
+    def _is_abandoned(self, volume: _Volume, building: Set[str], live_workers: Set[str]) -> bool:
+        """Whether nobody will complete a volume. building: those that this worker is still at."""
         owner = Owner.from_labels(volume.labels)
         if owner.worker == self._owner.worker:
-            return volume.name not in self._building
+            return volume.name not in building
         return owner.is_dead(self._owner, live_workers, time.time() - volume.created)
 
     async def _evict(self) -> None:
@@ -243,8 +251,8 @@ class DockerLayers:
 
 def _complete(volumes: list[_Volume]) -> list[tuple[_Volume, int]]:
     """The volumes that a builder made and a mark calls complete, with their sizes in bytes."""
-    marks = {volume.marks: volume for volume in volumes if volume.marks}
-    return [(volume, marks[volume.name].size) for volume in volumes if volume.name in marks and volume.key]
+    sizes = {volume.marks: volume.size for volume in volumes if volume.marks and volume.size is not None}
+    return [(volume, sizes[volume.name]) for volume in volumes if volume.name in sizes and volume.key]
 
 
 def _still_refused(known: _List) -> bool:

@@ -38,12 +38,13 @@ _DENIED = ("401 Unauthorized", "403 Forbidden")
 _FULL = "os error 28"
 _CHATTER = ("Using ", "Resolved ", "Prepared ", "warning: ")
 _KILLED = -9
+_LEFT_OUT = "\n[...]\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
     """One list to be installed by a builder. uid: the user that uv runs as. certificates: PEM text of what TLS is to
-    trust, empty for what uv trusts by itself. max_mb: the size of the builder's tmpfs, for the message."""
+    trust, empty for what uv trusts by itself. max_mb: the size of the builder's tmpfs, and what the layer's files may have."""
 
     requirements: Requirements
     index: PackageIndex
@@ -64,6 +65,7 @@ class Installation:
             "index": self.index.url,
             "certificates": self.certificates,
             "requirements": text,
+            "max_mb": self.max_mb,
             "hashes": "--hash=" in text,
         }
         program = Path(__file__).with_name("requirements_installer.py").read_bytes()
@@ -80,19 +82,20 @@ class Installation:
         size = answer.get("bytes")
         if type(size) is int and size >= 0:
             return size
-        step, code, said = answer.get("step"), answer.get("code"), self._quote(str(answer.get("said", "")))
+        step, code, everything = answer.get("step"), answer.get("code"), str(answer.get("said", ""))
+        said = self._quote(everything)
         if step == "host":
             raise RequirementsFailed(f"no room on this host for what was installed: {said}")
         if step == "copy":
             raise BadRequirements(f"a package cannot be used: {said}")
-        if step == "install" and _FULL in said:
+        if step == "install" and _FULL in everything:
             raise BadRequirements(f"they need more than the {self.max_mb} MB of REQUIREMENTS_MAX_MB: {said}")
         if step == "install" and code == _KILLED:
             raise RequirementsFailed(f"uv was killed, most likely for want of memory (CONTAINER_MEMORY_MB): {said}")
         if (
             step == "install"
-            and any(words in said for words in _FOR_GOOD)
-            and not any(word in said for word in _DENIED)
+            and any(words in everything for words in _FOR_GOOD)
+            and not any(word in everything for word in _DENIED)
         ):
             raise BadRequirements(said)
         raise RequirementsFailed(said or "the builder gave an answer that makes no sense")
@@ -103,9 +106,12 @@ class Installation:
             said = said.replace(password, "****")
         lines = [line.rstrip() for line in said.splitlines()]
         told = "\n".join(line for line in lines if line and not line.startswith(_CHATTER))
+        if len(told) > LONGEST_QUOTE:  # it begins with what went wrong, and ends with why
+            half = (LONGEST_QUOTE - len(_LEFT_OUT)) // 2
+            told = told[:half] + _LEFT_OUT + told[-half:]
         return "".join(
             letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in told
-        )[:LONGEST_QUOTE]
+        )
 
 
 def _parse(answer: bytes) -> dict[str, Any]:

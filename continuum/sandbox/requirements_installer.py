@@ -27,6 +27,7 @@ LIST = BUILD + "/requirements.txt"
 SAID = "/tmp/said"
 CERTIFICATES = "/tmp/certificates.pem"
 MOST_SAID = 16384
+MOST_NAME = 1000
 BLOCK = 4096
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -38,7 +39,7 @@ class Failed(Exception):
 
     def __init__(self, step, code, said):
         super().__init__(said)
-        self.answer = {"step": step, "code": code, "said": said[-MOST_SAID:]}
+        self.answer = {"step": step, "code": code, "said": said}
 
 
 def read_exactly(length):
@@ -121,8 +122,19 @@ def run_as_user(command, environment, uid):
             if select.select([0], [], [], 0.02)[0]:
                 os._exit(1)  # the worker is gone; all other processes of the container end with its first
         end_everything()
-        said.seek(max(0, said.seek(0, os.SEEK_END) - MOST_SAID))
-        return process.returncode, said.read().decode("utf-8", "replace")
+        return process.returncode, read_both_ends(said).decode("utf-8", "replace")
+
+
+def read_both_ends(file):
+    """Of what a program said, the beginning, which says what went wrong, and the end, which says why."""
+    half, size = MOST_SAID // 2, file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size <= MOST_SAID:
+        return file.read()
+    beginning = file.read(half)
+    file.seek(size - half)
+    # Whole words, for the worker to find an index's password in them.
+    return beginning[: beginning.rfind(b" ") + 1] + b"\n[...]\n" + file.read().partition(b" ")[2]
 
 
 def end_everything():
@@ -135,25 +147,35 @@ def end_everything():
         pass
 
 
-def copy_tree(source, target):
+def copy_tree(source, target, max_mb):
     """Copy a directory's content, files and directories only; return (bytes on disk, files)."""
     size = count = 0
-    for entry in os.scandir(source):
-        mode = entry.stat(follow_symlinks=False).st_mode
-        there = os.path.join(target, entry.name)
-        if stat.S_ISDIR(mode):
-            os.mkdir(there, 0o755)
-            below = copy_tree(entry.path, there)
-            size, count = size + BLOCK + below[0], count + below[1]
-        elif stat.S_ISREG(mode):
-            length = copy_file(entry.path, there, 0o755 if mode & stat.S_IXUSR else 0o644)
-            size, count = size + (length + BLOCK - 1) // BLOCK * BLOCK, count + 1
-        else:
-            raise Failed("copy", None, "%s is neither a file nor a directory" % entry.path[len(SITE) + 1 :])
+    left = max_mb * 1024 * 1024
+    directories = [(source, target)]  # as deep as the file system lets them be
+    while directories:
+        here, there = directories.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                name, copy = entry.path[len(source) + 1 :], os.path.join(there, entry.name)
+                if stat.S_ISDIR(mode):
+                    os.mkdir(copy, 0o755)
+                    directories.append((entry.path, copy))
+                    size += BLOCK
+                elif stat.S_ISREG(mode):
+                    # A file with holes is larger than the room that it takes in the tmpfs, and holes are not kept.
+                    length = copy_file(entry.path, copy, 0o755 if mode & stat.S_IXUSR else 0o644, left)
+                    if length is None:
+                        raise Failed("copy", None, "with %s, it has over %d MB" % (name[:MOST_NAME], max_mb))
+                    left -= length
+                    size, count = size + (length + BLOCK - 1) // BLOCK * BLOCK, count + 1
+                else:
+                    raise Failed("copy", None, "%s is neither a file nor a directory" % name[:MOST_NAME])
     return size, count
 
 
-def copy_file(source, target, mode):
+def copy_file(source, target, mode, most):
+    """Return how many bytes it has; None when there are more than `most`."""
     length = 0
     reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
     writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -163,6 +185,8 @@ def copy_file(source, target, mode):
             if not data:
                 return length
             length += len(data)
+            if length > most:
+                return None
             while data:
                 data = data[os.write(writer, data) :]
     finally:
@@ -187,7 +211,7 @@ def build(config):
         os.unlink(SITE + "/.lock")  # uv's own
     except FileNotFoundError:
         pass
-    size, count = copy_tree(SITE, LAYER)
+    size, count = copy_tree(SITE, LAYER, config["max_mb"])
     sync(LAYER)
     return {"bytes": size, "files": count}
 

@@ -1,4 +1,4 @@
-"""Where the network policy cannot be had, sandboxes have no network: on a real daemon."""
+"""Where the network policy cannot be had, sandboxes have no network, or wait where they had it before: on a real daemon."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_network import ensure_network
 from continuum.sandbox.docker_stream import Endpoint
 from continuum.sandbox.network import EgressPolicy, PolicyError
+from continuum.sandbox.protocol import BackendUnavailable
 from tests.support import docker as lab
 
 
@@ -109,6 +110,32 @@ async def test_preparing_again_opens_a_network_that_was_closed(
     assert "no network" in backend.description
     await backend.prepare()
     assert backend.description.endswith("egress public, rules verified at each start")
+
+
+async def test_rules_that_were_set_before_and_cannot_be_now_delay_tasks_instead_of_failing_them(
+    backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await backend.start()).aclose()
+    with monkeypatch.context() as broken:
+        broken.setattr(EgressPolicy, "command", lambda self: ["/bin/sh", "-c", "echo 'killed for want of memory' >&2"])
+        with pytest.raises(BackendUnavailable, match="killed for want of memory"):
+            await backend.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(docker_network, "_HELPER_CAPABILITIES", ["NO_SUCH_CAPABILITY"])
+        with pytest.raises(BackendUnavailable, match="cannot run"):
+            await backend.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(docker_network, "parse_addresses", lambda text: ())
+        with pytest.raises(BackendUnavailable, match="the host's addresses could not be read"):
+            await backend.prepare()
+    assert backend.description.endswith("egress public, rules verified at each start")
+    await backend.prepare()
+    sandbox = await backend.start()
+    try:
+        interfaces = "import socket; print(len(socket.if_nameindex()) > 1)"
+        assert await lab.execute(sandbox.name, interfaces) == "True\n"
+    finally:
+        await sandbox.aclose()
 
 
 async def test_a_runtime_with_a_network_of_its_own_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +14,10 @@ from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
 from continuum.requirements import parse_requirements
+from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import RequirementsFailed
 from continuum.telemetry import Telemetry
+from tests.sandbox.test_docker_image import base_image
 from tests.sandbox.test_docker_sweep import worker_of
 from tests.support import docker as lab
 from tests.support import package_index as shop
@@ -130,6 +133,39 @@ async def test_an_index_that_does_not_answer_costs_no_longer_than_the_timeout(in
             async with backend.layer(parse_requirements("hanging==1.0")):
                 pass
         assert trio.current_time() - began < 12
+
+
+async def test_an_image_that_was_pruned_is_made_again_by_the_next_build(index: Index) -> None:
+    with base_image() as base:
+        async with installing(index, container_image=base) as backend:
+            async with backend.layer(parse_requirements("greet==1.0")):
+                pass
+            with lab.api() as client:
+                (image,) = _builder_images(client, base)
+                client.remove_image(image["RepoTags"][0])
+            async with sandbox_with(backend, "needy==2.0") as sandbox:
+                assert await lab.output_of(sandbox, "import needy; print('found')") == "found\n"
+
+
+async def test_workers_that_make_the_builders_image_at_once_share_one(index: Index) -> None:
+    with base_image() as base:
+        async with installing(index, container_image=base) as one, installing(index, container_image=base) as other:
+
+            async def build(backend: DockerBackend, text: str) -> None:
+                async with backend.layer(parse_requirements(text)):
+                    pass
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(build, one, "small1==1.0")
+                nursery.start_soon(build, other, "small2==1.0")
+        with lab.api() as client:
+            assert len(_builder_images(client, base)) == 1
+
+
+def _builder_images(client: Any, base: str) -> list[dict[str, Any]]:
+    """The images that builders were given, of a base image of the test's own."""
+    found = client.images(filters={"label": f"test={base.partition(':')[0]}"})
+    return [each for each in found if any(tag.startswith("continuum-builder:") for tag in each["RepoTags"] or ())]
 
 
 async def test_a_builder_reaches_the_index_and_nothing_else(index: Index, world: World) -> None:

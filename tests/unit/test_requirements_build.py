@@ -73,6 +73,22 @@ async def test_all_else_may_pass(step: str, code: int | None, said: str) -> None
         await verdict_on(failed(step, code, said))
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_verdict_is_made_of_all_that_uv_said_and_a_quote_has_both_ends(before: bool) -> None:
+    reason, hints = "error: No solution found when resolving dependencies", "  because a depends on b\n" * 400
+    said = f"{reason}\n{hints}the end" if before else f"the beginning\n{hints}{reason}"
+    with pytest.raises(BadRequirements) as refused:
+        await verdict_on(failed("install", 1, said))
+    quote = str(refused.value)
+    assert quote.startswith(said[:100])
+    assert quote.endswith(said[-100:])
+    assert len(quote) <= LONGEST_QUOTE
+    with pytest.raises(RequirementsFailed):
+        await verdict_on(failed("install", 1, f"{said}\n{hints}an index answered 403 Forbidden\n{hints}"))
+    with pytest.raises(BadRequirements, match="REQUIREMENTS_MAX_MB"):
+        await verdict_on(failed("install", 1, f"{hints}No space left on device (os error 28)\n{hints}"))
+
+
 async def test_a_full_tmpfs_is_a_list_that_is_too_large() -> None:
     with pytest.raises(BadRequirements, match="more than the 16 MB of REQUIREMENTS_MAX_MB"):
         await verdict_on(failed("install", 2, "error: Failed to write\n  cause: No space left on device (os error 28)"))

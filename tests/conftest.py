@@ -29,14 +29,13 @@ WITH_WORKERS = (
 WITH_SANDBOXES = ("attacks/", "sandbox/")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several processes (`pytest -n`), one of them has all tests of either kind; the others run beside them."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        for group, places in (("workers", WITH_WORKERS), ("sandboxes", WITH_SANDBOXES)):
-            if path.startswith(places):
-                item.add_marker(pytest.mark.xdist_group(group))
-                break
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    for group, places in (("workers", WITH_WORKERS), ("sandboxes", WITH_SANDBOXES)):
+        if path.startswith(places):
+            item.add_marker(pytest.mark.xdist_group(group))
+            break
 
 
 CANNOT_EXIST_IN_CI = {

@@ -8,6 +8,8 @@ UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 # Trust what the system trusts: networks with a proxy of their own have their own certificates.
 export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
+# `make test PROCESSES="-n 2 --dist loadgroup"` is faster, where tests do not mind each other's load.
+PROCESSES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench build clean
@@ -19,7 +21,7 @@ demo: venv ## From a fresh clone to a finished run: embedded PostgreSQL, a sandb
 	@$(BIN)/continuum demo
 
 test: venv services lint ## Everything: services, lint, types, and all tests
-	$(PYTEST) -n 2 --dist loadgroup tests
+	$(PYTEST) $(PROCESSES) tests
 
 venv: $(VENV)/.complete ## Make .venv from the lock file
 $(VENV)/.complete: pyproject.toml uv.lock | $(UV)

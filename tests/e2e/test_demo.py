@@ -74,7 +74,7 @@ def demo(folder: Path, *arguments: str, **variables: str) -> Iterator[subprocess
     process = subprocess.Popen(
         [sys.executable, "-m", "continuum", "demo", "--tasks", "16", *arguments],
         cwd=folder,
-        env=inherited | {"PYTHONPATH": str(ROOT)} | variables,
+        env=inherited | {"PYTHONPATH": str(ROOT), "API_PORT": "0"} | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

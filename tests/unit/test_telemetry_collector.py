@@ -133,8 +133,8 @@ async def test_a_collector_that_is_away_neither_slows_the_work_nor_delays_the_en
                 await trio.lowlevel.checkpoint()
             assert await telemetry.metrics_text() is not None
             began = time.perf_counter()
-        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 2
-    assert slowest < 2, "an exporter that is waited for takes ten seconds"
+        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 0.5
+    assert slowest < 0.5
     assert len(capfd.readouterr().err.splitlines()) < 50
 
 

@@ -206,7 +206,8 @@ class ContainerStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next piece of stdout, `b""` once the container has closed it (it ended) or the daemon hung up."""
-        await trio.lowlevel.checkpoint()  # before a piece is taken, which being cancelled would lose
+        if self._buffer:  # a piece is taken without waiting: being cancelled after that would lose it
+            await trio.lowlevel.checkpoint()
         while (piece := self._next_piece(max_bytes)) is None:
             received = await self._transport.receive_some(_READ_SIZE)
             if not received:

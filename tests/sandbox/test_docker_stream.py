@@ -112,6 +112,17 @@ async def test_a_receive_that_is_cancelled_loses_nothing() -> None:
     assert [await stream.receive_some(), await stream.receive_some()] == [b"first", b"second"]
 
 
+async def test_an_end_that_is_known_is_told_even_to_a_receive_that_may_not_wait() -> None:
+    for _ in range(20):  # the order of tasks within one of Trio's turns is random
+        ours, theirs = trio.socket.socketpair()
+        stream = ContainerStream(trio.SocketStream(ours))
+        theirs.close()
+        with ours, trio.CancelScope() as scope:
+            trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
+            assert await stream.receive_some() == b""
+        assert not scope.cancelled_caught
+
+
 async def test_a_daemon_that_hangs_up_within_a_frame_is_the_end_of_the_stream() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_all(frame(1, b"whole") + frame(1, b"cut")[:-1])

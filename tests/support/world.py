@@ -208,7 +208,7 @@ def reach(kind, address, port):
         family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
         if kind == "tcp":
             with socket.socket(family, socket.SOCK_STREAM) as connection:
-                connection.settimeout(0.5 if address.startswith("fe80") else 2)
+                connection.settimeout(0.5 if address.startswith("fe80") else 5)
                 connection.connect(target)
                 return connection.recv(100).decode()
         ping = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}[family]
@@ -221,7 +221,8 @@ def reach(kind, address, port):
             return "world" if kind == "ping" else answer.decode()
     except OSError as error:
         return type(error).__name__ + ": " + str(error)
-# A refused connection learns of it with its second packet, a second later: wait for many at once.
+# A refused connection learns of it with its second packet, a second later, or with its third, two more seconds later:
+# the kernel sends only so many messages of that kind at once. So wait for many together.
 with concurrent.futures.ThreadPoolExecutor(32) as threads:
     print(json.dumps(list(threads.map(lambda target: reach(*target), TARGETS))))
 """

@@ -29,13 +29,7 @@ from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_layers import DockerLayers
-from continuum.sandbox.docker_network import (
-    SandboxNetwork,
-    enforceable,
-    ensure_network,
-    find_host_addresses,
-    restrict,
-)
+from continuum.sandbox.docker_network import SandboxNetwork, close_host, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import runner_config, sandbox_limits, sandbox_specification
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint, EngineError, EngineNotFound
@@ -135,7 +129,7 @@ class DockerBackend:
         )
         if network is not None:
             try:
-                network = await self._with_policy(network, image)
+                network = await close_host(engine, self._owner, network, image, settings.container_image)
             except PolicyError as error:
                 network, no_network = None, self._without_network(error)
         self._prepared = _Prepared(image, isolation, settings.egress, network, no_network)
@@ -153,13 +147,6 @@ class DockerBackend:
         except PolicyError as error:
             return None, self._without_network(error)
 
-    async def _with_policy(self, network: SandboxNetwork, image: SandboxImage) -> SandboxNetwork:
-        """The network with what its policy needs of the host. Raises `PolicyError`."""
-        if not image.has_iptables:
-            raise PolicyError(f"{self._settings.container_image} lacks iptables, which could not be installed")
-        host = await find_host_addresses(self._engine, self._owner, image.tag)
-        return replace(network, policy=replace(network.policy, host=host, resolvers=self._settings.egress_dns))
-
     @asynccontextmanager
     async def layer(self, requirements: Requirements) -> AsyncIterator[Layer]:
         prepared = self._checked()
@@ -174,7 +161,7 @@ class DockerBackend:
     async def start(self, layer: Layer | None = None) -> DockerSandbox:
         prepared = self._checked()
         if prepared.network is not None:
-            network = replace(prepared.network, policy=await self._current(prepared.network.policy))
+            network = replace(prepared.network, policy=await self._as_set(prepared.network.policy))
             try:
                 sandbox = await self._start(prepared, network, layer)
             except PolicyError as error:
@@ -192,9 +179,11 @@ class DockerBackend:
             raise BackendUnavailable(f"sandboxes cannot have their network, which they had before: {error}") from error
         return str(error)
 
-    async def _current(self, policy: EgressPolicy) -> EgressPolicy:
-        """A policy with the addresses that the names in EGRESS_ALLOW have now. Raises `BackendUnavailable`: to start
-        sandboxes without a network, because of a name server that is down, would fail tasks that can wait."""
+    async def _as_set(self, policy: EgressPolicy) -> EgressPolicy:
+        """A policy as the settings have it, with the addresses that the names in EGRESS_ALLOW have now. Raises
+        `BackendUnavailable`: to start sandboxes without a network, because of a name server that is down, would fail tasks that
+        can wait."""
+        policy = replace(policy, resolvers=self._settings.egress_dns)
         if self._settings.egress != "allowlist":
             return policy
         try:

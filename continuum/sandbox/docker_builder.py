@@ -26,11 +26,11 @@ from continuum.sandbox.channel import BOOTSTRAP
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, isolation_of
-from continuum.sandbox.docker_network import enforceable, ensure_network, find_host_addresses, restrict
+from continuum.sandbox.docker_network import SandboxNetwork, close_host, enforceable, ensure_network, restrict
 from continuum.sandbox.docker_owner import ROLE_LABEL, WORKER_LABEL, Owner
 from continuum.sandbox.docker_specification import FILES_PER_MEBIBYTE, MEBIBYTE, sandbox_specification
 from continuum.sandbox.docker_stream import EngineNotFound, EngineRefused
-from continuum.sandbox.network import EgressPolicy, PolicyError
+from continuum.sandbox.network import PolicyError
 from continuum.sandbox.network_names import resolve
 from continuum.sandbox.protocol import BackendUnavailable, RequirementsFailed
 from continuum.sandbox.requirements_build import UV, Installation
@@ -47,15 +47,14 @@ _INSTALL_UV = "`pip install 'continuum-worker[requirements]'` brings it"
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What all builds of this worker share. image: the sandboxes' own; `tag`: the one with uv in it. policy: still without
-    what may be reached."""
+    """What all builds of this worker share. image: the sandboxes' own; `tag`: the one with uv in it. The network's policy is
+    still without what may be reached."""
 
     image: SandboxImage
     tag: str
     settings: Settings
     isolation: Isolation
-    network: str
-    policy: EgressPolicy
+    network: SandboxNetwork
 
 
 class DockerBuilder:
@@ -106,14 +105,14 @@ class DockerBuilder:
     async def _run(self, installation: Installation, ready: _Ready, volume: str) -> int:
         """Raises `EngineRefused` only while the volume is still empty."""
         engine, name = self._engine, f"continuum-builder-{secrets.token_hex(6)}"
-        policy = replace(ready.policy, allowlist=await resolve(installation.index.reached))
+        policy = replace(ready.network.policy, allowlist=await resolve(installation.index.reached))
         try:
             specification = builder_specification(
                 ready.settings,
                 ready.image,
                 ready.tag,
                 self._owner.labels("builder"),
-                ready.network,
+                ready.network.id,
                 ready.isolation,
                 policy.extra_hosts,
                 volume,
@@ -144,12 +143,9 @@ class DockerBuilder:
                     raise BackendUnavailable(
                         f"{settings.container_image} (CONTAINER_IMAGE) names another image than the sandboxes here were made from"
                     )
-                if not image.has_iptables:
-                    raise PolicyError(f"{settings.container_image} lacks iptables, which could not be installed")
-                host = await find_host_addresses(engine, self._owner, image.tag)
+                network = await close_host(engine, self._owner, network, image, settings.container_image)
                 tag = await _ensure_builder_image(engine, self._owner, image)
-                policy = replace(network.policy, host=host)
-                self._ready = _Ready(image, tag, settings, isolation, network.id, policy)
+                self._ready = _Ready(image, tag, settings, isolation, network)
             return self._ready
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from continuum.egress import Address
 from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_image import SandboxImage
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import EngineRefused
 from continuum.sandbox.network import POLICY_VERSION, EgressPolicy, PolicyError
@@ -111,6 +112,19 @@ async def find_host_addresses(engine: Engine, owner: Owner, image: str) -> tuple
     if not found:
         raise PolicyError(f"the host's addresses could not be read: {printed.errors or 'nothing was printed'}")
     return tuple(dict.fromkeys((*found, *own_addresses())))
+
+
+async def close_host(
+    engine: Engine, owner: Owner, network: SandboxNetwork, image: SandboxImage, base: str
+) -> SandboxNetwork:
+    """A network whose policy closes the host's addresses, too, for containers of an image that can have such a policy.
+
+    base: what the image was made of. Raises `PolicyError` and `EngineError`.
+    """
+    if not image.has_iptables:
+        raise PolicyError(f"{base} lacks iptables, which could not be installed")
+    host = await find_host_addresses(engine, owner, image.tag)
+    return replace(network, policy=replace(network.policy, host=host))
 
 
 async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:

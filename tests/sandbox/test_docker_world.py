@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from continuum.egress import Address
-from continuum.sandbox import docker as docker_backend
+from continuum.sandbox import docker_network
 from tests.conftest import require
 from tests.support import docker as lab
 from tests.support import world as roles
@@ -74,7 +74,7 @@ async def test_the_hosts_own_addresses_are_closed_even_when_they_are_public(
     async def addresses(*_: object) -> tuple[Address, ...]:
         return ipaddress.ip_address(roles.INTERNET), ipaddress.ip_address(roles.INTERNET_IPV6)
 
-    monkeypatch.setattr(docker_backend, "find_host_addresses", addresses)
+    monkeypatch.setattr(docker_network, "find_host_addresses", addresses)
     wanted = world.targets(targets(roles.INTERNET, roles.ELSEWHERE), targets(*roles.PUBLIC_IPV6))
     async with open_sandbox(world) as sandbox:
         open_ones = answered(wanted, await lab.output_of(sandbox, reach(wanted)))

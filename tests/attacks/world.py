@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ async def open_world() -> AsyncIterator[World]:
     inner = await trio.to_thread.run_sync(opened.__enter__)
     try:
         gateway = await trio.to_thread.run_sync(_gateway, inner.network)
-        with _listener(gateway) as port:
+        with lab.listener(gateway) as port:
             yield World(inner, gateway, port)
     finally:
         with trio.CancelScope(shield=True):
@@ -63,27 +63,6 @@ def _gateway(network: str) -> str:
     with lab.api() as client:
         configured: list[dict[str, str]] = client.inspect_network(network)["IPAM"]["Config"]
     return next(each["Gateway"] for each in configured if "." in each.get("Gateway", ""))
-
-
-@contextmanager
-def _listener(host: str) -> Iterator[int]:
-    """A server on an address of this machine that greets everybody; gives its port."""
-    with socket.create_server((host, 0)) as server:
-
-        def greet() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.sendall(b"this is the host")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=greet, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
 
 
 def visit(address: str, port: int = 9090, seconds: float = 2.0) -> str:

@@ -10,8 +10,7 @@ from tests.chaos.plan import Plan
 from tests.chaos.proxied import Proxied
 from tests.chaos.run import NotEmpty, run
 from tests.chaos.timeline import timeline
-from tests.conftest import require
-from tests.support.postgres import find_binaries, start_postgres
+from tests.support.postgres import require_postgres, start_postgres
 from tests.support.proxy import fault_proxy
 
 PLAN = Plan(tasks=500, submitting=15, script=(0.02, 0.2), lease=4, kill_worker_every=4, faults=30, finish=60)
@@ -20,7 +19,7 @@ CONFLICT = "could not serialize access"
 
 @pytest.fixture(autouse=True)
 def _postgres() -> None:
-    require("postgres", find_binaries() is not None, "no PostgreSQL binaries")
+    require_postgres()
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])

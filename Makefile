@@ -8,8 +8,8 @@ UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 # Trust what the system trusts: networks with a proxy of their own have their own certificates.
 export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
-# `make test PROCESSES="-n 2 --dist loadgroup"` is faster, where tests do not mind each other's load.
-PROCESSES ?=
+# `make test PROCESSES=` runs the tests in one process, one after another.
+PROCESSES ?= -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench build clean

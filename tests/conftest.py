@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from continuum.config import Settings
 
@@ -22,20 +23,29 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 
 WITH_WORKERS = (
-    "e2e/",
-    *(f"sandbox/test_docker_{name}.py" for name in ("layers", "owner", "proxy", "requirements", "sweep")),
+    "tests/e2e/",
+    *(f"tests/sandbox/test_docker_{name}.py" for name in ("layers", "owner", "proxy", "requirements", "sweep")),
 )
 """Tests of workers, and of what dead ones leave: a worker removes that from the whole host."""
-WITH_SANDBOXES = ("attacks/", "sandbox/")
+WITH_SANDBOXES = ("tests/attacks/", "tests/sandbox/")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several processes (`pytest -n`), one of them has all tests of either kind; the others run beside them."""
-    path = item.path.relative_to(Path(__file__).parent).as_posix()
-    for group, places in (("workers", WITH_WORKERS), ("sandboxes", WITH_SANDBOXES)):
-        if path.startswith(places):
-            item.add_marker(pytest.mark.xdist_group(group))
-            break
+class ByWhatTheyDisturb(LoadScopeScheduling):  # type: ignore[misc]
+    """With several processes (`pytest -n 2`), one of them has all tests that start workers, one all others that start
+    sandboxes; all other tests go file by file to whichever process is idle.
+
+    (xdist's own `--dist loadgroup` needs names of tests that can be changed, which pytest 9 has put an end to.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        for places in (WITH_WORKERS, WITH_SANDBOXES):
+            if nodeid.startswith(places):
+                return places[0]
+        return nodeid.split("::", 1)[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWhatTheyDisturb:
+    return ByWhatTheyDisturb(config, log)
 
 
 CANNOT_EXIST_IN_CI = {

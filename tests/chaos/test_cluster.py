@@ -19,11 +19,16 @@ LONG = replace(PLAN, submitting=75, faults=90)
 """Work from before something breaks until long after it."""
 
 
+@pytest.fixture
+def binary() -> str:
+    found = find_cockroach()
+    require("cockroach", found is not None, "set COCKROACH_BIN, or put cockroach on PATH")
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("fault", ["kill", "hang", "drain", "restart", "quorum"])
-async def test_no_law_is_broken(fault: str, tmp_path: Path) -> None:
-    binary = find_cockroach()
-    require("cockroach", binary is not None, "set COCKROACH_BIN, or put cockroach on PATH")
-    assert binary is not None
+async def test_no_law_is_broken(fault: str, binary: str, tmp_path: Path) -> None:
     async with start_cluster(binary) as cluster:
         target = Clustered(cluster.url, OwnNodes(cluster))
         result = await run(LONG if fault in ("hang", "quorum") else PLAN, target, target.faults[fault], tmp_path, print)

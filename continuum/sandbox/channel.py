@@ -47,6 +47,8 @@ READY_DEADLINE = 15.0
 """Seconds for the runner to have cleaned up after the script before."""
 GRACE = 5.0
 """Seconds beyond a script's own timeout for the runner to kill it and say so."""
+LAST_WORDS = 2.0
+"""Seconds for what a runner said before it stopped to listen."""
 
 _FRAME = struct.Struct("!cI")
 _HEADER = struct.Struct("!IIQ")
@@ -205,26 +207,51 @@ class RunnerChannel:
         self._ready = False
         out = OutputText(Stream.OUTPUT, sink, request.output_limit)
         err = OutputText(Stream.ERROR, sink, request.output_limit)
+        whole = False
+        ended: Exit | None = None
+        lost = SandboxLost("the sandbox ended")
         with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
-            # A script begins once its whole request has been read, and a send that fails has not passed on all of it:
-            # the script has not begun. A stream that ends after a send that went well proves nothing of the kind.
-            try:
-                await self._send(told)
-            except SandboxLost as lost:
-                raise SandboxLost(
-                    f"{lost} while it took the request", started=False, amid_request=True
-                ) from lost.__cause__
-            while True:
-                frame = await self._receive()
-                match frame.kind:
-                    case FrameKind.OUTPUT:
-                        out.add(frame.data)
-                    case FrameKind.ERROR:
-                        err.add(frame.data)
-                    case FrameKind.EXIT:
-                        return self._outcome(parse_exit(frame.data), request, out, err)
-                    case _:
-                        raise SandboxLost("the runner said ready while a script ran")
+            # At once, because a child that dies over its request leaves the rest of it unread.
+            async with trio.open_nursery() as nursery:
+
+                async def send() -> None:
+                    nonlocal whole
+                    try:
+                        await self._send(told)
+                        whole = True
+                    except SandboxLost:
+                        nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+
+                nursery.start_soon(send)
+                try:
+                    ended = await self._receive_exit(out, err)
+                except SandboxLost as error:
+                    lost = error
+                nursery.cancel_scope.cancel()
+        if not whole:
+            await (
+                self.aclose()
+            )  # what is left unsent would be missing, and what is left unread taken for the next request
+        if ended is not None:
+            return self._outcome(ended, request, out, err)
+        if not whole:
+            # A script begins once its whole request has been read. A stream that ends after a send that went well proves
+            # nothing of the kind.
+            raise SandboxLost(f"{lost} while it took the request", started=False, amid_request=True) from lost
+        raise lost
+
+    async def _receive_exit(self, out: OutputText, err: OutputText) -> Exit:
+        while True:
+            frame = await self._receive()
+            match frame.kind:
+                case FrameKind.OUTPUT:
+                    out.add(frame.data)
+                case FrameKind.ERROR:
+                    err.add(frame.data)
+                case FrameKind.EXIT:
+                    return parse_exit(frame.data)
+                case _:
+                    raise SandboxLost("the runner said ready while a script ran")
 
     async def aclose(self) -> None:
         """Close the stream: the runner ends when its stdin does."""

@@ -328,7 +328,8 @@ class DockerSandbox:
         try:
             return await self._channel.run(request, sink if self._ends_beyond_mb is None else keep)
         except SandboxLost as lost:
-            if self._ends_beyond_mb is not None and lost.started and await self._ran_out_of_memory(began):
+            over_the_script = lost.started or lost.amid_request
+            if self._ends_beyond_mb is not None and over_the_script and await self._ran_out_of_memory(began):
                 output, errors = ("".join(said[stream]) for stream in (Stream.OUTPUT, Stream.ERROR))
                 message = f"Out of memory: used more than {self._ends_beyond_mb} MB, gVisor's own included"
                 return Outcome(Ending.OUT_OF_MEMORY, 128 + signal.SIGKILL, output, errors, message)

@@ -87,7 +87,8 @@ def judge(ended: Exit, timeout: float, limits: Limits, error_output: str) -> tup
 
 
 def _tells_of_memory(last_line: str, code: int) -> bool:
-    return code > 0 and (last_line.startswith("MemoryError") or "[Errno 12]" in last_line)
+    error = last_line.removeprefix("the sandbox could not start the script: ")
+    return code > 0 and (error.startswith("MemoryError") or "[Errno 12]" in error)
 
 
 def _limit_met(ended: Exit, limits: Limits, last_line: str, code: int) -> str:

@@ -331,7 +331,8 @@ class Runner:
                 try:
                     return become_script(self.config, (child_out, child_err), child_go, child_told)
                 except BaseException as problem:
-                    os.write(2, ("the sandbox could not start the script: %s\n" % problem).encode("utf-8", "replace"))
+                    why = "the sandbox could not start the script: %s: %s\n" % (type(problem).__name__, problem)
+                    os.write(2, why.encode("utf-8", "replace"))
                     os._exit(1)
             for descriptor in (child_out, child_err, child_go, child_told):
                 os.close(descriptor)

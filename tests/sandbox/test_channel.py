@@ -296,6 +296,27 @@ async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conve
     assert caught.value.amid_request
 
 
+async def test_an_end_over_a_request_that_is_not_read_is_told_and_the_channel_is_given_up() -> None:
+    near, far = trio.socket.socketpair()
+    with far:
+        channel = RunnerChannel(trio.SocketStream(near), name="test", limits=replace(LIMITS, memory_mb=100))
+        request = RunRequest(1, 1, "pass", " " * 10_000_000, 60.0, 1000)
+        await far.send(encode(FrameKind.READY))
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def tell() -> None:
+                await far.recv(1)
+                await far.send(exit_frame(9, oom=True))
+
+            with trio.fail_after(5):
+                outcome = await channel.run(request, lambda *_: None)
+        assert outcome.ending is Ending.OUT_OF_MEMORY
+        with pytest.raises(SandboxLost) as caught:
+            await channel.run(request, lambda *_: None)
+        assert not caught.value.started
+
+
 async def test_a_request_larger_than_the_memory_is_out_of_it_and_is_not_sent() -> None:
     near, far = trio.testing.memory_stream_pair()
     channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=1))

@@ -94,6 +94,15 @@ async def test_a_script_that_copes_with_the_death_of_its_child_completes(laborat
     assert (outcome.ending, outcome.output) == (Ending.COMPLETED, "-9\n" if laboratory.backend == "docker" else "1\n")
 
 
+async def test_a_request_that_takes_more_memory_to_read_than_there_is_ends_soon_and_says_why(backend_name: str) -> None:
+    memory = {"bubblewrap": 64, "docker": 64, "runsc": 256}[backend_name]  # gVisor has a larger one of its own
+    async with open_laboratory(backend_name, container_memory_mb=memory, container_disk_mb=memory) as laboratory:
+        with trio.fail_after(15):
+            outcome = await laboratory.run("print('ran')", payload=f'"{"a" * (memory * 15 << 16)}"', timeout=60.0)
+        assert (outcome.ending, outcome.output) == (Ending.OUT_OF_MEMORY, "")
+        assert first_line(outcome).startswith(f"Out of memory: used more than {memory} MB")
+
+
 @pytest.mark.parametrize("backend_name", ["bubblewrap", "docker"])
 async def test_a_kill_is_not_taken_for_a_lack_of_memory(laboratory: Laboratory) -> None:
     await laboratory.run("block = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): block[i] = 1")

@@ -1,4 +1,4 @@
-"""Claiming: as many tasks as there are free slots, whenever there may be work."""
+"""Claiming: as many tasks as there are free slots, and a few ahead where tasks are short, whenever there may be work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from continuum.telemetry import Telemetry
 log = structlog.get_logger(__name__)
 
 UNWRITTEN_LIMIT = 4
-"""No more is claimed while outcomes for so many times the slots wait to be written: a database that grants claims
+"""No more is claimed while outcomes for so many times the tasks held wait to be written: a database that grants claims
 but takes no completions must not fill the worker's memory."""
 
 
@@ -69,7 +69,7 @@ class Claims:
 
         backoff = Backoff()
         while not self.shutdown.requested.is_set():
-            wanted = self._free_slots()
+            wanted = self._places()
             if wanted == 0 and trio.current_time() < self._give_back_at:
                 await self.work.wait(self.policy.polling_interval)
                 continue
@@ -96,12 +96,17 @@ class Claims:
             if len(tasks) < wanted:
                 await self.work.wait(self.policy.polling_interval)
 
-    def _free_slots(self) -> int:
+    def _places(self) -> int:
+        """How many tasks to claim now."""
         if not {"sandbox", "screening", "heartbeat"}.isdisjoint(self.state.health.problems):
             return 0
-        if len(self.completions) >= UNWRITTEN_LIMIT * self.state.slots:
+        ahead = self.state.ahead()
+        most = self.state.slots + ahead
+        if len(self.completions) >= UNWRITTEN_LIMIT * most:
             return 0
-        return self.state.slots - len(self._taken)
+        if len(self._taken) > most - ahead // 2:
+            return 0  # enough are still there: a claim for many costs no more than one for few
+        return most - len(self._taken)
 
     async def _claim(self, wanted: int) -> list[ClaimedTask]:
         if trio.current_time() >= self._give_back_at:

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 BATCH_LIMIT = 200
 """Outcomes in one statement: enough to make the round trip cheap, few enough to stay well inside its deadline."""
+LINGER = 0.02
+"""Seconds in which more outcomes may join a batch, while tasks wait for a slot anyway."""
 SMALLER = 4
 """By what the next batch is smaller than one that could not be written. Each one that was written doubles it again."""
 LONGEST_MESSAGE = 10_000
@@ -112,6 +114,8 @@ class Completions:
             await self._work.wait()
             self._work = trio.Event()
             while self._outcomes or self._releases:
+                if self._state.waiting:  # no slot stands idle meanwhile
+                    await trio.sleep(LINGER)
                 await self._write_outcomes()
                 await self._write_releases()
             if self._closed:

@@ -63,7 +63,7 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """Extend every lease held, stop what was cancelled or lost, and say that this worker lives."""
-        held = [*self.state.running, *self.completions.leases()]
+        held = [*self.state.running, *self.state.waiting, *self.completions.leases()]
         if held:
             answer = await self.database.heartbeat(self.state.id, held, lease=self.lease)
             for lost in answer.lost:
@@ -73,8 +73,8 @@ class Heartbeat:
         await self.database.report(self.state.report())
 
     def _stop(self, lease: Lease, reason: StopReason) -> None:
-        # A lease that ended while the heartbeat was under way looks lost; what has left `running` needs no stop.
-        running = self.state.running.get(lease)
+        # A lease that ended while the heartbeat was under way looks lost; what runs or waits no more needs no stop.
+        running = self.state.running.get(lease) or self.state.waiting.get(lease)
         if running is not None:
             log.info("stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value)
             running.stop(reason)

@@ -15,6 +15,7 @@ from importlib import metadata
 import trio
 
 from continuum.model import ClaimedTask, Lease, Status, Stream, WorkerReport
+from continuum.nursery.pace import Pace
 
 HOUR = 3600.0
 
@@ -71,6 +72,8 @@ class StopReason(enum.Enum):
     """Somebody asked for it: it ends as cancelled."""
     LOST = "lost"
     """Its lease passed to somebody else: nothing may be written."""
+    GIVEN_BACK = "given back"
+    """It got no slot in time: somebody else may run it."""
 
 
 class Transcript:
@@ -91,7 +94,7 @@ class Transcript:
 
 @dataclass(slots=True)
 class Running:
-    """A claimed task that has a slot. `since` is on Trio's clock."""
+    """A claimed task that has a slot, or waits for one. `since` is on Trio's clock: when it got it."""
 
     task: ClaimedTask
     since: float = field(default_factory=trio.current_time)
@@ -100,6 +103,11 @@ class Running:
     transcript: Transcript = field(default_factory=Transcript)
     sandbox: str | None = None
     stop_reason: StopReason | None = None
+
+    def begin(self) -> None:
+        """It has a slot now."""
+        self.since = trio.current_time()
+        self.started_at = dt.datetime.now(dt.UTC)
 
     def stop(self, reason: StopReason) -> None:
         """End the run now. The first reason stands, but for a lost lease, which always does."""
@@ -128,6 +136,9 @@ class WorkerState:
     steady_since: float = -math.inf
     """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""
     running: dict[Lease, Running] = field(default_factory=dict)
+    waiting: dict[Lease, Running] = field(default_factory=dict)
+    """Claimed ahead: those that have no slot yet."""
+    pace: Pace = field(default_factory=Pace)
     health: Health = field(default_factory=Health)
     _finished_minutes: collections.Counter[int] = field(default_factory=collections.Counter)
 
@@ -139,6 +150,11 @@ class WorkerState:
         else:
             self.failed += 1
         self._finished_minutes[int(trio.current_time() // 60)] += 1
+
+    def ahead(self) -> int:
+        """How many tasks to hold beyond those that have a slot."""
+        now = trio.current_time()
+        return self.pace.ahead(self.slots, (now - running.since for running in self.running.values()))
 
     def finished_last_hour(self) -> int:
         oldest = int((trio.current_time() - HOUR) // 60)

@@ -31,7 +31,7 @@ from continuum.nursery.progress import Progress
 from continuum.nursery.reaper import Reaper
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
-from continuum.nursery.state import WorkerState
+from continuum.nursery.state import StopReason, WorkerState
 from continuum.nursery.wakeup import WakeUps
 from continuum.sandbox.pool import open_pool
 from continuum.sandbox.protocol import Backend
@@ -156,6 +156,8 @@ async def _announce_shutdown(state: WorkerState, shutdown: Shutdown, work: Signa
     state.stopping = True
     state.health.report("worker", "shutting down")
     log.info("stopping: nothing new is claimed", running=len(state.running))
+    for waiting in state.waiting.values():
+        waiting.stop(StopReason.GIVEN_BACK)
     work.notify()
 
 

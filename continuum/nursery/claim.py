@@ -92,6 +92,7 @@ class Claims:
                     self.completions.release(task.lease)
                 else:
                     self._taken.add(task.lease)
+                    self.state.admit(task)
                     executions.start_soon(hold_slot, task)
             if len(tasks) < wanted:
                 await self.work.wait(self.policy.polling_interval)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -53,20 +53,16 @@ class Executions:
     telemetry: Telemetry
     limits: Limits
     screening: Screening | None = None
-    slots: trio.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.slots = trio.Semaphore(self.state.slots)
 
     async def run(self, task: ClaimedTask) -> None:
-        """Run a task once there is a slot for it, and hand its outcome to the completion service, or its lease back."""
-        running = Running(task)
+        """Run an admitted task once it has a slot, and hand its outcome to the completion service, or its lease back."""
+        running = self.state.running.get(task.lease) or self.state.waiting[task.lease]
         outcome: Outcome | None = None
         try:
             with running.scope:
-                async with self._slot(running):
-                    with self.telemetry.execution(task):
-                        outcome = await self._run_in_sandbox(task, running)
+                await _until_granted(running)
+                with self.telemetry.execution(task):
+                    outcome = await self._run_in_sandbox(task, running)
             match running.stop_reason:
                 case StopReason.CANCELLED if outcome is None:
                     outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")
@@ -80,35 +76,13 @@ class Executions:
         except ScreeningUnusable as error:
             log.warning("not screened; the task goes back to the queue", task_id=task.id, error=str(error))
             self.state.health.report("screening", str(error))
+        finally:
+            self.state.leave(running)
         if outcome is None:
             self.completions.release(task.lease)
         else:
             self.telemetry.task_ended(task, outcome, trio.current_time() - running.since)
             self.completions.put(decide(task, outcome))
-
-    @asynccontextmanager
-    async def _slot(self, running: Running) -> AsyncIterator[None]:
-        """One of the slots. Who gets none within PATIENCE, or before the worker stops, is given back."""
-        lease = running.task.lease
-        self.state.waiting[lease] = running
-        try:
-            if self.state.stopping:
-                running.stop(StopReason.GIVEN_BACK)
-            with trio.move_on_after(PATIENCE) as patience:
-                await self.slots.acquire()
-            if patience.cancelled_caught:
-                running.stop(StopReason.GIVEN_BACK)
-                await trio.lowlevel.checkpoint()
-        finally:
-            del self.state.waiting[lease]
-        running.begin()
-        self.state.running[lease] = running
-        try:
-            yield
-        finally:
-            del self.state.running[lease]
-            self.state.pace.note(trio.current_time() - running.since)
-            self.slots.release()
 
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
         if task.code is None:
@@ -164,6 +138,15 @@ class Executions:
             return
         async with self.backend.layer(requirements) as layer, self.pool.sandbox(request.tenant, layer) as sandbox:
             yield sandbox
+
+
+async def _until_granted(running: Running) -> None:
+    """Wait for a slot. Who gets none within PATIENCE is given back."""
+    with trio.move_on_after(PATIENCE):
+        await running.granted.wait()
+        return
+    running.stop(StopReason.GIVEN_BACK)
+    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def time_for(task: ClaimedTask, longest: float) -> float:

@@ -101,6 +101,8 @@ class Running:
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     transcript: Transcript = field(default_factory=Transcript)
+    granted: trio.Event = field(default_factory=trio.Event)
+    """Set once it has a slot."""
     sandbox: str | None = None
     stop_reason: StopReason | None = None
 
@@ -108,6 +110,7 @@ class Running:
         """It has a slot now."""
         self.since = trio.current_time()
         self.started_at = dt.datetime.now(dt.UTC)
+        self.granted.set()
 
     def stop(self, reason: StopReason) -> None:
         """End the run now. The first reason stands, but for a lost lease, which always does."""
@@ -137,7 +140,7 @@ class WorkerState:
     """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""
     running: dict[Lease, Running] = field(default_factory=dict)
     waiting: dict[Lease, Running] = field(default_factory=dict)
-    """Claimed ahead: those that have no slot yet."""
+    """Claimed ahead: those that have no slot yet, in the order in which they get one."""
     pace: Pace = field(default_factory=Pace)
     health: Health = field(default_factory=Health)
     _finished_minutes: collections.Counter[int] = field(default_factory=collections.Counter)
@@ -150,6 +153,26 @@ class WorkerState:
         else:
             self.failed += 1
         self._finished_minutes[int(trio.current_time() // 60)] += 1
+
+    def admit(self, task: ClaimedTask) -> None:
+        """Take a claimed task in: it has a slot at once when one is free, or waits for it."""
+        self.waiting[task.lease] = Running(task)
+        self._grant()
+
+    def leave(self, running: Running) -> None:
+        """A task holds its slot no more, or waits for it no more."""
+        lease = running.task.lease
+        if self.running.pop(lease, None) is None:
+            del self.waiting[lease]
+            return
+        self.pace.note(trio.current_time() - running.since)
+        self._grant()
+
+    def _grant(self) -> None:
+        while self.waiting and len(self.running) < self.slots:
+            lease = next(iter(self.waiting))
+            running = self.running[lease] = self.waiting.pop(lease)
+            running.begin()
 
     def ahead(self) -> int:
         """How many tasks to hold beyond those that have a slot."""

@@ -11,6 +11,7 @@ import enum
 import json
 import math
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,8 +46,8 @@ BOOT_DEADLINE = 30.0
 """Seconds for an interpreter to start and say ready, on a busy host."""
 READY_DEADLINE = 15.0
 """Seconds for the runner to have cleaned up after the script before."""
-GRACE = 5.0
-"""Seconds beyond a script's own timeout for the runner to kill it and say so."""
+GRACE = 8.0
+"""Seconds beyond a script's own timeout for the runner to kill it, see it gone (its CLEANING_DEADLINE) and say so."""
 LAST_WORDS = 2.0
 """Seconds for what a runner said before it stopped to listen."""
 
@@ -180,7 +181,7 @@ class RunnerChannel:
         self._stream = stream
         self._limits = limits
         self._parser = FrameParser()
-        self._frames: list[Frame] = []
+        self._frames: deque[Frame] = deque()
         self._ready = False
 
     async def boot(self, config: RunnerConfig, deadline: float = BOOT_DEADLINE) -> None:
@@ -290,7 +291,7 @@ class RunnerChannel:
             if not data:
                 raise SandboxLost("the sandbox ended", started=started)
             self._frames += self._parser.feed(bytes(data))
-        frame = self._frames.pop(0)
+        frame = self._frames.popleft()
         if frame.kind is FrameKind.FATAL:
             raise SandboxLost(f"the runner gave up: {frame.data[:500].decode('utf-8', 'replace')}", started=started)
         return frame
@@ -298,7 +299,9 @@ class RunnerChannel:
     def _outcome(self, ended: Exit, request: RunRequest, out: OutputText, err: OutputText) -> Outcome:
         output = out.finish(ended.dropped_output)
         error_output = err.finish(ended.dropped_error)
-        ending, exit_code, message = judge(ended, request.timeout, self._limits, error_output)
+        # The last line tells the cause, where it is the last.
+        last_words = "" if ended.dropped_error else error_output
+        ending, exit_code, message = judge(ended, request.timeout, self._limits, last_words)
         return Outcome(ending, exit_code, output, error_output, message)
 
 

@@ -249,7 +249,10 @@ class SandboxPool:
             self._fail_waiters(layer, BackendUnavailable(late))
         else:
             self.cold_starts += 1
-            self._idle.append(_Pooled(sandbox, layer, trio.current_time()))
+            if self._closing:  # in the very turn in which it was ready
+                await _close(sandbox)
+            else:
+                self._idle.append(_Pooled(sandbox, layer, trio.current_time()))
         finally:
             self._starting -= Counter([layer])
             self._settle()

@@ -37,6 +37,10 @@ HEADER = struct.Struct("!IIQ")
 LENGTH = struct.Struct("!I")
 FRAME = struct.Struct("!cI")
 CHUNK = 65536
+LARGEST_PACKET = 4096  # of a pipe that keeps each write apart; what does not fit into a read of one is lost
+SHORTEST_PAUSE = (
+    0.001  # seconds between two frames of a script that says little often: each costs the worker more than its bytes
+)
 PAYLOAD_IN_ENVIRONMENT = 100000  # one string of an environment may have 128 KiB
 CLEANING_DEADLINE = 5.0  # seconds for killed processes, and what they held, to go away
 CPU_CHECK = 0.5  # seconds between two looks at how much of its CPU time a script has used
@@ -274,16 +278,19 @@ class Output:
         self.dropped = 0
 
     def forward(self, buffer):
-        """Pass on one read; return False at the end of the stream.
+        """Pass on what is there, as one frame; return False at the end of the stream.
 
         The buffer has room for a frame's head in front, and keeps nothing of what passed through.
         """
-        try:
-            length = os.readv(self.descriptor, [memoryview(buffer)[FRAME.size :]])
-        except BlockingIOError:
-            return True
-        if not length:
-            return False
+        length = 0
+        ended = False
+        while not ended and len(buffer) - FRAME.size - length >= LARGEST_PACKET:
+            try:
+                read = os.readv(self.descriptor, [memoryview(buffer)[FRAME.size + length :]])
+            except BlockingIOError:
+                break
+            length += read
+            ended = not read
         kept = min(length, self.left)
         self.left -= kept
         self.dropped += length - kept
@@ -291,7 +298,7 @@ class Output:
             FRAME.pack_into(buffer, 0, self.kind, kept)
             write_all(1, memoryview(buffer)[: FRAME.size + kept])
         buffer[: FRAME.size + length] = bytes(FRAME.size + length)
-        return True
+        return not ended
 
 
 class Runner:
@@ -299,6 +306,8 @@ class Runner:
         self.config = config
         self.buffer = bytearray(FRAME.size + CHUNK)
         self.places = [place for place in config["writable"] if os.path.isdir(place)]
+        self.usual_modes = {place: os.stat(place).st_mode for place in self.places}
+        self.all_counted = False
         self.usual_use = {}
         self.sockets = Lines("/proc/self/net/unix")
         self.usual_sockets = self.sockets.read()
@@ -317,8 +326,9 @@ class Runner:
 
     def serve(self):
         """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
-        self.wipe()
+        self.empty_places()
         self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
+        self.all_counted = self.is_every_file_counted()
         self.usual_sockets = self.sockets.read()
         while True:
             self.wipe()
@@ -343,7 +353,7 @@ class Runner:
 
     def watch(self, pid, out, err, go, told):
         """From a request to the exit frame."""
-        header = self.wait_for_request()
+        header = self.wait_for_request(pid)
         timeout, limit, _ = HEADER.unpack(header)
         before = self.counted()
         started = time.monotonic()
@@ -373,12 +383,26 @@ class Runner:
         if not whole:
             raise Unclean("a request was not read to its end, and what is left of it would be taken for the next")
 
-    def wait_for_request(self):
+    def wait_for_request(self, pid):
+        """The head of the next request. A child that dies before (a host short of memory kills it among the first) costs no task
+        its attempt: nobody is asked to run it."""
         poll = select.poll()
-        poll.register(0, select.POLLIN)
-        while not poll.poll():
+        for descriptor in (0, self.sigchld):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self.sigchld in ready:
+                self.forget_signals()
+                if reap(pid) is not None:
+                    raise Unclean("the process for the next script was killed")
+            if 0 in ready:
+                return read_exactly(0, HEADER.size)
+
+    def forget_signals(self):
+        try:
+            os.read(self.sigchld, 4096)
+        except BlockingIOError:
             pass
-        return read_exactly(0, HEADER.size)
 
     def wait_for_end(self, pid, outputs, deadline, before, whole):
         """Forward output until the child has ended, killing it when its time is up or the worker is gone.
@@ -388,6 +412,9 @@ class Runner:
         poll = select.poll()
         for descriptor in (self.sigchld, *outputs, *([0] if whole else [])):
             poll.register(descriptor, select.POLLIN)
+        children = select.poll()
+        children.register(self.sigchld, select.POLLIN)
+        forwarded = 0.0
         killed = timed_out = False
         while True:
             ended = reap(pid)
@@ -406,12 +433,13 @@ class Runner:
                         raise Eof
                     raise Unclean("the worker spoke out of turn")
                 if descriptor == self.sigchld:
-                    try:
-                        os.read(self.sigchld, 4096)
-                    except BlockingIOError:
-                        pass
-                elif not outputs[descriptor].forward(self.buffer):
+                    self.forget_signals()
+                    continue
+                if time.monotonic() - forwarded < SHORTEST_PAUSE:
+                    children.poll(SHORTEST_PAUSE * 1000)
+                if not outputs[descriptor].forward(self.buffer):
                     poll.unregister(descriptor)
+                forwarded = time.monotonic()
 
     def drain(self, output):
         """Forward what is still in the pipe, which holds no more than its capacity: every writer is dead."""
@@ -460,15 +488,34 @@ class Runner:
 
     def wipe(self):
         """Empty every writable place, first as the script's user, who owns what is there."""
+        for (
+            place,
+            mode,
+        ) in self.usual_modes.items():  # where the runner's user is the script's, that may have changed them
+            if os.stat(place).st_mode != mode:
+                os.chmod(place, mode & 0o7777)
+            if self.config["uid"] is None:
+                os.utime(place)
         self.remove_task_files()
-        places = list(map(os.fsencode, self.places))
-        if any(map(os.listdir, places)):
-            self.as_script_user(lambda: list(map(empty_directory, places)))
-            for place in places:
-                left = os.listdir(place)
-                if left:
-                    raise Unclean("%s is not empty: %r" % (place.decode(), left[:3]))
+        # Names must not be read into this process, of which the next script's is a copy. A file system that counts its files
+        # tells without them, and what it might fail to tell ends the sandbox.
+        if not self.all_counted or self.held():
+            self.empty_places()
+        for place in self.places:
+            if os.listdir(place):
+                raise Unclean(place + " is not empty")
         self.see_that_nothing_is_held()
+
+    def is_every_file_counted(self):
+        """Whether each writable place is a file system whose count of files grows with each. gVisor's does not."""
+        self.as_script_user(lambda: [open(place + "/counted", "w").close() for place in self.places])
+        grown = [used(place)[0] > files for place, (files, _) in self.usual_use.items()]
+        self.empty_places()
+        return all(grown) and len(grown) == len(self.places)
+
+    def empty_places(self):
+        places = list(map(os.fsencode, self.places))
+        self.as_script_user(lambda: list(map(empty_directory, places)))
 
     def see_that_nothing_is_held(self):
         """See gone what has no name and no process any more: sockets that are in flight through each other, and the files
@@ -573,13 +620,19 @@ class Lines:
     """How many lines a file of the kernel's has; none when it is not there."""
 
     def __init__(self, path):
+        self.buffer = bytearray(65536)
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self.descriptor = None
 
     def read(self):
-        return 0 if self.descriptor is None else os.pread(self.descriptor, 65536, 0).count(b"\n")
+        if self.descriptor is None:
+            return 0
+        length = os.preadv(self.descriptor, [self.buffer], 0)
+        count = self.buffer.count(b"\n", 0, length)
+        self.buffer[:length] = bytes(length)  # names of a script's sockets
+        return count
 
 
 class Clock:

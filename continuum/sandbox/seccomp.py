@@ -79,6 +79,8 @@ NEW_NAMESPACES = 0x7E020000
 RUNNER = 1
 """The runner is the first process of its sandbox. Where a script runs as the same user (bubblewrap without root), nothing
 else keeps that from changing the runner's limits and priority, which the next script would inherit."""
+F_SETLEASE, F_NOTIFY = 1024, 1026
+MAP_HUGETLB, MFD_HUGETLB = 0x40000, 4
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 UNIX, INET, INET6, NETLINK = 1, 2, 10, 16
 STREAM, DATAGRAM, RAW = 1, 2, 3
@@ -102,6 +104,11 @@ BY_ARGUMENT: dict[str, Fragment] = {
     "personality": switch(0, {0: ALLOW, 0xFFFFFFFF: ALLOW}, REFUSED),
     # They type into a terminal for somebody else, and load line disciplines.
     "ioctl": switch(1, {TIOCSTI: REFUSED, TIOCLINUX: REFUSED, TIOCSETD: REFUSED}, ALLOW),
+    # Leases hold up whoever else opens a file, and watches tell of it: sandboxes share the files of their interpreter.
+    "fcntl": switch(1, {F_SETLEASE: REFUSED, F_NOTIFY: REFUSED}, ALLOW),
+    # Huge pages come out of a pool that the host made for somebody, and no memory limit counts them.
+    "mmap": if_any_bit(3, MAP_HUGETLB, refuse(12), ALLOW),  # ENOMEM, as where there is no pool
+    "memfd_create": if_any_bit(1, MFD_HUGETLB, refuse(12), ALLOW),
     # getaddrinfo asks the kernel for its addresses by netlink, protocol 0 (route).
     "socket": switch(
         0,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.sandbox.channel import (
+    GRACE,
     LARGEST_FRAME,
     Frame,
     FrameKind,
@@ -287,6 +288,12 @@ async def test_a_socket_that_was_closed_for_sending_after_ready_was_said_is_lost
         await channel.aclose()
 
 
+async def test_a_cause_is_not_read_off_a_text_whose_end_was_cut(conversation: Conversation) -> None:
+    errors = encode(FrameKind.ERROR, b"MemoryError\n")
+    outcome = await conversation.run(errors, exit_frame(1 << 8, dropped_error=100))
+    assert (outcome.ending, outcome.message) == (Ending.FAILED, "exit code 1")
+
+
 async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conversation) -> None:
     await conversation.far.send_all(encode(FrameKind.READY))
     await conversation.far.receive_stream.aclose()
@@ -350,7 +357,7 @@ async def test_silence_beyond_the_timeout_is_a_lost_sandbox(
     with pytest.raises(SandboxLost, match="did not end a script at its timeout") as caught:
         await conversation.run(timeout=60.0)
     assert caught.value.started
-    assert trio.current_time() - began == pytest.approx(65.0)
+    assert trio.current_time() - began == pytest.approx(60.0 + GRACE)
 
 
 async def test_silence_instead_of_ready_is_a_lost_sandbox(

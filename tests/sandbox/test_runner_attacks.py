@@ -173,6 +173,22 @@ print(*sorted(found))
         assert await laboratory.printed(find) == places
 
 
+async def test_a_script_that_owns_the_places_cannot_change_them_for_the_next(plain_bubblewrap: Laboratory) -> None:
+    change = """
+import os, shutil
+shutil.rmtree("/sandbox/work"); shutil.rmtree("/sandbox/task")
+for place in ("/sandbox", "/tmp", "/dev/shm"):
+    os.utime(place, (4, 242424)); os.chmod(place, 0o500)
+"""
+    look = """
+import os
+for place in ("/sandbox", "/tmp", "/dev/shm"): print(oct(os.stat(place).st_mode), os.stat(place).st_atime > 4)
+"""
+    before = await plain_bubblewrap.printed(look)
+    assert await plain_bubblewrap.printed(change) == ""
+    assert await plain_bubblewrap.printed(look) == before
+
+
 async def test_no_trick_with_its_outputs_harms_the_runner(laboratory: Laboratory) -> None:
     code = """
 import fcntl, os, signal, stat

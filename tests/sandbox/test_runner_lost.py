@@ -76,6 +76,26 @@ async def test_a_sandbox_killed_while_idle_is_lost_unstarted(laboratory: Laborat
     assert not caught.value.started
 
 
+async def test_a_child_that_is_killed_while_it_waits_costs_no_attempt(tmp_path: Path) -> None:
+    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
+    source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, *BOOTSTRAP[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    ) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        runner.stdin.write(prefixed(source) + config.encode())
+        assert runner.stdout.read(5) == b"R\0\0\0\0"
+        (child,) = descendants(runner.pid)
+        os.kill(child, signal.SIGKILL)
+        assert runner.stdout.read(1) == b"F", "before any request"
+    assert runner.returncode == 70
+
+
 async def test_a_closed_sandbox_is_gone_and_may_be_closed_again(laboratory: Laboratory) -> None:
     await laboratory.sandbox.aclose()
     await laboratory.sandbox.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from continuum.model import Ending
+from continuum.model import Ending, RunRequest
 from tests.sandbox.conftest import Laboratory, whatever_the_kernel
 
 FORGED = "b'X' + (12).to_bytes(4, 'big') + b'{\"status\":0}' + b'R\\0\\0\\0\\0'"
@@ -27,6 +27,24 @@ async def test_each_output_is_cut_for_itself(laboratory: Laboratory) -> None:
     outcome = await laboratory.run(code, output_limit=10)
     assert outcome.output == "a" * 10
     assert outcome.error_output == "b" * 10 + "\n[output cut: the first 10 of 11 bytes are kept]\n"
+
+
+@whatever_the_kernel
+async def test_output_byte_by_byte_costs_the_worker_little(laboratory: Laboratory) -> None:
+    """In a pipe, too, that keeps each write apart."""
+    code = """
+import fcntl, os, time
+began = time.monotonic()
+for flags in (0, os.O_DIRECT):
+    fcntl.fcntl(1, fcntl.F_SETFL, flags)
+    for _ in range(20000): os.write(1, b"a")
+print(time.monotonic() - began, file=__import__("sys").stderr)
+"""
+    pieces = []
+    request = RunRequest(1, 1, code, "null", 20.0, 65536)
+    outcome = await laboratory.sandbox.run(request, lambda stream, text: pieces.append(text))
+    assert outcome.output == "a" * 40000
+    assert len(pieces) < 1000 * float(outcome.error_output) + 10, "at most one frame a millisecond"
 
 
 @whatever_the_kernel

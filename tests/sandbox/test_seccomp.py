@@ -328,6 +328,23 @@ os.urandom(8), os.getrandom(8), os.uname(), os.getloadavg(), os.times()
 }
 
 
+async def test_no_lease_and_no_watch_on_files_that_others_open_and_no_huge_page(laboratory: Laboratory) -> None:
+    code = """
+import errno, fcntl, mmap, os
+mine = os.open("mine", os.O_CREAT | os.O_RDONLY)
+def attempt(action):
+    try: return action()
+    except OSError as error: return errno.errorcode[error.errno]
+print(
+    attempt(lambda: fcntl.fcntl(mine, 1024, fcntl.F_RDLCK)),
+    attempt(lambda: fcntl.fcntl(os.open("/", os.O_RDONLY), 1026, 1)),
+    attempt(lambda: mmap.mmap(-1, 1 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)),
+    attempt(lambda: os.memfd_create("huge", 4)),
+)
+"""
+    assert await laboratory.printed(code) == "EPERM EPERM ENOMEM ENOMEM\n"
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 @whatever_the_kernel
 async def test_ordinary_libraries_go_on_working(laboratory: Laboratory, library: str) -> None:

@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from continuum.sandbox.pool import PARALLEL_STARTS, open_pool
-from continuum.sandbox.protocol import BackendUnavailable
-from tests.support.fake_sandbox import FakeBackend
+from continuum.sandbox.protocol import BackendUnavailable, Layer
+from tests.support.fake_sandbox import FakeBackend, FakeSandbox
 
 
 async def test_a_sandbox_is_started_on_demand_and_used_again(autojump_clock: trio.testing.MockClock) -> None:
@@ -20,6 +20,25 @@ async def test_a_sandbox_is_started_on_demand_and_used_again(autojump_clock: tri
         assert backend.started == 1
         assert pool.idle == 1
     assert backend.alive == 0
+
+
+async def test_a_sandbox_that_is_ready_in_the_turn_in_which_the_pool_closes_is_removed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Determined(FakeBackend):
+        async def start(self, layer: Layer | None = None) -> FakeSandbox:
+            with trio.CancelScope() as scope:
+                scope.shield = True  # as if it had just come to its end
+                sandbox = await super().start(layer)
+            assert not scope.cancelled_caught
+            return sandbox
+
+    backend = Determined(cold_start=1)
+    async with open_pool(backend, 1) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.warm)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert (backend.started, backend.alive) == (1, 0)
 
 
 async def test_no_sandbox_is_shared_and_no_more_than_the_size_are_made(autojump_clock: trio.testing.MockClock) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from continuum.sandbox.docker_comparison import Refused
 from continuum.sandbox.docker_judge import ADDITION, CONTAINER, IMAGE_ID, LAYER, Judge, Request
 
-VERSION = r"/v1\.(?:2[4-9]|[3-9][0-9])"
-"""What a path begins with. Older versions of the API take a container's whole configuration in the call that starts it."""
+VERSION = r"/v1\.(?:4[1-9]|[5-9][0-9])"
+"""What a path begins with. In older versions of the API the same body means less, and a list tells more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ async def check(judge: Judge, request: Request) -> tuple[Call, Any]:
             continue
         if unknown := request.query.keys() - call.parameters:
             raise Refused(f"workers give no parameter {min(unknown)} here")
+        if repeated := {name for name, values in request.query.items() if len(values) > 1 and name != "changes"}:
+            raise Refused(f"workers give the parameter {min(repeated)} once")
         if call.judge is None:
             return call, None
         return call, await call.judge(judge, request, match[1] if match.groups() else "")

@@ -163,11 +163,13 @@ class Judge:
         """Its specification is made once more from these settings, with what may differ taken over after a look."""
         name, body = request.parameter("name"), request.body
         try:
-            labels, host, image = body["Labels"], body["HostConfig"], body["Image"]
+            labels, host, image = body["Labels"], body["HostConfig"], text(body["Image"])
             role, network = labels[ROLE_LABEL], host["NetworkMode"]
             labels = Owner.from_labels({name: text(value) for name, value in labels.items()}).labels(role)
         except (TypeError, KeyError, AttributeError) as error:
             raise Refused(f"this is no container of a worker: {error!r}") from None
+        if not labels[WORKER_LABEL]:  # whom nobody would ever take for dead
+            raise Refused(f"Labels.{WORKER_LABEL} is empty")
         if role == "sandbox" and re.fullmatch(SANDBOX, name):
             info = await self._engine.call(lambda api: api.info())
             await self._check_network(network)

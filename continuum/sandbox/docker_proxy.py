@@ -26,7 +26,7 @@ from continuum.sandbox.docker_calls import VERSION, Call, check
 from continuum.sandbox.docker_comparison import Refused
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_judge import Judge, Request
-from continuum.sandbox.docker_stream import Endpoint, EngineError
+from continuum.sandbox.docker_stream import Endpoint, EngineError, read_head
 from continuum.sandbox.protocol import BackendUnavailable
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,8 @@ LARGEST_UPLOAD = 128 * 1024 * 1024
 LARGEST_HEAD = 16 * 1024
 _CHUNK = 65_536
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
-_REASONS = {400: "Bad Request", 403: "Forbidden", 502: "Bad Gateway"}
+_LONGEST_REASON = 500
+_REASONS = {400: "Bad Request", 403: "Forbidden", 500: "Internal Server Error", 502: "Bad Gateway"}
 
 
 async def run_proxy(settings: Settings, path: Path) -> None:
@@ -100,22 +101,33 @@ class SocketProxy:
             encoded = _encode(content)
             await self._pass_on(client, _head(version, request, call, len(encoded)), encoded, rest, call.streams)
         except Refused as refusal:
-            log.warning("a request was refused", request=target[:500], because=str(refusal))
-            await _answer(client, 403, f"refused by continuum socket-proxy: {refusal}")
+            because = str(refusal)[:_LONGEST_REASON]
+            log.warning("a request was refused", request=target[:_LONGEST_REASON], because=because)
+            await _answer(client, 403, f"refused by continuum socket-proxy: {because}")
         except EngineError as error:
             await _answer(client, 502, str(error))
         except (h11.RemoteProtocolError, ValueError, RecursionError, trio.TooSlowError) as error:
             await _answer(client, 400, f"continuum socket-proxy cannot read the request: {error!r}")
         except _GONE:
             pass
+        except Exception:  # a bug of the proxy's must not end the sandboxes of all workers
+            log.exception("a request could not be judged", request=target[:_LONGEST_REASON])
+            await _answer(client, 500, "continuum socket-proxy failed; its log says why")
         finally:
             await trio.aclose_forcefully(client)
 
     async def _pass_on(self, client: trio.SocketStream, head: bytes, body: bytes, rest: bytes, streams: bool) -> None:
         upstream = await self._endpoint.connect()
         try:
-            for part in (head, body, rest if streams else b""):
-                await upstream.send_all(part)
+            with trio.fail_after(REQUEST_DEADLINE):
+                await upstream.send_all(head + body)
+                if streams:
+                    # Until the daemon has agreed, it takes whatever else it gets for requests.
+                    answer, begun = await read_head(upstream)
+                    await client.send_all(answer + b"\r\n\r\n" + begun)
+                    streams = re.match(rb"HTTP/1\.1 101 ", answer) is not None
+                    if streams:
+                        await upstream.send_all(rest)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pump_until_hung_up, client, upstream, streams, nursery.cancel_scope)
                 await _pump(upstream, client)

@@ -121,7 +121,7 @@ async def _request(
             lines = [f"{method} {target} HTTP/1.1", "Host: docker", "Content-Length: 0"]
             lines += [f"{name}: {value}" for name, value in headers.items()]
             await stream.send_all("\r\n".join([*lines, "", ""]).encode("ascii"))
-            head, rest = await _read_head(stream)
+            head, rest = await read_head(stream)
             status = _status(head)
             if status not in (101, 200):
                 message = await _read_message(stream, head, rest)
@@ -138,7 +138,8 @@ async def _request(
     return stream, rest
 
 
-async def _read_head(stream: trio.SocketStream) -> tuple[bytes, bytes]:
+async def read_head(stream: trio.SocketStream) -> tuple[bytes, bytes]:
+    """The head of the daemon's answer, without the empty line at its end, and what came behind it. Raises `EngineError`."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = await stream.receive_some(_READ_SIZE)

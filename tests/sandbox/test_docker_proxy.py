@@ -630,11 +630,11 @@ async def test_no_sandbox_gets_a_network_where_egress_is_none(
 # -- HTTP ------------------------------------------------------------------------------------------------------------------
 
 
-async def raw(socket: Path, data: bytes) -> bytes:
-    """All that is answered to some bytes."""
+async def raw(socket: Path, data: bytes, *, patience: float = 10) -> bytes:
+    """All that is answered to some bytes, until the end or for so many seconds."""
     answer = b""
     async with await trio.open_unix_socket(str(socket)) as stream:
-        with trio.fail_after(10):
+        with trio.fail_after(patience) if patience == 10 else trio.move_on_after(patience):
             await stream.send_all(data)
             while piece := await stream.receive_some():
                 answer += piece
@@ -647,6 +647,59 @@ async def test_a_second_request_on_a_connection_is_heard_by_nobody(socket: Path)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"Volumes" not in answer
+
+
+@pytest.mark.parametrize("version", ["v1.99", "v1.41"])
+async def test_nothing_follows_a_request_for_streams_that_the_daemon_does_not_grant(
+    socket: Path, tmp_path: Path, version: str
+) -> None:
+    """Whatever the reason: a daemon that refuses goes on to read requests."""
+    attach = f"POST /{version}/containers/continuum-000000000000/attach?stream=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    plugins = f"GET /{version}/plugins HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    heard = bytearray()
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        with trio.move_on_after(1):
+            while piece := await stream.receive_some():
+                if not heard:
+                    await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}")
+                heard.extend(piece)
+
+    assert b"plugins" not in (answer := await raw(socket, attach + plugins, patience=2)), answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    async with trio.open_nursery() as nursery:
+        path, refusing = tmp_path / "proxied.sock", str(tmp_path / "refusing.sock")
+        listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        await listener.bind(refusing)
+        listener.listen()
+        nursery.start_soon(trio.serve_listeners, refuse, [trio.SocketListener(listener)])
+        endpoint = Endpoint.from_environment({"DOCKER_HOST": f"unix://{refusing}"})
+        await nursery.start(serve_proxy, lab.settings(), endpoint, path)
+        assert b"403 Forbidden" in await raw(path, attach + plugins, patience=2)
+        assert b"attach" in heard
+        assert b"plugins" not in heard
+        nursery.cancel_scope.cancel()
+
+
+async def test_odd_values_cost_no_more_than_their_own_connection(socket: Path, body: dict[str, Any]) -> None:
+    odd: Any
+    for odd in ([], {}, None, 1.5, True, {"Id": []}):
+        body["Image"] = odd
+        await refused_creation(socket, body)
+    assert (
+        await ask(socket, "POST", "/v1.41/containers/continuum-000000000000/attach?stream=1&stream=1")
+    ).status_code == 403
+    long = {"Name": "\x7f" * 200_000, "Labels": {}}
+    assert len((await ask(socket, "POST", "/v1.41/volumes/create", long)).text) < 2000
+
+
+async def test_a_bug_costs_one_connection(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(docker_proxy, "check", stumble)
+    for _ in range(2):
+        assert (await ask(socket, "GET", "/_ping")).status_code == 500
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_every_call_is_in_the_documentation_with_what_it_is_for(call: object) ->
         ("GET /_ping", True),
         ("GET /v1.41/containers/json", True),
         ("POST /v1.41/containers/continuum-0123456789ab/attach", True),
-        ("POST /v1.24/containers/create", True),
+        ("POST /v1.41/containers/create", True),
         ("POST /v1.54/containers/create", True),
         ("POST /v1.23/containers/create", False),
         ("POST /v1.100/containers/create", False),

@@ -328,6 +328,7 @@ class Runner:
         """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
         self.empty_places()
         self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
+        self.usual_sizes = {place: os.stat(place).st_size for place in self.places}
         self.all_counted = self.is_every_file_counted()
         self.usual_sockets = self.sockets.read()
         while True:
@@ -499,7 +500,7 @@ class Runner:
         self.remove_task_files()
         # Names must not be read into this process, of which the next script's is a copy. A file system that counts its files
         # tells without them, and what it might fail to tell ends the sandbox.
-        if not self.all_counted or self.held():
+        if not self.all_counted or self.held() or any(map(self.has_grown, self.places)):
             self.empty_places()
         for place in self.places:
             if os.listdir(place):
@@ -507,11 +508,16 @@ class Runner:
         self.see_that_nothing_is_held()
 
     def is_every_file_counted(self):
-        """Whether each writable place is a file system whose count of files grows with each. gVisor's does not."""
-        self.as_script_user(lambda: [open(place + "/counted", "w").close() for place in self.places])
-        grown = [used(place)[0] > files for place, (files, _) in self.usual_use.items()]
+        """Whether the size of each place that a script can write to grows with each entry, as that of a tmpfs does."""
+        for place in self.places:
+            self.as_script_user(lambda place=place: open(place + "/counted", "w").close())
+        told = all(self.has_grown(place) for place in self.places if os.listdir(place))
         self.empty_places()
-        return all(grown) and len(grown) == len(self.places)
+        return told
+
+    def has_grown(self, place):
+        """Whether a writable place tells of more entries than when it was empty."""
+        return os.stat(place).st_size > self.usual_sizes[place]
 
     def empty_places(self):
         places = list(map(os.fsencode, self.places))

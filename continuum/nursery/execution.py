@@ -56,7 +56,8 @@ class Executions:
 
     async def run(self, task: ClaimedTask) -> None:
         """Run an admitted task once it has a slot, and hand its outcome to the completion service, or its lease back."""
-        running = self.state.running.get(task.lease) or self.state.waiting[task.lease]
+        running = self.state.held(task.lease)
+        assert running is not None
         outcome: Outcome | None = None
         try:
             with running.scope:

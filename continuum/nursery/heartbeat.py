@@ -74,7 +74,7 @@ class Heartbeat:
 
     def _stop(self, lease: Lease, reason: StopReason) -> None:
         # A lease that ended while the heartbeat was under way looks lost; what runs or waits no more needs no stop.
-        running = self.state.running.get(lease) or self.state.waiting.get(lease)
+        running = self.state.held(lease)
         if running is not None:
             log.info("stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value)
             running.stop(reason)

@@ -159,6 +159,10 @@ class WorkerState:
         self.waiting[task.lease] = Running(task)
         self._grant()
 
+    def held(self, lease: Lease) -> Running | None:
+        """What runs or waits under a lease; None when it has ended."""
+        return self.running.get(lease) or self.waiting.get(lease)
+
     def leave(self, running: Running) -> None:
         """A task holds its slot no more, or waits for it no more."""
         lease = running.task.lease

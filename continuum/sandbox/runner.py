@@ -38,9 +38,7 @@ LENGTH = struct.Struct("!I")
 FRAME = struct.Struct("!cI")
 CHUNK = 65536
 LARGEST_PACKET = 4096  # of a pipe that keeps each write apart; what does not fit into a read of one is lost
-SHORTEST_PAUSE = (
-    0.001  # seconds between two frames of a script that says little often: each costs the worker more than its bytes
-)
+SHORTEST_PAUSE = 0.001  # seconds between two frames of a script: each costs the worker more than its bytes
 PAYLOAD_IN_ENVIRONMENT = 100000  # one string of an environment may have 128 KiB
 CLEANING_DEADLINE = 5.0  # seconds for killed processes, and what they held, to go away
 CPU_CHECK = 0.5  # seconds between two looks at how much of its CPU time a script has used
@@ -307,7 +305,6 @@ class Runner:
         self.buffer = bytearray(FRAME.size + CHUNK)
         self.places = [place for place in config["writable"] if os.path.isdir(place)]
         self.usual_modes = {place: os.stat(place).st_mode for place in self.places}
-        self.all_counted = False
         self.usual_use = {}
         self.sockets = Lines("/proc/self/net/unix")
         self.usual_sockets = self.sockets.read()
@@ -329,7 +326,7 @@ class Runner:
         self.empty_places()
         self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
         self.usual_sizes = {place: os.stat(place).st_size for place in self.places}
-        self.all_counted = self.is_every_file_counted()
+        self.sizes_tell = self.do_sizes_tell()
         self.usual_sockets = self.sockets.read()
         while True:
             self.wipe()
@@ -498,16 +495,16 @@ class Runner:
             if self.config["uid"] is None:
                 os.utime(place)
         self.remove_task_files()
-        # Names must not be read into this process, of which the next script's is a copy. A file system that counts its files
-        # tells without them, and what it might fail to tell ends the sandbox.
-        if not self.all_counted or self.held() or any(map(self.has_grown, self.places)):
+        # Names must not be read into this process, of which the next script's is a copy. A directory's size tells
+        # without them where it can, and what it might fail to tell ends the sandbox.
+        if not self.sizes_tell or any(map(self.has_grown, self.places)):
             self.empty_places()
         for place in self.places:
             if os.listdir(place):
                 raise Unclean(place + " is not empty")
         self.see_that_nothing_is_held()
 
-    def is_every_file_counted(self):
+    def do_sizes_tell(self):
         """Whether the size of each place that a script can write to grows with each entry, as that of a tmpfs does."""
         for place in self.places:
             self.as_script_user(lambda place=place: open(place + "/counted", "w").close())

@@ -9,8 +9,10 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import trio
@@ -74,26 +76,6 @@ async def test_a_sandbox_killed_while_idle_is_lost_unstarted(laboratory: Laborat
     with trio.fail_after(10), pytest.raises(SandboxLost) as caught:
         await laboratory.sandbox.run(SLEEP, lambda *_: None)
     assert not caught.value.started
-
-
-async def test_a_child_that_is_killed_while_it_waits_costs_no_attempt(tmp_path: Path) -> None:
-    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
-    source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
-    with subprocess.Popen(
-        [sys.executable, *BOOTSTRAP[1:]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        start_new_session=True,
-    ) as runner:
-        assert runner.stdin is not None
-        assert runner.stdout is not None
-        runner.stdin.write(prefixed(source) + config.encode())
-        assert runner.stdout.read(5) == b"R\0\0\0\0"
-        (child,) = descendants(runner.pid)
-        os.kill(child, signal.SIGKILL)
-        assert runner.stdout.read(1) == b"F", "before any request"
-    assert runner.returncode == 70
 
 
 async def test_a_closed_sandbox_is_gone_and_may_be_closed_again(laboratory: Laboratory) -> None:
@@ -205,8 +187,10 @@ def test_a_runner_ends_in_silence_when_its_worker_is_gone(tmp_path: Path) -> Non
     assert bare_runner(config, then=b"\0\0").returncode == 0, "in the middle of a request, too"
 
 
-def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_path: Path) -> None:
-    config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
+@contextmanager
+def ready_runner(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes], int]]:
+    """A runner on the host that waits for a request: the process, its two streams, and the id of the child that it forked."""
+    config = RunnerConfig(uid=None, gid=None, home=str(folder), writable=(str(folder),), kill_all=False)
     source = Path(continuum.sandbox.__file__).with_name("runner.py").read_bytes()
     with subprocess.Popen(
         [sys.executable, *BOOTSTRAP[1:]],
@@ -220,11 +204,23 @@ def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_pa
         runner.stdin.write(prefixed(source) + config.encode())
         assert runner.stdout.read(5) == b"R\0\0\0\0"
         (child,) = descendants(runner.pid)
-        os.kill(child, signal.SIGSTOP)
-        runner.stdin.write(struct.pack("!IIQ", 10_000, 100, 100_000) + b"A" * 30_000)
+        yield runner, runner.stdin, runner.stdout, child
+
+
+def test_a_child_that_is_killed_while_it_waits_costs_no_attempt(tmp_path: Path) -> None:
+    with ready_runner(tmp_path) as (runner, _, told, child):
         os.kill(child, signal.SIGKILL)
-        said = runner.stdout.read(100_000)
-        while piece := runner.stdout.read(100_000):
+        assert told.read(1) == b"F", "before any request"
+    assert runner.returncode == 70
+
+
+def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    with ready_runner(tmp_path) as (runner, asked, told, child):
+        os.kill(child, signal.SIGSTOP)
+        asked.write(struct.pack("!IIQ", 10_000, 100, 100_000) + b"A" * 30_000)
+        os.kill(child, signal.SIGKILL)
+        said = told.read(100_000)
+        while piece := told.read(100_000):
             said += piece
     assert runner.returncode == 70
     kind, length = struct.unpack_from("!cI", said)

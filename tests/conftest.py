@@ -30,7 +30,7 @@ WITH_WORKERS = (
 WITH_SANDBOXES = ("tests/attacks/", "tests/sandbox/")
 
 
-class ByWhatTheyDisturb(LoadScopeScheduling):  # type: ignore[misc]
+class ByWhatTheyDisturb(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
     """With several processes (`pytest -n 2`), one of them has all tests that start workers, one all others that start
     sandboxes; all other tests go file by file to whichever process is idle.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -17,12 +20,12 @@ class Counting(MemoryDatabase):
 
     claims = completes = 0
 
-    async def claim(self, *args: object, **values: object) -> list[ClaimedTask]:
+    async def claim(self, *args: Any, **values: Any) -> list[ClaimedTask]:
         self.claims += 1
         await trio.sleep(0.002)
-        return await super().claim(*args, **values)  # type: ignore[arg-type]
+        return await super().claim(*args, **values)
 
-    async def complete(self, worker_id: str, completions: list[Completion]) -> frozenset[Lease]:  # type: ignore[override]
+    async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
         self.completes += 1
         await trio.sleep(0.002)
         return await super().complete(worker_id, completions)

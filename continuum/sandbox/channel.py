@@ -230,9 +230,8 @@ class RunnerChannel:
                     lost = error
                 nursery.cancel_scope.cancel()
         if not whole:
-            await (
-                self.aclose()
-            )  # what is left unsent would be missing, and what is left unread taken for the next request
+            # What is left unsent would be missing, and what is left unread taken for the next request.
+            await self.aclose()
         if ended is not None:
             return self._outcome(ended, request, out, err)
         if not whole:

@@ -323,10 +323,13 @@ class Runner:
 
     def serve(self):
         """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
+        self.as_script_user(lambda: [(empty_directory(os.fsencode(place)), make_entry(place)) for place in self.places])
+        sizes_with_entry = {place: os.stat(place).st_size for place in self.places if os.listdir(place)}
         self.empty_places()
         self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
         self.usual_sizes = {place: os.stat(place).st_size for place in self.places}
-        self.sizes_tell = self.do_sizes_tell()
+        # As those of a tmpfs do. A place without the entry is one that no script can write to.
+        self.sizes_tell = all(size > self.usual_sizes[place] for place, size in sizes_with_entry.items())
         self.usual_sockets = self.sockets.read()
         while True:
             self.wipe()
@@ -497,24 +500,12 @@ class Runner:
         self.remove_task_files()
         # Names must not be read into this process, of which the next script's is a copy. A directory's size tells
         # without them where it can, and what it might fail to tell ends the sandbox.
-        if not self.sizes_tell or any(map(self.has_grown, self.places)):
+        if not self.sizes_tell or any(os.stat(place).st_size > size for place, size in self.usual_sizes.items()):
             self.empty_places()
         for place in self.places:
             if os.listdir(place):
                 raise Unclean(place + " is not empty")
         self.see_that_nothing_is_held()
-
-    def do_sizes_tell(self):
-        """Whether the size of each place that a script can write to grows with each entry, as that of a tmpfs does."""
-        for place in self.places:
-            self.as_script_user(lambda place=place: open(place + "/counted", "w").close())
-        told = all(self.has_grown(place) for place in self.places if os.listdir(place))
-        self.empty_places()
-        return told
-
-    def has_grown(self, place):
-        """Whether a writable place tells of more entries than when it was empty."""
-        return os.stat(place).st_size > self.usual_sizes[place]
 
     def empty_places(self):
         places = list(map(os.fsencode, self.places))
@@ -655,6 +646,13 @@ def is_full(place):
     """Whether a file system has no room for another file, or for another byte."""
     state = os.statvfs(place)
     return (state.f_blocks > 0 and state.f_bavail == 0) or (state.f_files > 0 and state.f_favail == 0)
+
+
+def make_entry(place):
+    try:
+        os.close(os.open(place + "/entry", os.O_CREAT | os.O_WRONLY))
+    except OSError:  # where this cannot be, nothing of a script's can
+        pass
 
 
 def empty_directory(top):

@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -25,15 +25,16 @@ import structlog
 import trio
 from psycopg.conninfo import make_conninfo
 
+from benchmarks.null_worker import NullBackend, NullSandbox
 from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.connection import TrioConnection, connect
 from continuum.demo.run import percentile
-from continuum.model import Ending, Outcome, RunRequest
+from continuum.model import Outcome, RunRequest
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
-from continuum.sandbox.protocol import OutputSink
+from continuum.sandbox.protocol import Layer, OutputSink
 from continuum.telemetry import Telemetry
 
 SETTLE = 15.0
@@ -46,11 +47,8 @@ INSERT = "INSERT INTO tasks (name, code) VALUES ('n', %s) RETURNING id"
 _names = itertools.count(1)
 
 
-class Starts:
+class Starts(NullBackend):
     """When each task's script was asked to start; stands in for all sandboxes."""
-
-    name = "none"
-    description = "none: a script ends when it starts"
 
     def __init__(self) -> None:
         self._started: dict[int, trio.Event] = {}
@@ -62,29 +60,24 @@ class Starts:
             await self._started.setdefault(task_id, trio.Event()).wait()
         return self.at[task_id]
 
-    async def run(self, request: RunRequest, _: OutputSink) -> Outcome:
-        assert request.task_id not in self.at, "started twice"
-        self.at[request.task_id] = time.perf_counter()
-        self._started.setdefault(request.task_id, trio.Event()).set()
-        await trio.lowlevel.checkpoint()
-        return Outcome(Ending.COMPLETED, exit_code=0)
+    def note(self, task_id: int) -> None:
+        """A script starts."""
+        assert task_id not in self.at, "started twice"
+        self.at[task_id] = time.perf_counter()
+        self._started.setdefault(task_id, trio.Event()).set()
 
-    async def prepare(self) -> None:
+    async def start(self, layer: Layer | None = None) -> _Started:
         await trio.lowlevel.checkpoint()
+        return _Started(self)
 
-    async def check(self) -> None:
-        await trio.lowlevel.checkpoint()
 
-    async def start(self) -> Starts:
-        await trio.lowlevel.checkpoint()
-        return self
+class _Started(NullSandbox):
+    def __init__(self, starts: Starts) -> None:
+        self._starts = starts
 
-    async def sweep(self, live_workers: Set[str]) -> int:
-        await trio.lowlevel.checkpoint()
-        return 0
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
+    async def run(self, request: RunRequest, sink: OutputSink) -> Outcome:
+        self._starts.note(request.task_id)
+        return await super().run(request, sink)
 
 
 class Counter:

@@ -313,7 +313,7 @@ def _encode_request(request: RunRequest) -> bytes:
     body = b"".join(
         prefixed(part)
         for part in (
-            json.dumps({"environment": environment}).encode(),
+            "".join(f"{name}={value}\0" for name, value in environment.items()).encode(),
             request.code.encode("utf-8", "surrogatepass"),
             request.payload.encode("utf-8", "surrogatepass"),
         )

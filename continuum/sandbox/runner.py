@@ -5,21 +5,27 @@ through stdin and speaks the following with it. All numbers are big-endian.
 
     worker -> runner   configuration: u32 length, JSON
     worker -> runner   request: u32 timeout in ms, u32 output limit, u64 body length, body
-                       body: u32 length, JSON {"environment": {...}}; u32 length, code; u32 length, payload
+                       body: u32 length, NAME=value with a zero byte behind each; u32 length, code; u32 length, payload
     runner -> worker   frames: one letter, u32 length, data
                        R ready   O output   E error output   X exit (JSON)   F fatal (text)
 
 Before all else the runner gives up the system calls that no script may make: the filter, a seccomp program, comes with the
 configuration, and every child inherits it.
 
-The process that speaks with the worker never holds a request: the child is forked before one comes, and reads it from
-the same stdin. Output passes through one buffer, which is wiped each time. So nothing of one script is in the memory that
-the next is forked from. After each script every other process is killed, every writable place is emptied, and only then
-is the next child forked and `ready` said. Anything that cannot be cleaned ends the runner, and the worker discards the
-sandbox.
+The process that speaks with the worker never holds a request: the child is forked before one comes, and reads it itself.
+It passes on the head of it and, later, that it has read it all. Output passes through one buffer, which is wiped each
+time. So nothing of one script is in the memory that the next is forked from. After each script every other process is
+killed, every writable place is emptied, and only then is the next child forked and `ready` said. Anything that cannot be
+cleaned ends the runner, and the worker discards the sandbox.
+
+Most of what a short script costs is pages: each that the child, or the runner after it, writes to is copied first, and
+reading an object writes to it. So what can be made once is made before the first fork, and modules of the interpreter's
+own are used where those around them do more than is needed here.
 """
 
+import _signal as signal  # whose enumerations cost more than its system calls
 import _socket  # not socket, whose other imports every script would carry
+import atexit
 import ctypes
 import gc
 import itertools
@@ -27,7 +33,6 @@ import json
 import os
 import resource
 import select
-import signal
 import stat
 import struct
 import sys
@@ -38,6 +43,7 @@ LENGTH = struct.Struct("!I")
 FRAME = struct.Struct("!cI")
 CHUNK = 65536
 LARGEST_PACKET = 4096  # of a pipe that keeps each write apart; what does not fit into a read of one is lost
+AT_ONCE = 0.005  # seconds in which most scripts are over: what they write goes with the news of their end, in one piece
 SHORTEST_PAUSE = 0.001  # seconds between two frames of a script: each costs the worker more than its bytes
 PAYLOAD_IN_ENVIRONMENT = 100000  # one string of an environment may have 128 KiB
 CLEANING_DEADLINE = 5.0  # seconds for killed processes, and what they held, to go away
@@ -94,47 +100,42 @@ def write_all(descriptor, data):
         view = view[os.write(descriptor, view) :]
 
 
-def send(kind, data=b""):
-    write_all(1, FRAME.pack(kind, len(data)) + data)
-
-
 # -- the child: becomes the script ------------------------------------------------------------------------------------------
 
 
-def become_script(config, pipes, go, told):
+def become_script(config, script, last):
     """Drop every right, wait for a request, and return what is to be run: (path, code, payload).
 
     All that needs no request is done before one comes, so that a script starts the sooner.
+    last: no descriptor has a higher number.
     """
-    prepare(config, pipes, go, told)
-    header = os.read(go, HEADER.size)
-    if len(header) < HEADER.size:
-        os._exit(0)
+    prepare(config, script, last)
     try:
-        meta, code, payload = read_body(HEADER.unpack(header)[2])
+        header = read_exactly(FROM_WORKER, HEADER.size)
+        os.write(script.child_told, header)
+        environment, code, payload = read_body(HEADER.unpack(header)[2])
     except Eof:
         os._exit(0)
-    os.write(told, b".")
+    os.write(script.child_told, b".")
 
     # Not before the request is read: whatever its size, what it takes to read it is not the script's fault.
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    for descriptor in (null, go, told):
-        os.close(descriptor)
-    for name, value in config["limits"].items():
-        lower_limit(getattr(resource, name), value)
+    os.close(FROM_WORKER)
+    os.close(script.child_told)
+    for limit, value in config["limits"]:
+        lower_limit(limit, value)
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own /proc/self is the script's to read
 
-    script, file_of_payload = sys.argv
-    for path, data in ((script, code), (file_of_payload, payload)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    path, file_of_payload = sys.argv
+    for name, data in ((path, code), (file_of_payload, payload)):
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         write_all(descriptor, data)
         os.close(descriptor)
-    os.environ.update(json.loads(meta.decode())["environment"])
+    for variable in environment.split(b"\0")[:-1]:
+        name, _, value = variable.partition(b"=")
+        os.environb[name] = value
     if len(payload) <= PAYLOAD_IN_ENVIRONMENT and b"\0" not in payload:
-        os.environ["CONTINUUM_PAYLOAD"] = payload.decode()
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
-    return script, code, payload.decode()
+        os.environb[b"CONTINUUM_PAYLOAD"] = payload
+    return path, code, payload.decode()
 
 
 def lower_limit(limit, value):
@@ -144,28 +145,27 @@ def lower_limit(limit, value):
     resource.setrlimit(limit, (value, value))
 
 
-def prepare(config, pipes, go, told):
+def prepare(config, script, last):
     """Become the script's user in its directory, with its outputs, and nothing else but the way to its request."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
-    for descriptor in (1, 2):
-        os.dup2(pipes[descriptor - 1], descriptor)
+    for descriptor, pipe in ((1, script.child_out), (2, script.child_err)):
+        os.dup2(pipe, descriptor)
         try:
             os.fchmod(descriptor, 0o622)  # the script's user may open /dev/stdout, to write
         except OSError:
             pass
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in (go, told):
-            try:
-                os.close(int(name))
-            except OSError:  # the one that listed
-                pass
+    below = 2
+    for kept in (*sorted((FROM_WORKER, script.child_told)), last + 1):
+        os.closerange(below + 1, kept)
+        below = kept
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(descriptor, b"1000")
+        os.close(descriptor)
     except OSError:
         pass
     if config["uid"] is not None:
@@ -177,22 +177,27 @@ def prepare(config, pipes, go, told):
     os.mkdir(config["task_directory"], 0o700)
     os.mkdir(config["work_directory"], 0o700)
     os.chdir(config["work_directory"])
-    os.environ.clear()
-    os.environ.update(config["environment"])
-    sys.argv[:] = [config["task_directory"] + "/script.py", config["task_directory"] + "/payload.json"]
+    # Here only: the runner must import nothing of a script's.
     sys.path[:0] = [config["task_directory"]] + config["path"]
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     gc.unfreeze()
     gc.enable()
     # Once through what every script goes through: the pages that this writes to are then the child's own already.
-    json.loads("{}")
     exec(compile("print(end='')", "<runner>", "exec"), {"__builtins__": __builtins__})
 
 
+def be_as_a_script_is(config):
+    """Make, once for all children, what every script finds around it."""
+    os.environ.clear()
+    os.environ.update(config["environment"])
+    sys.argv[:] = [config["task_directory"] + "/script.py", config["task_directory"] + "/payload.json"]
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
 def read_body(length):
-    """The three parts of a request: metadata, code, payload."""
-    body = read_exactly(0, length)
+    """The three parts of a request: environment, code, payload."""
+    body = read_exactly(FROM_WORKER, length)
     parts = []
     position = 0
     while position < length:
@@ -248,8 +253,6 @@ def finish(exit_code):
         threading = sys.modules.get("threading")
         if threading is not None:
             threading._shutdown()
-        import atexit
-
         atexit._run_exitfuncs()
     except SystemExit as stop:
         exit_code = exit_code_of(stop)
@@ -266,6 +269,54 @@ def finish(exit_code):
 # -- the parent: watches, kills, wipes ----------------------------------------------------------------------------------------
 
 
+class Frames:
+    """Frames on their way to the worker: in one buffer, which keeps nothing of what passed through."""
+
+    def __init__(self):
+        self.buffer = bytearray(FRAME.size + CHUNK)
+        self.length = 0
+
+    def put(self, kind, data=b""):
+        """Add a frame."""
+        if len(self.buffer) - self.length < FRAME.size + len(data):
+            self.flush()
+        FRAME.pack_into(self.buffer, self.length, kind, len(data))
+        begin = self.length + FRAME.size
+        self.length = begin + len(data)
+        self.buffer[begin : self.length] = data
+
+    def read(self, descriptor):
+        """Read what is there, as much as there is room for, to the place of the next frame's data. Return how much, and
+        whether more may come."""
+        if len(self.buffer) - self.length < FRAME.size + LARGEST_PACKET:
+            self.flush()
+        begin = end = self.length + FRAME.size
+        while len(self.buffer) - end >= LARGEST_PACKET:
+            try:
+                read = os.readv(descriptor, [memoryview(self.buffer)[end:]])
+            except BlockingIOError:
+                return end - begin, True
+            if not read:
+                return end - begin, False
+            end += read
+        return end - begin, True
+
+    def keep(self, kind, read, kept):
+        """Make a frame of the first bytes of what was read, and forget the others."""
+        begin = self.length + FRAME.size
+        self.buffer[begin + kept : begin + read] = bytes(read - kept)
+        if kept:
+            FRAME.pack_into(self.buffer, self.length, kind, kept)
+            self.length = begin + kept
+
+    def flush(self):
+        """Send what there is."""
+        if self.length:
+            write_all(1, memoryview(self.buffer)[: self.length])
+            self.buffer[: self.length] = bytes(self.length)
+            self.length = 0
+
+
 class Output:
     """One of a script's two outputs on its way to the worker, up to the limit."""
 
@@ -274,37 +325,51 @@ class Output:
         self.descriptor = descriptor
         self.left = limit
         self.dropped = 0
+        os.set_blocking(descriptor, False)
 
-    def forward(self, buffer):
-        """Pass on what is there, as one frame; return False at the end of the stream.
-
-        The buffer has room for a frame's head in front, and keeps nothing of what passed through.
-        """
-        length = 0
-        ended = False
-        while not ended and len(buffer) - FRAME.size - length >= LARGEST_PACKET:
-            try:
-                read = os.readv(self.descriptor, [memoryview(buffer)[FRAME.size + length :]])
-            except BlockingIOError:
-                break
-            length += read
-            ended = not read
+    def forward(self, frames):
+        """Make a frame of what is there; return False at the end of the stream."""
+        length, more = frames.read(self.descriptor)
         kept = min(length, self.left)
+        frames.keep(self.kind, length, kept)
         self.left -= kept
         self.dropped += length - kept
-        if kept:
-            FRAME.pack_into(buffer, 0, self.kind, kept)
-            write_all(1, memoryview(buffer)[: FRAME.size + kept])
-        buffer[: FRAME.size + length] = bytes(FRAME.size + length)
-        return not ended
+        return more
+
+
+class Script:
+    """One child, from before its fork until all that it left is gone: its pipes, and what is known of it."""
+
+    def __init__(self):
+        (self.out, self.child_out), (self.err, self.child_err), (self.told, self.child_told) = (
+            os.pipe(),
+            os.pipe(),
+            os.pipe(),
+        )
+        self.pid = 0
+        self.whole = False  # it has read its whole request
+        self.timed_out = False
+
+    def keep_own_ends(self):
+        for descriptor in (self.child_out, self.child_err, self.child_told):
+            os.close(descriptor)
+
+    def close(self):
+        for descriptor in (self.out, self.err, self.told):
+            os.close(descriptor)
+
+    def see_whether_whole(self):
+        """Learn, where it has something to say, whether it has read its whole request; return False if it has died over it."""
+        self.whole = bool(os.read(self.told, 1))
+        return self.whole
 
 
 class Runner:
     def __init__(self, config):
         self.config = config
-        self.buffer = bytearray(FRAME.size + CHUNK)
+        self.frames = Frames()
         self.places = [place for place in config["writable"] if os.path.isdir(place)]
-        self.usual_modes = {place: os.stat(place).st_mode for place in self.places}
+        self.usual = {}
         self.usual_use = {}
         self.sockets = Lines("/proc/self/net/unix")
         self.usual_sockets = self.sockets.read()
@@ -312,6 +377,7 @@ class Runner:
         self.counters = {"oom": Counter(*OOM_KILLS), "forks": Counter(*REFUSED_FORKS)}
         if config["cpu_seconds"]:
             self.counters.update(cpu=Counter(*CPU_TIME), runner=Clock())
+        self.last = max(map(int, os.listdir("/proc/self/fd")))
 
     def watch_children(self):
         receiver, sender = os.pipe()
@@ -323,81 +389,116 @@ class Runner:
 
     def serve(self):
         """Run scripts until the worker is gone. Returns in a forked child only: with what that child is to run."""
+        modes = {place: os.stat(place).st_mode for place in self.places}
         self.as_script_user(lambda: [(empty_directory(os.fsencode(place)), make_entry(place)) for place in self.places])
         sizes_with_entry = {place: os.stat(place).st_size for place in self.places if os.listdir(place)}
         self.empty_places()
         self.usual_use = {place: used(place) for place in self.places if os.path.ismount(place)}
-        self.usual_sizes = {place: os.stat(place).st_size for place in self.places}
+        self.usual = {place: (modes[place], os.stat(place).st_size) for place in self.places}
         # As those of a tmpfs do. A place without the entry is one that no script can write to.
-        self.sizes_tell = all(size > self.usual_sizes[place] for place, size in sizes_with_entry.items())
+        self.sizes_tell = all(size > self.usual[place][1] for place, size in sizes_with_entry.items())
         self.usual_sockets = self.sockets.read()
         while True:
             self.wipe()
-            pipes = (os.pipe(), os.pipe(), os.pipe(), os.pipe())
-            (out, child_out), (err, child_err), (child_go, go), (told, child_told) = pipes
-            pid = os.fork()
-            if pid == 0:
-                for descriptor in (out, err, go, told):
-                    os.close(descriptor)
+            self.forget_signals()
+            script = Script()
+            script.pid = os.fork()
+            if script.pid == 0:
                 try:
-                    return become_script(self.config, (child_out, child_err), child_go, child_told)
+                    return become_script(self.config, script, max(self.last, script.child_told))
                 except BaseException as problem:
                     why = "the sandbox could not start the script: %s: %s\n" % (type(problem).__name__, problem)
                     os.write(2, why.encode("utf-8", "replace"))
                     os._exit(1)
-            for descriptor in (child_out, child_err, child_go, child_told):
-                os.close(descriptor)
-            send(b"R")
-            self.watch(pid, out, err, go, told)
-            for descriptor in (out, err, told):
-                os.close(descriptor)
+            script.keep_own_ends()
+            self.frames.put(b"R")
+            self.frames.flush()
+            self.watch(script)
+            script.close()
 
-    def watch(self, pid, out, err, go, told):
+    def watch(self, script):
         """From a request to the exit frame."""
-        header = self.wait_for_request(pid)
-        timeout, limit, _ = HEADER.unpack(header)
         before = self.counted()
-        started = time.monotonic()
-        try:
-            write_all(go, header)
-        except BrokenPipeError:
-            pass  # the child is dead, which the next lines find out
-        os.close(go)
-        # The child has stdin now; it says when it has read its request, or dies trying.
-        whole = bool(os.read(told, 1))
-        outputs = {out: Output(b"O", out, limit), err: Output(b"E", err, limit)}
-        for descriptor in outputs:
-            os.set_blocking(descriptor, False)
-        status, usage, timed_out = self.wait_for_end(pid, outputs, started + timeout / 1000, before, whole)
-        if not whole and status == 0:
+        timeout, limit, _ = HEADER.unpack(self.wait_for_request(script))
+        deadline = time.monotonic() + timeout / 1000
+        outputs = {
+            descriptor: Output(kind, descriptor, limit) for kind, descriptor in ((b"O", script.out), (b"E", script.err))
+        }
+        status, usage = self.wait_for_end(script, outputs, deadline, before)
+        if not script.whole and not script.see_whether_whole() and status == 0:
             raise Eof  # which the child has seen
         if self.config["kill_all"]:
             self.kill_everything()
         else:
-            kill_group(pid)
+            kill_group(script.pid)
         for output in outputs.values():
             self.drain(output)
-        result = {"status": status, "timed_out": timed_out}
+        result = {"status": status, "timed_out": script.timed_out}
         result.update(self.limits_met(before, usage) if status else NO_LIMITS_MET)
-        result.update(dropped_output=outputs[out].dropped, dropped_error=outputs[err].dropped)
-        send(b"X", json.dumps(result).encode())
-        if not whole:
+        result.update(dropped_output=outputs[script.out].dropped, dropped_error=outputs[script.err].dropped)
+        self.frames.put(b"X", json.dumps(result).encode())
+        self.frames.flush()
+        if not script.whole:
             raise Unclean("a request was not read to its end, and what is left of it would be taken for the next")
 
-    def wait_for_request(self, pid):
-        """The head of the next request. A child that dies before (a host short of memory kills it among the first) costs no task
-        its attempt: nobody is asked to run it."""
+    def wait_for_request(self, script):
+        """The head of the next request, which the child passes on. A child that dies before (a host short of memory kills it
+        among the first) costs no task its attempt: nobody is asked to run it."""
+        header = os.read(script.told, HEADER.size)
+        if header:
+            return header
+        _, status = os.waitpid(script.pid, 0)
+        if status == 0:
+            raise Eof  # which the child has seen
+        os.set_blocking(script.err, False)
+        try:
+            why = os.read(script.err, 1000).decode("utf-8", "replace")
+        except BlockingIOError:
+            why = ""
+        raise Unclean("the process for the next script was killed, or ended: %s" % (why or status))
+
+    def wait_for_end(self, script, outputs, deadline, before):
+        """Forward output until the child has ended, killing it when its time is up or the worker is gone. Return its status and
+        usage."""
+        children = select.poll()
+        children.register(self.sigchld, select.POLLIN)
+        children.poll(min(AT_ONCE, max(0, deadline - time.monotonic())) * 1000)
         poll = select.poll()
-        for descriptor in (0, self.sigchld):
+        for descriptor in (self.sigchld, script.told, *outputs):
             poll.register(descriptor, select.POLLIN)
+        forwarded = 0.0
+        killed = False
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if self.sigchld in ready:
+            ended = reap(script.pid)
+            if ended is not None:
                 self.forget_signals()
-                if reap(pid) is not None:
-                    raise Unclean("the process for the next script was killed")
-            if 0 in ready:
-                return read_exactly(0, HEADER.size)
+                return ended
+            left = deadline - time.monotonic()
+            if not killed and (left <= 0 or self.out_of_cpu_time(before)):
+                killed, script.timed_out = True, left <= 0
+                os.kill(script.pid, signal.SIGKILL)
+            patience = max(0, left) * 1000 + 1
+            if self.config["cpu_seconds"]:
+                patience = min(patience, CPU_CHECK * 1000)
+            for descriptor, _ in poll.poll(None if killed else patience):
+                if descriptor == FROM_WORKER:
+                    if not os.read(FROM_WORKER, 1):
+                        raise Eof
+                    raise Unclean("the worker spoke out of turn")
+                if descriptor == script.told:
+                    poll.unregister(script.told)
+                    if script.see_whether_whole():  # now nothing may come from the worker but its end
+                        poll.register(FROM_WORKER, select.POLLIN)
+                    continue
+                if descriptor == self.sigchld:
+                    self.forget_signals()
+                    continue
+                if time.monotonic() - forwarded < SHORTEST_PAUSE:
+                    children.poll(SHORTEST_PAUSE * 1000)
+                if not outputs[descriptor].forward(self.frames):
+                    poll.unregister(descriptor)
+                self.frames.flush()
+                forwarded = time.monotonic()
 
     def forget_signals(self):
         try:
@@ -405,49 +506,12 @@ class Runner:
         except BlockingIOError:
             pass
 
-    def wait_for_end(self, pid, outputs, deadline, before, whole):
-        """Forward output until the child has ended, killing it when its time is up or the worker is gone.
-
-        whole: the request has been read, so that nothing may come from the worker but its end.
-        """
-        poll = select.poll()
-        for descriptor in (self.sigchld, *outputs, *([0] if whole else [])):
-            poll.register(descriptor, select.POLLIN)
-        children = select.poll()
-        children.register(self.sigchld, select.POLLIN)
-        forwarded = 0.0
-        killed = timed_out = False
-        while True:
-            ended = reap(pid)
-            if ended is not None:
-                return ended[0], ended[1], timed_out
-            left = deadline - time.monotonic()
-            if not killed and (left <= 0 or self.out_of_cpu_time(before)):
-                killed, timed_out = True, left <= 0
-                os.kill(pid, signal.SIGKILL)
-            patience = max(0, left) * 1000 + 1
-            if self.config["cpu_seconds"]:
-                patience = min(patience, CPU_CHECK * 1000)
-            for descriptor, _ in poll.poll(None if killed else patience):
-                if descriptor == 0:
-                    if not os.read(0, 1):
-                        raise Eof
-                    raise Unclean("the worker spoke out of turn")
-                if descriptor == self.sigchld:
-                    self.forget_signals()
-                    continue
-                if time.monotonic() - forwarded < SHORTEST_PAUSE:
-                    children.poll(SHORTEST_PAUSE * 1000)
-                if not outputs[descriptor].forward(self.buffer):
-                    poll.unregister(descriptor)
-                forwarded = time.monotonic()
-
     def drain(self, output):
         """Forward what is still in the pipe, which holds no more than its capacity: every writer is dead."""
         poll = select.poll()
         poll.register(output.descriptor, select.POLLIN)
         while poll.poll(0):
-            if not output.forward(self.buffer):
+            if not output.forward(self.frames):
                 return
 
     def kill_everything(self):
@@ -489,23 +553,33 @@ class Runner:
 
     def wipe(self):
         """Empty every writable place, first as the script's user, who owns what is there."""
-        for (
-            place,
-            mode,
-        ) in self.usual_modes.items():  # where the runner's user is the script's, that may have changed them
-            if os.stat(place).st_mode != mode:
-                os.chmod(place, mode & 0o7777)
-            if self.config["uid"] is None:
-                os.utime(place)
         self.remove_task_files()
         # Names must not be read into this process, of which the next script's is a copy. A directory's size tells
         # without them where it can, and what it might fail to tell ends the sandbox.
-        if not self.sizes_tell or any(os.stat(place).st_size > size for place, size in self.usual_sizes.items()):
+        if not self.sizes_tell or not self.are_usual():
+            for place, (
+                mode,
+                _,
+            ) in self.usual.items():  # which a script may have changed where it is of the runner's user
+                if os.stat(place).st_mode != mode:
+                    os.chmod(place, mode & 0o7777)
             self.empty_places()
-        for place in self.places:
-            if os.listdir(place):
-                raise Unclean(place + " is not empty")
+            self.remove_task_files()
+            for place in self.places:
+                if os.listdir(place):
+                    raise Unclean(place + " is not empty")
+        if self.config["uid"] is None:
+            for place in self.places:
+                os.utime(place)
         self.see_that_nothing_is_held()
+
+    def are_usual(self):
+        """Whether every writable place has the mode and the size that it had when it was empty."""
+        for place, usual in self.usual.items():
+            now = os.stat(place)
+            if (now.st_mode, now.st_size) != usual:
+                return False
+        return True
 
     def empty_places(self):
         places = list(map(os.fsencode, self.places))
@@ -715,6 +789,11 @@ def refuse_system_calls(config):
         raise Unprotected("the kernel takes no seccomp filter: " + os.strerror(ctypes.get_errno()))
 
 
+def say_fatal(why):
+    data = why.encode("utf-8", "replace")[:2000]
+    write_all(1, FRAME.pack(b"F", len(data)) + data)
+
+
 def leave(code):
     """End the runner, and everything else in its sandbox."""
     if config["kill_all"]:
@@ -725,15 +804,22 @@ def leave(code):
     os._exit(code)
 
 
-config = json.loads(read_exactly(0, LENGTH.unpack(read_exactly(0, LENGTH.size))[0]).decode())
+# A script's stdin is in its place from the start; the worker's end of ours has a number of its own.
+FROM_WORKER = os.dup(0)
+null = os.open("/dev/null", os.O_RDONLY)
+os.dup2(null, 0)
+os.close(null)
+config = json.loads(read_exactly(FROM_WORKER, LENGTH.unpack(read_exactly(FROM_WORKER, LENGTH.size))[0]).decode())
+config["limits"] = [(getattr(resource, name), value) for name, value in config["limits"].items()]
 if config["kill_all"] and os.getpid() > LARGEST_PID:
-    send(b"F", b"the runner is not in a process namespace of its own; it would kill the host's processes")
+    say_fatal("the runner is not in a process namespace of its own; it would kill the host's processes")
     os._exit(70)
 libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 for number in (signal.SIGPIPE, signal.SIGINT):  # the second is for a script of the same user, which might interrupt
     signal.signal(number, signal.SIG_IGN)
 os.umask(0)
+be_as_a_script_is(config)
 gc.collect()
 gc.disable()
 if hasattr(gc, "freeze"):
@@ -745,7 +831,7 @@ except (Eof, BrokenPipeError):
     leave(0)
 except BaseException as problem:
     try:
-        send(b"F", ("%s: %s" % (type(problem).__name__, problem)).encode("utf-8", "replace")[:2000])
+        say_fatal("%s: %s" % (type(problem).__name__, problem))
     except OSError:
         pass
     leave(70)

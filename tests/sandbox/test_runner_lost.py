@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -9,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +190,11 @@ def test_a_runner_ends_in_silence_when_its_worker_is_gone(tmp_path: Path) -> Non
     assert bare_runner(config, then=b"\0\0").returncode == 0, "in the middle of a request, too"
 
 
+def unread(pipe: IO[bytes]) -> int:
+    """How many bytes are in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @contextmanager
 def ready_runner(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes], int]]:
     """A runner on the host that waits for a request: the process, its two streams, and the id of the child that it forked."""
@@ -214,10 +222,22 @@ def test_a_child_that_is_killed_while_it_waits_costs_no_attempt(tmp_path: Path) 
     assert runner.returncode == 70
 
 
-def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_path: Path) -> None:
+def test_a_child_that_is_killed_before_it_reads_its_request_costs_no_attempt(tmp_path: Path) -> None:
     with ready_runner(tmp_path) as (runner, asked, told, child):
         os.kill(child, signal.SIGSTOP)
         asked.write(struct.pack("!IIQ", 10_000, 100, 100_000) + b"A" * 30_000)
+        os.kill(child, signal.SIGKILL)
+        assert told.read(1) == b"F"
+    assert runner.returncode == 70
+
+
+def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    with ready_runner(tmp_path) as (runner, asked, told, child):
+        asked.write(struct.pack("!IIQ", 10_000, 100, 100_000) + b"A" * 30_000)
+        deadline = time.monotonic() + 10
+        while unread(asked):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         said = told.read(100_000)
         while piece := told.read(100_000):
@@ -231,7 +251,7 @@ def test_a_request_that_was_not_read_to_its_end_is_not_taken_for_the_next(tmp_pa
 
 def test_a_runner_that_is_spoken_to_out_of_turn_gives_up(tmp_path: Path) -> None:
     config = RunnerConfig(uid=None, gid=None, home=str(tmp_path), writable=(str(tmp_path),), kill_all=False)
-    meta = json.dumps({"environment": {}}).encode()
+    meta = b"NAME=value\0"
     body = prefixed(meta) + prefixed(b"import time; time.sleep(10)") + prefixed(b"null")
     ended = bare_runner(config, then=struct.pack("!IIQ", 10_000, 100, len(body)) + body + b"more")
     assert ended.returncode == 70

@@ -210,12 +210,12 @@ attempt("seize", lambda: checked(libc.ptrace(PTRACE_SEIZE, runner, 0, 0)))
 attempt("vm_readv", read_memory)
 attempt("limits", lambda: checked(libc.prlimit(runner, 7, (ctypes.c_ulong * 2)(1, 1), 0)))
 for pid in {1, runner}:
-    for name in ("mem", "environ", "maps", "fd", "fd/0", "fd/1", "root", "cwd", "exe", "auxv", "syscall", "stack"):
+    for name in ("mem", "environ", "maps", "fd", "fd/0", "fd/1", "fd/3", "root", "cwd", "exe", "auxv", "syscall", "stack"):
         path = "/proc/%d/%s" % (pid, name)
         attempt(path, lambda: os.listdir(path) if os.path.isdir(path) or name == "fd" else open(path, "rb").read(1))
-    for name in ("oom_score_adj", "comm", "fd/0", "fd/1", "mem", "clear_refs"):
+    for name in ("oom_score_adj", "comm", "fd/0", "fd/1", "fd/3", "mem", "clear_refs"):
         path = "/proc/%d/%s" % (pid, name)
-        attempt(path, lambda: open(path, "r+b", 0))
+        attempt(path + ",w", lambda: open(path, "r+b", 0))
 attempt("setuid", lambda: os.setuid(0))
 attempt("setresuid", lambda: os.setresuid(0, 0, 0))
 attempt("setgid", lambda: os.setgid(0))
@@ -225,9 +225,11 @@ attempt("mount", lambda: checked(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None)
     said = await laboratory.printed(attempts)
     assert len(said.splitlines()) > 30
     done = {line.split()[0] for line in said.splitlines() if not line.endswith("refused")}
-    # gVisor guards what a process holds, and shows what it was started with to all: nothing that is secret.
+    # gVisor guards what a process holds, and shows what it was started with to all: nothing that is secret. 0 is /dev/null.
     shown = (
-        {f"/proc/1/{name}" for name in ("environ", "maps", "auxv", "fd")} if laboratory.backend == "runsc" else set()
+        {f"/proc/1/{name}" for name in ("environ", "maps", "auxv", "fd", "fd/0", "fd/0,w")}
+        if laboratory.backend == "runsc"
+        else set()
     )
     assert done == shown
     assert await laboratory.usable()

@@ -2,7 +2,8 @@
 
     DATABASE_URL=... SLOTS=8 python -m benchmarks.null_worker
 
-What is left is the way of a task through the worker and the database. Other modules take `NullBackend` from here.
+Prints its status address once it is up. What is left is the way of a task through the worker and the database. Other modules
+take `NullBackend` from here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -17,6 +19,7 @@ import trio
 from continuum import worker
 from continuum.config import Settings, load_settings
 from continuum.model import Ending, Outcome, RunRequest
+from continuum.nursery.state import WorkerState
 from continuum.requirements import Requirements
 from continuum.sandbox.protocol import Layer, OutputSink
 
@@ -68,12 +71,16 @@ async def _choose_null(settings: Settings, worker_id: str) -> NullBackend:
     return NullBackend()
 
 
+def _announce(state: WorkerState, address: str) -> None:
+    print(address, flush=True)
+
+
 def main() -> None:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(40), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
     vars(worker)["choose_backend"] = _choose_null
-    trio.run(worker.run_worker, load_settings(api_port="0"))
+    trio.run(partial(worker.run_worker, load_settings(api_port="0"), on_started=_announce))
 
 
 if __name__ == "__main__":

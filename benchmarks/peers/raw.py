@@ -1,0 +1,91 @@
+"""The floor: our own statements, in batches, on one blocking connection and with nothing around them.
+
+DATABASE_URL=... python -m benchmarks.peers.raw
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Any
+
+import psycopg
+
+from benchmarks.peers import Connection, Contender
+from continuum.db import statements
+from continuum.db.cockroach import COCKROACH
+from continuum.db.dialect import Dialect
+from continuum.db.postgres import POSTGRES
+from continuum.db.shards import SHARDS, claim_shard_statement
+from continuum.db.validation import INTEGER
+
+BATCH = 50
+"""About what one claim of a worker with eight slots brings home."""
+PAUSE = 0.01
+"""Seconds between two looks at an empty queue."""
+WORKER = "raw"
+
+
+def insert(connection: Connection, count: int) -> None:
+    """Plain INSERTs are the public way to submit tasks."""
+    connection.execute(
+        "WITH hello AS (INSERT INTO codes (code) VALUES ('print(''hello'')') RETURNING id) "
+        "INSERT INTO tasks (name, code, payload) SELECT 'hello', id, 'null' FROM hello, generate_series(1, %s)",
+        [count],
+    )
+
+
+CONTENDER = Contender(
+    name="raw statements",
+    module=__name__,
+    install=None,
+    insert=insert,
+    unfinished="SELECT 1 FROM tasks WHERE status IN ('pending', 'processing') LIMIT 1",
+    successful="SELECT count(*) FROM tasks WHERE status = 'completed'",
+)
+
+
+def main() -> None:
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        dialect = COCKROACH if connection.info.parameter_status("crdb_version") else POSTGRES
+        if not dialect.prepares_by_itself:
+            connection.prepare_threshold = None
+        for statement in dialect.prepare_session:
+            connection.execute(statement.encode())
+        print("ready", flush=True)
+        parts = itertools.cycle(range(SHARDS)) if dialect is COCKROACH else itertools.repeat(0)
+        for part in parts:
+            while claimed := _claim(connection, dialect, part):
+                _complete(connection, dialect, claimed)
+            time.sleep(PAUSE if part == 0 else 0)
+
+
+def _claim(connection: Connection, dialect: Dialect, part: int) -> list[tuple[Any, ...]]:
+    statement = claim_shard_statement(0) if dialect is COCKROACH else statements.CLAIM_POSTGRES
+    bounds = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1, "shard": part}
+    return connection.execute(
+        statement.encode(), {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
+    ).fetchall()
+
+
+def _complete(connection: Connection, dialect: Dialect, claimed: list[tuple[Any, ...]]) -> None:
+    count = len(claimed)
+    outcomes = {
+        "worker": WORKER,
+        "ids": [row[0] for row in claimed],
+        "attempts": [row[1] for row in claimed],
+        "statuses": ["completed"] * count,
+        "exit_codes": [0] * count,
+        "outputs": ["hello\n"] * count,
+        "error_outputs": [""] * count,
+        "last_errors": [None] * count,
+        "delays": [None] * count,
+    }
+    prepare = True if dialect.prepares_by_itself else None
+    written = connection.execute(statements.COMPLETE.encode(), outcomes, prepare=prepare).fetchall()
+    assert len(written) == count, "somebody else took a task"
+
+
+if __name__ == "__main__":
+    main()

@@ -16,8 +16,8 @@ SLOTS = 8
 """Of each of our workers. It holds up to nine times as many short tasks, and so claims about 50 at a time."""
 OURS = replace(raw.CONTENDER, name="continuum", module="benchmarks.null_worker", environment={"SLOTS": str(SLOTS)})
 
-JOBS = 8_000
-FEWER_JOBS = 2_000
+JOBS = 6_000
+FEWER_JOBS = 1_500
 """Where somebody is slow: procrastinate, which takes longer for each job the more there are, and CockroachDB."""
 ROUNDS = 3
 WORKERS = (1, 2, 4, 8)

@@ -235,16 +235,17 @@ def demo(
         raise typer.Exit(trio.run(run_demo, folder, tasks, keep))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
-    """Measure sandboxes on this machine (in a checkout): arguments go to benchmarks/runner_ceiling.py."""
+    """Measure this machine (in a checkout): arguments, --help included, go to `python -m benchmarks`, which runs there."""
     import subprocess
 
-    script = Path(__file__).parents[2] / "benchmarks" / "runner_ceiling.py"
-    if not script.exists():
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "benchmarks" / "__main__.py").exists():
         typer.echo("continuum: benchmarks are part of a checkout, not of the installed package", err=True)
         raise typer.Exit(2)
-    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)  # noqa: S603
+    command = [sys.executable, "-m", "benchmarks", *context.args]
+    raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)  # noqa: S603
 
 
 def _print_end(record: TaskRecord, as_json: bool) -> int:

@@ -108,6 +108,14 @@ def test_wrong_usage_has_its_own_code(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == errors.USAGE
 
 
+@pytest.mark.parametrize(("arguments", "code", "said"), [(["--help"], 0, "--quick"), (["nonsense"], 2, "no such part")])
+def test_bench_hands_its_arguments_to_the_benchmarks(
+    arguments: list[str], code: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert CliRunner().invoke(app, ["bench", *arguments]).exit_code == code
+    assert said in "".join(capfd.readouterr())
+
+
 def record(**values: object) -> TaskRecord:
     fields: dict[str, object] = dict.fromkeys(TaskRecord.__slots__)
     return TaskRecord(**fields | {"id": 2**60, "name": "", "status": "pending"} | values)  # type: ignore[arg-type]

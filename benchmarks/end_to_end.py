@@ -21,7 +21,7 @@ from benchmarks.sandboxes import (
 )
 from benchmarks.setting import HELLO, Options, database_server, fresh_database, percentile
 from benchmarks.ways import docker_ways
-from benchmarks.worker_process import DEADLINE, TICK, burst, finished, steady_load, worker_process
+from benchmarks.worker_process import DEADLINE, TICK, burst, hello_finished, steady_load, worker_process
 from continuum.client import Client
 from continuum.demo.run import latency
 
@@ -88,7 +88,7 @@ async def _with_slots(options: Options, server: str, slots: int) -> Found:
         docker = await stack.enter_async_context(docker_ways(settings, slots)) if backend.name == "docker" else None
         first = await client.submit(HELLO)
         await stack.enter_async_context(worker_process(environment))
-        found.cold_start = latency((await finished(client, [first]))[0])
+        found.cold_start = latency((await hello_finished(client, [first]))[0])
         await burst(client, WARM_UP * slots)
         await drive(alone, WARM_UP_SECONDS)
         for _ in range(options.scaled(ROUNDS)):

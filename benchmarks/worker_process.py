@@ -46,12 +46,8 @@ async def worker_process(
 
 
 async def burst(client: Client, count: int) -> float:
-    """Submit hello tasks all at once; return how many a second there were from the first INSERT to the last terminal row,
-    on the database's clock."""
-    records = await finished(client, await client.submit_many([new_task(HELLO)] * count))
-    began = min(record.created_at for record in records)
-    ended = max(record.finished for record in records if record.finished is not None)
-    return count / (ended - began).total_seconds()
+    """Submit hello tasks all at once; return how many a second ended."""
+    return count / wall_time(await hello_finished(client, await client.submit_many([new_task(HELLO)] * count)))
 
 
 async def steady_load(client: Client, rate: float, seconds: float) -> list[float]:
@@ -64,15 +60,26 @@ async def steady_load(client: Client, rate: float, seconds: float) -> list[float
         if due > 0:
             ids += await client.submit_many([new_task(HELLO)] * due)
         await trio.sleep_until(began + tick * TICK)
-    return [latency(record) for record in await finished(client, ids)]
+    return [latency(record) for record in await hello_finished(client, ids)]
 
 
 async def finished(client: Client, ids: Sequence[int]) -> list[TaskRecord]:
-    """Wait until hello tasks have ended, and see that they did what they must. The last one alone is watched while the others
-    run: to ask for all of them, over and over, is load on the same database."""
+    """Wait until tasks have ended and read them. The last one alone is watched while the others run: to ask for all of them, over
+    and over, is load on the same database."""
     await client.wait(ids[-1], DEADLINE)
-    records = await client.wait_many(ids, DEADLINE)
+    return await client.wait_many(ids, DEADLINE)
+
+
+async def hello_finished(client: Client, ids: Sequence[int]) -> list[TaskRecord]:
+    """The same for hello tasks, which must have said it."""
+    records = await finished(client, ids)
     for record in records:
         if record.status != Status.COMPLETED or record.output != "hello\n":
             raise WrongOutcome(f"task {record.id}: {record.status}, {record.last_error}, {record.output!r}")
     return records
+
+
+def wall_time(records: Sequence[TaskRecord]) -> float:
+    """Seconds from the first INSERT to the last terminal row, on the database's clock."""
+    ended = max(record.finished for record in records if record.finished is not None)
+    return (ended - min(record.created_at for record in records)).total_seconds()

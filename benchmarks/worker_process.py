@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -26,11 +27,15 @@ TICK = 0.02
 
 @asynccontextmanager
 async def worker_process(
-    environment: Mapping[str, str], command: Sequence[str] = ("-m", "continuum", "worker")
+    environment: Mapping[str, str], command: Sequence[str] = ("-m", "continuum", "worker"), folder: Path | None = None
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A worker with these variables over our own, asked to end when the block does. command: what Python is to run."""
+    """A worker with these variables over our own, asked to end when the block does. command: what Python runs; folder: where."""
     worker = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sys.stderr
+        [sys.executable, *command],
+        env={**os.environ, **environment},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
     )
     try:
         yield worker

@@ -8,7 +8,7 @@
 
 A commit is unpacked into a temporary folder and runs with this interpreter and this checkout's measuring code; `.` is this
 checkout as it is. Of each figure the ratio of NEW to OLD is told for each pair, turned so that more is better. The exit code is
-1 when the median of a figure's ratios, and so most of its pairs, is below the tolerance.
+1 when the median of a figure's ratios, and so most of its pairs, is below the tolerance, and 2 when they cannot be compared.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from benchmarks.setting import HELLO, Options, database_server, fresh_database, 
 from benchmarks.worker_process import DEADLINE, worker_process
 
 HERE = Path(__file__).parent
+NULL_WORKER = HERE / "null_worker.py"
 WORKING_TREE = "."
 MEASURES = ("hello", "null", "idle")
 ALONE_SECONDS = 1.5
@@ -95,6 +96,14 @@ class Version:
             raise WrongOutcome(f"{self.name}: {' '.join(command)} ended with {done.returncode}")
         return done.stdout
 
+    def has_null_worker(self) -> bool:
+        """Whether this checkout's null sandboxes fit this version's worker, as far as imports tell."""
+        try:
+            self.run("-c", f"import runpy; runpy.run_path({str(NULL_WORKER)!r})")
+        except WrongOutcome:
+            return False
+        return True
+
 
 @dataclass(slots=True)
 class Side:
@@ -133,6 +142,9 @@ async def compare(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(database_server(options))
         versions = [await stack.enter_async_context(_version(name, server, options, slots)) for name in names]
+        if "null" in measures and (without := [version.name for version in versions if not version.has_null_worker()]):
+            print(f"no null workers of {', '.join(without)}: their sandboxes were of another kind", file=sys.stderr)
+            measures = [measure for measure in measures if measure != "null"]
         for number in range(pairs):
             order = versions if number % 2 == 0 else versions[::-1]
             found = {id(version): figures for version, figures in zip(order, await _pair(order, measures), strict=True)}
@@ -147,7 +159,9 @@ async def _version(name: str, server: str, options: Options, slots: int) -> Asyn
         folder = HERE.parent
         if name != WORKING_TREE:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="continuum-check-")))
-            packed = subprocess.run(["git", "archive", name], cwd=HERE.parent, capture_output=True, check=True)
+            packed = subprocess.run(["git", "archive", name], cwd=HERE.parent, capture_output=True, check=False)
+            if packed.returncode:
+                raise WrongOutcome(packed.stderr.decode().strip())
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
                 archive.extractall(folder, filter="data")
         conninfo = await stack.enter_async_context(fresh_database(server, migrated=False))
@@ -181,9 +195,7 @@ async def _pair(versions: Sequence[Version], measures: Sequence[str]) -> list[Fi
                 figures |= side.found
     if "null" in measures:
         async with AsyncExitStack() as stack:
-            sides = [
-                await stack.enter_async_context(_side(version, str(HERE / "null_worker.py"))) for version in versions
-            ]
+            sides = [await stack.enter_async_context(_side(version, str(NULL_WORKER))) for version in versions]
             await _bursts(sides, "null")
             for figures, side in zip(found, sides, strict=True):
                 figures |= {name: value for name, value in side.found.items() if name.startswith("null")}
@@ -279,7 +291,11 @@ def main() -> None:
     names = (asked.old, asked.new)
     options = Options(backend=asked.backend, database=asked.database)
     began = time.monotonic()
-    by_pair: list[list[Figures]] = trio.run(compare, names, options, asked.pairs, asked.measure, asked.slots)
+    try:
+        by_pair: list[list[Figures]] = trio.run(compare, names, options, asked.pairs, asked.measure, asked.slots)
+    except WrongOutcome as error:
+        print(f"cannot compare: {error}", file=sys.stderr)
+        sys.exit(2)
     console = Console(width=None if sys.stdout.isatty() else 140)
     show(console, replace(_result(names, by_pair), seconds=time.monotonic() - began))
     worse = [name for name in by_pair[0][0] if is_worse(ratios_of(by_pair, name), asked.tolerance)]

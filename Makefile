@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PROCESSES ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench build clean
+.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench bench-check build clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -68,8 +68,11 @@ chaos: venv ## Break a database under load and judge what was recorded; CHAOS="-
 attack: venv services ## Attack every kind of sandbox, and show as a table what came of it; ATTACK="--help" says how
 	@$(BIN)/python -m tests.attacks $(ATTACK)
 
-bench: venv ## Measure sandboxes and the whole way of a task on this machine
-	$(BIN)/python benchmarks/throughput.py
+bench: venv services ## Measure it all beside its ceilings and its peers; BENCH="--help" lists the parts
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+bench-check: venv services ## Compare two commits in pairs of runs: make bench-check OLD=main NEW=HEAD
+	@$(BIN)/python -m benchmarks.check $(OLD) $(NEW) $(BENCH)
 
 build: venv ## Build wheel and sdist into dist/
 	$(UV) build

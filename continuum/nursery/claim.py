@@ -51,7 +51,8 @@ class Claims:
     telemetry: Telemetry
     policy: ClaimPolicy
     work: Signal
-    """Raised when there may be something to claim: work arrived, a slot became free, the sandboxes work again."""
+    """Raised when there may be something to claim: work arrived, a slot became free, outcomes were written, the sandboxes work
+    again."""
     shutdown: Shutdown
     _taken: set[Lease] = field(default_factory=set)
     _give_back_at: float = math.inf

@@ -74,11 +74,14 @@ def _tellable(message: str) -> str:
 class Completions:
     """The outcomes and releases that wait to be written."""
 
-    def __init__(self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal) -> None:
+    def __init__(
+        self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal, work: Signal
+    ) -> None:
         self._database = database
         self._state = state
         self._telemetry = telemetry
         self._retry_scheduled = retry_scheduled
+        self._claim_again = work
         self._outcomes: dict[Lease, Completion] = {}
         self._releases: set[Lease] = set()
         self._limit = BATCH_LIMIT
@@ -139,6 +142,7 @@ class Completions:
         note_database_success(self._state)
         self._backoff.reset()
         self._limit = min(BATCH_LIMIT, self._limit * 2)
+        self._claim_again.notify()  # it may have been held up by how much was unwritten
         for completion in batch:
             del self._outcomes[completion.lease]
             if completion.lease in written:

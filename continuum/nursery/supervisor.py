@@ -66,7 +66,7 @@ async def supervise(
     if not await _schema_fits(state, database, shutdown):
         return
     work, heartbeat_now, schedule_changed = Signal(), Signal(), Signal()
-    completions = Completions(database, state, telemetry, schedule_changed)
+    completions = Completions(database, state, telemetry, schedule_changed, work)
     try:
         async with (
             open_pool(backend, settings.slots, settings.max_tasks_per_sandbox) as pool,

@@ -64,6 +64,23 @@ async def test_short_tasks_share_their_round_trips(autojump_clock: MockClock, da
         assert w.backend.most_running <= 2
 
 
+async def test_outcomes_that_are_written_slowly_hold_claims_up_for_no_longer_than_that(
+    autojump_clock: MockClock, database: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = database.complete
+
+    async def slow(worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
+        await trio.sleep(0.3)
+        return await complete(worker_id, completions)
+
+    monkeypatch.setattr(database, "complete", slow)
+    async with worker(database, slots=2, polling_interval=600) as w:
+        await after_many_short_tasks(w)
+        ids = await w.submit(*["hello"] * 400)
+        with trio.fail_after(60):
+            await w.wait_for(*ids)
+
+
 async def test_long_tasks_are_not_claimed_ahead(autojump_clock: MockClock, database: Counting) -> None:
     async with worker(database, slots=2) as w:
         await w.wait_for(*await w.submit(*["sleep 1"] * 10))

@@ -61,7 +61,7 @@ def state() -> WorkerState:
 
 @pytest.fixture
 def completions(database: MemoryDatabase, state: WorkerState) -> Completions:
-    return Completions(database, state, Telemetry(), Signal())
+    return Completions(database, state, Telemetry(), Signal(), Signal())
 
 
 @asynccontextmanager
@@ -166,7 +166,7 @@ async def test_outcomes_that_come_while_one_batch_is_written_make_up_the_next(
     autojump_clock: MockClock, state: WorkerState
 ) -> None:
     database = CountingDatabase()
-    completions = Completions(database, state, Telemetry(), Signal())
+    completions = Completions(database, state, Telemetry(), Signal(), Signal())
     tasks = await claimed(database, BATCH_LIMIT + 101)
     async with running(completions):
         completions.put(done(tasks[0]))
@@ -183,7 +183,7 @@ async def test_large_outputs_are_not_written_together(
 ) -> None:
     monkeypatch.setattr(completion_module, "BATCH_BYTES", 100)
     database = CountingDatabase()
-    completions = Completions(database, state, Telemetry(), Signal())
+    completions = Completions(database, state, Telemetry(), Signal(), Signal())
     for task in await claimed(database, 3):
         completions.put(replace(done(task), output="x" * 60))
     async with running(completions):
@@ -235,7 +235,7 @@ async def test_an_outcome_that_cannot_be_written_keeps_no_other_one_for_long(
             return await super().complete(worker_id, completions)
 
     database = Locked()
-    completions = Completions(database, state, Telemetry(), Signal())
+    completions = Completions(database, state, Telemetry(), Signal(), Signal())
     tasks = await claimed(database, 100)
     database.locked = tasks[50].lease
     async with running(completions):
@@ -344,7 +344,7 @@ async def test_tasks_of_a_claim_that_was_never_answered_are_given_back_before_th
 
     database = Deaf()
     shutdown = Shutdown()
-    completions = Completions(database, state, Telemetry(), Signal())
+    completions = Completions(database, state, Telemetry(), Signal(), Signal())
     claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
     ids = await database.submit([HELLO] * 2)
     async with running(claimer):
@@ -369,7 +369,7 @@ async def test_tasks_of_a_claim_that_took_effect_long_after_its_deadline_are_giv
     database = Hanging()
     shutdown = Shutdown()
     claimer = Claimer(
-        make_claims(database, state, Completions(database, state, Telemetry(), Signal()), shutdown), shutdown
+        make_claims(database, state, Completions(database, state, Telemetry(), Signal(), Signal()), shutdown), shutdown
     )
     async with running(claimer):
         await trio.sleep(20)
@@ -396,7 +396,7 @@ async def test_what_a_claim_brings_after_shutdown_was_requested_goes_back(
             return tasks
 
     database = Slow()
-    completions = Completions(database, state, Telemetry(), Signal())
+    completions = Completions(database, state, Telemetry(), Signal(), Signal())
     claimer = Claimer(make_claims(database, state, completions, shutdown), shutdown)
     await database.submit([HELLO])
     await claimer.run()

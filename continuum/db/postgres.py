@@ -27,6 +27,9 @@ _NOTICE_DEAD_CLIENTS = (
     "SELECT set_config(name, '2s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
 )
 
+_FIND_BY_INDEX = "SET enable_seqscan = off"
+"""A plan that was made while the table was small is kept, and would read all of it once it is large."""
+
 _WAKEUPS = {wakeup.value: wakeup for wakeup in Wakeup}
 
 
@@ -74,5 +77,5 @@ POSTGRES = Dialect(
     statistics=statements.statistics(),
     open_queue=PostgresQueue,
     migrate=migrate,
-    prepare_session=(_NOTICE_DEAD_CLIENTS,),
+    prepare_session=(_NOTICE_DEAD_CLIENTS, _FIND_BY_INDEX),
 )

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import trio
 
-from continuum.db import CONNECT_TIMEOUT, pool, statements
+from continuum.db import CONNECT_TIMEOUT, DIALECTS, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
@@ -581,6 +581,21 @@ def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache
         assert picking, described
         assert all(node["Actual Rows"] <= 20 for node in scans), described
         assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 20], described
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_that_was_made_on_a_small_table_is_good_for_a_large_one(empty_postgres: str, name: str) -> None:
+    """A worker's connection keeps its plans; nobody has analyzed the table when they are made."""
+    execute(empty_postgres, (ROOT / "sql/postgres.sql").read_text())
+    execute(empty_postgres, "INSERT INTO tasks (name) SELECT 'n' FROM generate_series(1, 40)")
+    statement, parameters = PLANS[name]
+    with psycopg.connect(empty_postgres) as connection:
+        for setting in (*DIALECTS["postgres"].prepare_session, "SET plan_cache_mode = force_generic_plan"):
+            connection.execute(setting.encode())
+        found = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}".encode(), parameters, prepare=True).fetchone()
+    assert found is not None
+    nodes = [(node["Node Type"], node.get("Relation Name")) for node in walk(found[0][0]["Plan"])]
+    assert ("Seq Scan", "tasks") not in nodes
 
 
 def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:

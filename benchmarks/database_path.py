@@ -131,7 +131,8 @@ def _bars(runs: Sequence[Drained]) -> Plot:
         )
         for name in names
     }
-    return Plot("database_path", "Claim and complete: one process", "", "jobs/s", {"jobs/s": list(rates.items())})
+    label = ", ".join(f"{name}: {count:,} jobs" for name, count in most.items() if count < max(most.values()))
+    return Plot("database_path", "Claim and complete: one process", label, "jobs/s", {"jobs/s": list(rates.items())})
 
 
 def _line(name: str, database: str, runs: Sequence[Drained]) -> Plot:

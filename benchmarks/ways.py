@@ -28,7 +28,7 @@ from continuum.config import Settings
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_stream import Endpoint
 
-FORK = "fork and exit, Python"
+FORK = "fork and exit"
 BARE_INTERPRETER = "python3 -S -c"
 INTERPRETER = "python3 -c"
 EXEC = "docker exec"

@@ -71,7 +71,7 @@ def test_the_runner_needs_nothing_but_the_standard_library_of_python_3_8() -> No
         alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names
     }
     assert imported <= {
-        "_socket", "atexit", "ctypes", "errno", "gc", "itertools", "json", "os", "resource", "select", "signal", "stat", "struct",
+        "_signal", "_socket", "atexit", "ctypes", "gc", "itertools", "json", "os", "resource", "select", "stat", "struct",
         "sys", "time",
     }  # fmt: skip
 

@@ -425,17 +425,17 @@ class Runner:
                     os.write(2, why.encode("utf-8", "replace"))
                     os._exit(1)
             script.keep_own_ends()
+            before = self.counted()
             self.frames.put(b"R")
             self.frames.flush()
             if first:  # while the first script runs, so that no start is the later for it
                 first = False
                 import_usual_modules()
-            self.watch(script)
+            self.watch(script, before)
             script.close()
 
-    def watch(self, script):
-        """From a request to the exit frame."""
-        before = self.counted()
+    def watch(self, script, before):
+        """From a request to the exit frame. before: what the kernel had counted when there was none."""
         timeout, limit, _ = HEADER.unpack(self.wait_for_request(script))
         deadline = time.monotonic() + timeout / 1000
         outputs = {

@@ -20,8 +20,9 @@ from benchmarks.sandboxes import (
     settings_of,
     started_sandboxes,
 )
-from benchmarks.setting import Options, percentile
+from benchmarks.setting import Options
 from benchmarks.ways import BARE_INTERPRETER, EXEC, FORK, INTERPRETER, RUN, Way, docker_ways, local_ways
+from continuum.demo.run import percentile
 from continuum.sandbox.protocol import Backend, Sandbox
 
 SANDBOXES = (1, 2, 4, 8)
@@ -52,7 +53,6 @@ class Found:
 
 async def measure(options: Options) -> Result:
     """Cold starts; then rounds in which each number of sandboxes has its turn; then rounds with each of the other ways."""
-    part = 0.1 if options.quick else 1.0
     settings = settings_of(sandbox_environment(options))
     alone = {count: Found() for count in SANDBOXES}
     idle: list[float] = []
@@ -60,16 +60,16 @@ async def measure(options: Options) -> Result:
         backend = await stack.enter_async_context(prepared_backend(settings))
         cold = {count: await _cold_start(backend, count, COLD_STARTS if count == 1 else 1) for count in SANDBOXES}
         sandboxes = await stack.enter_async_context(started_sandboxes(backend, max(SANDBOXES)))
-        await drive(sandboxes, SECONDS * part)
+        await drive(sandboxes, SECONDS * options.part)
         for _ in range(options.scaled(ROUNDS)):
             idle += await idle_runs(sandboxes[0], options.scaled(IDLE_RUNS))
             for count, found in alone.items():
-                found.add(await drive(sandboxes[:count], SECONDS * part))
+                found.add(await drive(sandboxes[:count], SECONDS * options.part))
         ways = _ways_with(sandboxes)
         if backend.name == "docker":
             docker = await stack.enter_async_context(docker_ways(settings, max(PARALLEL)))
             ways |= {EXEC: docker.exec, RUN: docker.run}
-        compared = await _compare(ways, options.scaled(WAY_ROUNDS), SECONDS * part)
+        compared = await _compare(ways, options.scaled(WAY_ROUNDS), SECONDS * options.part)
         description = backend.description
     return Result(
         "ceiling",

@@ -35,10 +35,12 @@ import structlog
 import trio
 from rich.console import Console
 
+from benchmarks.processes import processor_time
 from benchmarks.report import Cell, Result, Table, show
 from benchmarks.sandboxes import WrongOutcome, sandbox_environment
-from benchmarks.setting import HELLO, Options, database_server, fresh_database, percentile
+from benchmarks.setting import HELLO, Options, database_server, fresh_database
 from benchmarks.worker_process import DEADLINE, worker_process
+from continuum.demo.run import percentile
 
 HERE = Path(__file__).parent
 NULL_WORKER = HERE / "null_worker.py"
@@ -55,7 +57,6 @@ IDLE_PAUSE = 0.05
 WATCH_PAUSE = 0.05
 """Seconds between two looks whether a burst has ended: each is load on the same database."""
 IDLE_WATCH_PAUSE = 0.005
-TICKS = os.sysconf("SC_CLK_TCK")
 
 # Plain SQL, and only columns that every version has: the adapter of this checkout may not fit the schema of another.
 ADD_CODE = "INSERT INTO codes (code) VALUES (%s) RETURNING id"
@@ -110,7 +111,7 @@ class Side:
     """One version with a running worker. code: the id of the hello script."""
 
     version: Version
-    worker: subprocess.Popen[bytes]
+    worker: trio.Process
     code: UUID
     found: Figures = field(default_factory=dict)
 
@@ -130,8 +131,7 @@ class Side:
 
     def processor_time(self) -> float:
         """Seconds of processor time that the worker's process has used; its sandboxes are not in it."""
-        stat = Path(f"/proc/{self.worker.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(stat[11]) + int(stat[12])) / TICKS
+        return processor_time([self.worker.pid], with_children=False)
 
 
 async def compare(
@@ -206,7 +206,8 @@ async def _pair(versions: Sequence[Version], measures: Sequence[str]) -> list[Fi
 async def _side(version: Version, *command: str) -> AsyncIterator[Side]:
     """A version's worker that has run its first tasks."""
     code = _one(version.database, ADD_CODE, HELLO)[0]
-    async with worker_process(version.environment, command or ("-m", "continuum", "worker"), version.folder) as worker:
+    command = command or ("-m", "continuum", "worker")
+    async with worker_process(version.environment, command, folder=version.folder) as worker:
         side = Side(version, worker, code)
         side.found["cold start of a worker, ms"] = 1000 * await side.burst(1)
         await side.burst(WARM_UP)

@@ -21,11 +21,12 @@ from benchmarks import producers
 from benchmarks.filling import add_code
 from benchmarks.processes import Meter, server_processes
 from benchmarks.report import Plot, Result, Table
-from benchmarks.setting import Options, database_server, fresh_database, percentile
+from benchmarks.setting import Options, database_server, fresh_database
 from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.protocol import Database
+from continuum.demo.run import percentile
 from continuum.model import Completion, Status, Wakeup
 from continuum.nursery.signals import Signal
 
@@ -135,7 +136,7 @@ async def measure(options: Options) -> Result:
     return Result(
         part="crowd",
         title="Crowd",
-        tables=[*tables, produced.table],
+        tables=[*tables, *produced.tables],
         ratios=produced.ratios,
         plots=[
             Plot(

@@ -56,8 +56,9 @@ async def measure(options: Options) -> Result:
 async def _one_of_each(server: str, options: Options) -> list[Drained]:
     """In turns, so that what else the machine does meets all of them."""
     contenders = (raw.CONTENDER, OURS, pgqueuer.CONTENDER)
-    rounds = 1 if options.quick else ROUNDS
-    return [await drain(server, each, 1, options.scaled(JOBS)) for _ in range(rounds) for each in contenders]
+    return [
+        await drain(server, each, 1, options.scaled(JOBS)) for _ in range(options.scaled(ROUNDS)) for each in contenders
+    ]
 
 
 async def _more_of_them(server: str, options: Options) -> list[Drained]:

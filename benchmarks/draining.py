@@ -7,20 +7,19 @@ statement that takes a small part of one.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import psycopg
 import trio
 
 from benchmarks.peers import Connection, Contender
-from benchmarks.processor_time import of_processes, server_processes
+from benchmarks.processes import processor_time, server_processes
 from benchmarks.setting import fresh_database
+from benchmarks.worker_process import worker_process
 
 LOOK = 0.05
 """Seconds between two looks whether all jobs are over."""
@@ -63,9 +62,9 @@ async def drain(server: str, contender: Contender, workers: int, jobs: int) -> D
                 _, warm_up_looks = await _run(contender, connection, warm_up)
                 await trio.sleep(SETTLE)
                 serving = server_processes(connection)
-                used, served = of_processes(pids), of_processes(serving)
+                used, served = processor_time(pids), processor_time(serving)
                 seconds, looks = await _run(contender, connection, jobs)
-                used, served = of_processes(pids) - used, of_processes(serving) - served
+                used, served = processor_time(pids) - used, processor_time(serving) - served
             ((successful,),) = connection.execute(contender.successful.encode()).fetchall()
             if successful != warm_up + jobs:
                 raise RuntimeError(f"{contender.name} ended {successful} of {warm_up + jobs} jobs well")
@@ -107,20 +106,9 @@ async def _workers(contender: Contender, conninfo: str, count: int) -> AsyncIter
         yield [process.pid for process in processes]
 
 
-@asynccontextmanager
-async def _worker(contender: Contender, conninfo: str) -> AsyncIterator[trio.Process]:
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", contender.module],
-        env={**os.environ, **contender.environment, "DATABASE_URL": conninfo},
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with trio.CancelScope(shield=True), trio.move_on_after(END_DEADLINE):
-            await process.wait()
-        process.kill()
+def _worker(contender: Contender, conninfo: str) -> AbstractAsyncContextManager[trio.Process]:
+    environment = {**contender.environment, "DATABASE_URL": conninfo}
+    return worker_process(environment, ("-m", contender.module), stdout=subprocess.PIPE)
 
 
 def _committed(connection: Connection) -> int | None:

@@ -19,11 +19,11 @@ from benchmarks.sandboxes import (
     settings_of,
     started_sandboxes,
 )
-from benchmarks.setting import HELLO, Options, database_server, fresh_database, percentile
+from benchmarks.setting import HELLO, Options, database_server, fresh_database
 from benchmarks.ways import docker_ways
 from benchmarks.worker_process import DEADLINE, TICK, burst, hello_finished, steady_load, worker_process
 from continuum.client import Client
-from continuum.demo.run import latency
+from continuum.demo.run import latency, percentile
 
 SLOTS = (1, 2, 4)
 ROUNDS = 3
@@ -76,7 +76,6 @@ async def measure(options: Options) -> Result:
 
 
 async def _with_slots(options: Options, server: str, slots: int) -> Found:
-    part = 0.1 if options.quick else 1.0
     found = Found(slots)
     async with AsyncExitStack() as stack:
         conninfo = await stack.enter_async_context(fresh_database(server))
@@ -92,10 +91,10 @@ async def _with_slots(options: Options, server: str, slots: int) -> Found:
         await burst(client, WARM_UP * slots)
         await drive(alone, WARM_UP_SECONDS)
         for _ in range(options.scaled(ROUNDS)):
-            found.alone.append((await drive(alone, ALONE_SECONDS * part)).rate)
+            found.alone.append((await drive(alone, ALONE_SECONDS * options.part)).rate)
             if docker is not None:
-                found.execs.append((await docker.exec(slots, EXEC_SECONDS * part)).rate)
-            found.bursts.append(await burst(client, max(slots, round(found.alone[-1] * BURST_SECONDS * part))))
+                found.execs.append((await docker.exec(slots, EXEC_SECONDS * options.part)).rate)
+            found.bursts.append(await burst(client, max(slots, round(found.alone[-1] * BURST_SECONDS * options.part))))
         for _ in range(options.scaled(IDLE_TASKS)):
             found.idle_alone += await idle_runs(alone[0], 1)
             await trio.sleep(IDLE_PAUSE)
@@ -103,7 +102,7 @@ async def _with_slots(options: Options, server: str, slots: int) -> Found:
             record = await client.wait(await client.submit(HELLO), DEADLINE)
             found.idle_client.append(time.perf_counter() - began)
             found.idle.append(latency(record))
-        found.loaded += await steady_load(client, LOAD * median(found.bursts), LOAD_SECONDS * part)
+        found.loaded += await steady_load(client, LOAD * median(found.bursts), LOAD_SECONDS * options.part)
     return found
 
 

@@ -19,10 +19,11 @@ import trio
 from benchmarks import resident
 from benchmarks.filling import add_code, fill, tidy
 from benchmarks.report import Cell, Plot, Ratio, Result, Table
-from benchmarks.setting import Options, database_server, fresh_database, percentile
+from benchmarks.setting import Options, database_server, fresh_database
 from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.protocol import Database
+from continuum.demo.run import percentile
 from continuum.model import ClaimedTask, Completion, Status
 from continuum.nursery.state import WorkerState
 from continuum.status.overview import MAXIMUM_AGE

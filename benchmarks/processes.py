@@ -1,43 +1,16 @@
-"""Processes and what they use, as Linux tells it in /proc: processor time to the nanosecond, wake-ups, memory."""
+"""Processes and what they use, as Linux tells it in /proc: processor time, wake-ups, memory."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
-import trio
 
-STOP_DEADLINE = 30.0
-"""Seconds for a worker without sandboxes to end when asked to."""
-
-
-@asynccontextmanager
-async def null_worker(conninfo: str, *, slots: int) -> AsyncIterator[int]:
-    """A worker whose sandboxes are none, as a process of its own for the length of the block; its id."""
-    environment = {**os.environ, "DATABASE_URL": conninfo, "SLOTS": str(slots), "MIN_PRIORITY": "", "MAX_PRIORITY": ""}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.null_worker"],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield process.pid
-        if process.poll() is not None:
-            raise RuntimeError(f"the worker ended by itself with {process.returncode}")
-    finally:
-        process.terminate()
-        with trio.CancelScope(shield=True), trio.move_on_after(STOP_DEADLINE) as late:
-            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-        if late.cancelled_caught:
-            process.kill()
-            process.wait()
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +55,30 @@ def memory(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
-def server_processes(connection: psycopg.Connection[tuple[object, ...]]) -> list[int]:
-    """All processes of a PostgreSQL server; none when it runs elsewhere."""
-    backend = Path(f"/proc/{connection.info.backend_pid}")
+def processor_time(pids: Iterable[int], *, with_children: bool = True) -> float:
+    """Seconds that these have used, each with all its threads, and with the children that it has waited for."""
+    last = 15 if with_children else 13
+    return sum(sum(map(int, _stat(pid)[11:last])) for pid in pids) / TICKS
+
+
+def server_processes(connection: psycopg.Connection[Any]) -> list[int]:
+    """The processes of a PostgreSQL server that runs on this host and is seen in /proc; else none. A backend that has ended
+    counts as a child of the first."""
+    backend = connection.info.backend_pid
     try:
-        if (backend / "comm").read_text().strip() != "postgres":
+        if Path(f"/proc/{backend}/comm").read_text().strip() != "postgres":
             return []
-        postmaster = int((backend / "stat").read_text().rpartition(")")[2].split()[1])
-        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+        postmaster = int(_stat(backend)[1])
     except OSError:
         return []
-    return [postmaster, *map(int, children.split())]
+    return [postmaster, *_children(postmaster)]
+
+
+def _children(parent: int) -> list[int]:
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for each in lists for child in each.read_text().split()]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second, the name, may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

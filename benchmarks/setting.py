@@ -1,11 +1,11 @@
-"""Where the benchmark runs: the options of the command line, a database server, a sandbox backend, percentiles."""
+"""Where the benchmark runs: the options of the command line, a database server, and how much to do."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,14 @@ class Options:
     database: str | None = None
     cockroach: str | None = None
 
+    @property
+    def part(self) -> float:
+        """Of all the work, how much is done."""
+        return 0.1 if self.quick else 1.0
+
     def scaled(self, count: int) -> int:
         """A number of tasks, rows or seconds; less of it in a quick run."""
-        return max(1, count // 10) if self.quick else count
+        return max(1, int(count * self.part))
 
 
 @asynccontextmanager
@@ -74,9 +79,3 @@ async def fresh_database(server: str, *, migrated: bool = True) -> AsyncIterator
         drop = "DROP DATABASE {} CASCADE" if cockroach else "DROP DATABASE {} WITH (FORCE)"
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(sql.SQL(drop).format(identifier))
-
-
-def percentile(values: Sequence[float], part: float) -> float:
-    """The value below which this part (0 to 1) of the values lies."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]

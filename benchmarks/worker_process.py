@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import trio
 
@@ -27,15 +28,20 @@ TICK = 0.02
 
 @asynccontextmanager
 async def worker_process(
-    environment: Mapping[str, str], command: Sequence[str] = ("-m", "continuum", "worker"), folder: Path | None = None
-) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A worker with these variables over our own, asked to end when the block does. command: what Python runs; folder: where."""
-    worker = subprocess.Popen(
+    environment: Mapping[str, str],
+    command: Sequence[str] = ("-m", "continuum", "worker"),
+    *,
+    folder: Path | None = None,
+    stdout: IO[str] | int | None = None,
+) -> AsyncIterator[trio.Process]:
+    """A worker with these variables over our own, asked to end when the block does. command: what Python runs; folder: where;
+    stdout: None is our stderr."""
+    worker = await trio.lowlevel.open_process(
         [sys.executable, *command],
         env={**os.environ, **environment},
         cwd=folder,
         stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
+        stdout=sys.stderr if stdout is None else stdout,
     )
     try:
         yield worker
@@ -43,11 +49,17 @@ async def worker_process(
             raise WrongOutcome(f"the worker ended by itself with {code}")
     finally:
         worker.terminate()
-        with trio.CancelScope(shield=True), trio.move_on_after(STOP_DEADLINE) as late:
-            await trio.to_thread.run_sync(worker.wait, abandon_on_cancel=True)
-        if late.cancelled_caught:
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(STOP_DEADLINE):
+                await worker.wait()
             worker.kill()
-            worker.wait()
+            await worker.wait()
+
+
+def null_worker(conninfo: str, slots: int) -> AbstractAsyncContextManager[trio.Process]:
+    """A worker without sandboxes; what it prints, its address, is of no use."""
+    command = ("-m", "benchmarks.null_worker")
+    return worker_process({"DATABASE_URL": conninfo, "SLOTS": str(slots)}, command, stdout=subprocess.DEVNULL)
 
 
 async def burst(client: Client, count: int) -> float:

@@ -58,7 +58,8 @@ def main() -> None:
         for part in parts:
             while claimed := _claim(connection, dialect, part):
                 _complete(connection, dialect, claimed)
-            time.sleep(PAUSE if part == 0 else 0)
+            if part == 0:  # all have been looked at
+                time.sleep(PAUSE)
 
 
 def _claim(connection: Connection, dialect: Dialect, part: int) -> list[tuple[Any, ...]]:

@@ -245,7 +245,7 @@ def bench(context: typer.Context) -> None:
         typer.echo("continuum: benchmarks are part of a checkout, not of the installed package", err=True)
         raise typer.Exit(2)
     command = [sys.executable, "-m", "benchmarks", *context.args]
-    raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)  # noqa: S603
+    raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)  # noqa: S603 - our own
 
 
 def _print_end(record: TaskRecord, as_json: bool) -> int:

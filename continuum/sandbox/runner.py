@@ -344,11 +344,9 @@ class Script:
     """One child, from before its fork until all that it left is gone: its pipes, and what is known of it."""
 
     def __init__(self):
-        (self.out, self.child_out), (self.err, self.child_err), (self.told, self.child_told) = (
-            os.pipe(),
-            os.pipe(),
-            os.pipe(),
-        )
+        self.out, self.child_out = os.pipe()
+        self.err, self.child_err = os.pipe()
+        self.told, self.child_told = os.pipe()  # the last, and so the highest
         self.pid = 0
         self.whole = False  # it has read its whole request
         self.timed_out = False
@@ -361,10 +359,9 @@ class Script:
         for descriptor in (self.out, self.err, self.told):
             os.close(descriptor)
 
-    def see_whether_whole(self):
-        """Learn, where it has something to say, whether it has read its whole request; return False if it has died over it."""
+    def learn_whether_whole(self):
+        """Learn, once it has something to say or is dead, whether it has read its whole request."""
         self.whole = bool(os.read(self.told, 1))
-        return self.whole
 
 
 def import_usual_modules():
@@ -442,7 +439,9 @@ class Runner:
             descriptor: Output(kind, descriptor, limit) for kind, descriptor in ((b"O", script.out), (b"E", script.err))
         }
         status, usage = self.wait_for_end(script, outputs, deadline, before)
-        if not script.whole and not script.see_whether_whole() and status == 0:
+        if not script.whole:
+            script.learn_whether_whole()
+        if not script.whole and status == 0:
             raise Eof  # which the child has seen
         if self.config["kill_all"]:
             self.kill_everything()
@@ -488,7 +487,6 @@ class Runner:
         while True:
             ended = reap(script.pid)
             if ended is not None:
-                self.forget_signals()
                 return ended
             left = deadline - time.monotonic()
             if not killed and (left <= 0 or self.out_of_cpu_time(before)):
@@ -504,7 +502,8 @@ class Runner:
                     raise Unclean("the worker spoke out of turn")
                 if descriptor == script.told:
                     poll.unregister(script.told)
-                    if script.see_whether_whole():  # now nothing may come from the worker but its end
+                    script.learn_whether_whole()
+                    if script.whole:  # now nothing may come from the worker but its end
                         poll.register(FROM_WORKER, select.POLLIN)
                     continue
                 if descriptor == self.sigchld:
@@ -574,14 +573,10 @@ class Runner:
         # Names must not be read into this process, of which the next script's is a copy. A directory's size tells
         # without them where it can, and what it might fail to tell ends the sandbox.
         if not self.sizes_tell or not self.are_usual():
-            for place, (
-                mode,
-                _,
-            ) in self.usual.items():  # which a script may have changed where it is of the runner's user
-                if os.stat(place).st_mode != mode:
+            for place, (mode, _) in self.usual.items():
+                if os.stat(place).st_mode != mode:  # which a script may change where it is of the runner's user
                     os.chmod(place, mode & 0o7777)
             self.empty_places()
-            self.remove_task_files()
             for place in self.places:
                 if os.listdir(place):
                     raise Unclean(place + " is not empty")

@@ -53,6 +53,13 @@ open("writable", "w").write("yes")
     }
 
 
+async def test_what_many_scripts_import_is_there_for_all_but_the_first(laboratory: Laboratory) -> None:
+    usual = ("csv", "dataclasses", "datetime", "decimal", "hashlib", "math", "pathlib", "typing")
+    count = f"import sys; print(sum(name in sys.modules for name in {usual}))"
+    await laboratory.printed(count)
+    assert int(await laboratory.printed(count)) == len(usual)
+
+
 @whatever_the_kernel
 async def test_a_script_inherits_nothing_of_the_workers_environment(
     laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -11,10 +11,9 @@ import trio
 
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
-from continuum.nursery.pace import PATIENCE
 from continuum.nursery.screening import Screening, ScreeningUnusable
 from continuum.nursery.state import Running, StopReason, WorkerState
-from continuum.requirements import BadRequirements, parse_requirements
+from continuum.requirements import BadRequirements, Requirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
 from continuum.sandbox.protocol import (
     Backend,
@@ -61,7 +60,8 @@ class Executions:
         outcome: Outcome | None = None
         try:
             with running.scope:
-                await _until_granted(running)
+                if not running.granted.is_set():
+                    await running.granted.wait()
                 with self.telemetry.execution(task):
                     outcome = await self._run_in_sandbox(task, running)
             match running.stop_reason:
@@ -129,25 +129,16 @@ class Executions:
                 break
         raise BackendUnavailable("sandbox after sandbox was dead before the script began")
 
-    @asynccontextmanager
-    async def _sandbox(self, request: RunRequest) -> AsyncIterator[Sandbox]:
+    def _sandbox(self, request: RunRequest) -> AbstractAsyncContextManager[Sandbox]:
         """A sandbox of the script's tenant in which what it requires can be imported."""
-        requirements = parse_requirements(request.requirements or "")
-        if not requirements.lines:
-            async with self.pool.sandbox(request.tenant) as sandbox:
-                yield sandbox
-            return
+        if request.requirements and (requirements := parse_requirements(request.requirements)).lines:
+            return self._sandbox_with(requirements, request)
+        return self.pool.sandbox(request.tenant)
+
+    @asynccontextmanager
+    async def _sandbox_with(self, requirements: Requirements, request: RunRequest) -> AsyncIterator[Sandbox]:
         async with self.backend.layer(requirements) as layer, self.pool.sandbox(request.tenant, layer) as sandbox:
             yield sandbox
-
-
-async def _until_granted(running: Running) -> None:
-    """Wait for a slot. Who gets none within PATIENCE is given back."""
-    with trio.move_on_after(PATIENCE):
-        await running.granted.wait()
-        return
-    running.stop(StopReason.GIVEN_BACK)
-    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def time_for(task: ClaimedTask, longest: float) -> float:

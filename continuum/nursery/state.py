@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import datetime as dt
 import enum
 import math
 import os
 import secrets
 import socket
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from importlib import metadata
 
 import trio
 
 from continuum.model import ClaimedTask, Lease, Status, Stream, WorkerReport
-from continuum.nursery.pace import Pace
+from continuum.nursery.pace import PATIENCE, Pace
 
 HOUR = 3600.0
 
@@ -73,14 +73,14 @@ class StopReason(enum.Enum):
     LOST = "lost"
     """Its lease passed to somebody else: nothing may be written."""
     GIVEN_BACK = "given back"
-    """It got no slot in time: somebody else may run it."""
+    """It will get no slot: somebody else may run it."""
 
 
 class Transcript:
     """What a running script has written so far, for those who watch it."""
 
     def __init__(self) -> None:
-        self._parts: dict[Stream, list[str]] = {stream: [] for stream in Stream}
+        self._parts: defaultdict[Stream, list[str]] = defaultdict(list)
         self.size = 0
         """Characters written so far, both outputs together."""
 
@@ -100,6 +100,7 @@ class Running:
     since: float = field(default_factory=trio.current_time)
     started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Around all that is done for it. Its deadline is only for the wait: who gets no slot within PATIENCE is given back."""
     transcript: Transcript = field(default_factory=Transcript)
     granted: trio.Event = field(default_factory=trio.Event)
     """Set once it has a slot."""
@@ -110,6 +111,7 @@ class Running:
         """It has a slot now."""
         self.since = trio.current_time()
         self.started_at = dt.datetime.now(dt.UTC)
+        self.scope.deadline = math.inf
         self.granted.set()
 
     def stop(self, reason: StopReason) -> None:
@@ -143,7 +145,7 @@ class WorkerState:
     """Claimed ahead: those that have no slot yet, in the order in which they get one."""
     pace: Pace = field(default_factory=Pace)
     health: Health = field(default_factory=Health)
-    _finished_minutes: collections.Counter[int] = field(default_factory=collections.Counter)
+    _finished_minutes: Counter[int] = field(default_factory=Counter)
 
     def count_finished(self, status: Status) -> None:
         """Count a task that this worker brought to a terminal state."""
@@ -156,8 +158,10 @@ class WorkerState:
 
     def admit(self, task: ClaimedTask) -> None:
         """Take a claimed task in: it has a slot at once when one is free, or waits for it."""
-        self.waiting[task.lease] = Running(task)
+        running = self.waiting[task.lease] = Running(task)
         self._grant()
+        if not running.granted.is_set():
+            running.scope.deadline = trio.current_time() + PATIENCE
 
     def held(self, lease: Lease) -> Running | None:
         """What runs or waits under a lease; None when it has ended."""

@@ -55,9 +55,6 @@ class _Waiter:
     granted: _Pooled | None = None
     failure: SandboxError | None = None
 
-    def may_use(self, pooled: _Pooled) -> bool:
-        return pooled.layer == self.layer and pooled.tenant in (self.tenant, _Nobody.NOBODY)
-
 
 class SandboxPool:
     """Hands out sandboxes. Use it inside the `open_pool` that made it. At most `size` exist at any time, those being
@@ -137,9 +134,17 @@ class SandboxPool:
         waiter = _Waiter(tenant, layer)
         self._waiters.append(waiter)
         self._settle()
+        pooled = waiter.granted or await self._answer(waiter)
+        pooled.tenant = tenant
+        pooled.scripts += 1
+        if self._is_worn(pooled):  # this is its last script, and the one after it should find another sandbox ready
+            self._replacements[layer] += 1
+            self._settle()
+        return pooled
+
+    async def _answer(self, waiter: _Waiter) -> _Pooled:
         try:
-            if waiter.granted is None:
-                await waiter.answered.wait()
+            await waiter.answered.wait()
         except BaseException:
             if waiter.granted is not None:
                 self._busy -= 1
@@ -151,13 +156,7 @@ class SandboxPool:
         if waiter.granted is None:
             assert waiter.failure is not None
             raise type(waiter.failure)(str(waiter.failure))
-        pooled = waiter.granted
-        pooled.tenant = tenant
-        pooled.scripts += 1
-        if self._is_worn(pooled):  # this is its last script, and the one after it should find another sandbox ready
-            self._replacements[layer] += 1
-            self._settle()
-        return pooled
+        return waiter.granted
 
     def _settle(self) -> None:
         """See what a change allows, and begin it."""
@@ -168,7 +167,8 @@ class SandboxPool:
             self._serve()
         while self._replacements and self.total < self._size:
             self._start_soon(next(iter(self._replacements)))
-        self._changed.unpark_all()
+        if self._changed:
+            self._changed.unpark_all()
 
     def _serve(self) -> None:
         """Answer who can be answered, and begin what will let the others be.
@@ -199,8 +199,15 @@ class SandboxPool:
     def _find_idle(self, waiter: _Waiter) -> _Pooled | None:
         """The tenant's own, which serves nobody else, before an unused one. The most recently used first: its memory is
         warm, and the others may grow old and be removed."""
-        usable = [pooled for pooled in reversed(self._idle) if waiter.may_use(pooled)]
-        return min(usable, key=lambda pooled: pooled.tenant is _Nobody.NOBODY, default=None)
+        unused = None
+        for pooled in reversed(self._idle):
+            if pooled.layer != waiter.layer:
+                continue
+            if pooled.tenant == waiter.tenant:
+                return pooled
+            if pooled.tenant is _Nobody.NOBODY and unused is None:
+                unused = pooled
+        return unused
 
     def _grant(self, waiter: _Waiter, pooled: _Pooled) -> None:
         self._waiters.remove(waiter)

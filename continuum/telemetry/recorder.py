@@ -66,6 +66,7 @@ class Telemetry:
         self._attempts = Attempts(tracer)
         self._enabled = tracer is not None or instruments is not None
         self._contents = contents
+        self._log = log.bind()  # which LOG_LEVEL costs nothing, where the module's looks it up for each line
         self._one_scrape = trio.CapacityLimiter(1)
 
     def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:
@@ -86,7 +87,7 @@ class Telemetry:
     def task_ended(self, task: ClaimedTask, outcome: Outcome, seconds: float) -> None:
         """A run that took `seconds` has ended so; its outcome is on its way into the database."""
         contents = _contents(task, outcome) if self._contents else EMPTY
-        log.debug(
+        self._log.debug(
             "an attempt ended",
             task_id=task.id,
             attempt=task.attempt,

@@ -21,9 +21,10 @@ from continuum.db.protocol import Database
 from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission
 
-FIRST_PAUSE = 0.005
-"""Seconds before the first look at a task that is waited for: short ones are done by then."""
-LONGEST_PAUSE = 0.25
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
+"""Seconds between two looks at tasks that are waited for."""
+LATENESS = 0.1
+"""How much later an end may be seen, as part of the time that it was waited for, between these bounds."""
 PART_OF_THE_TIME = 0.2
 """How much of its time a client that waits for many tasks may have the database busy with its questions."""
 PATIENCE = 30.0
@@ -169,7 +170,7 @@ class Client:
         """
         waiting = set(task_ids)
         total = len(waiting)
-        pause = FIRST_PAUSE
+        last_end = trio.current_time()
         answered: float | None = None
         with trio.move_on_after(float("inf") if seconds is None else seconds):
             while waiting:
@@ -186,8 +187,10 @@ class Client:
                 waiting -= ended
                 if ended and progress is not None:
                     progress(total - len(waiting))
+                if ended:
+                    last_end = answered
                 if len(ended) < len(batch):
-                    pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, pause * 1.5)
+                    pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LATENESS * (answered - last_end)))
                     await trio.sleep(max(pause, (answered - asked) / PART_OF_THE_TIME))
         if waiting:
             raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")

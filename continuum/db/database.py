@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -345,17 +345,10 @@ class SqlDatabase:
         if not tasks:
             return []
         codes = [code_of(task) for task in tasks]
-        distinct = {code.id: code for code in codes if code is not None}.values()
+        one_statement = all(task.idempotency_key is None for task in tasks)
 
         async def body(connection: TrioConnection) -> list[int]:
-            async with connection.transaction():
-                if distinct:
-                    parameters = {
-                        "ids": [code.id for code in distinct],
-                        "codes": [code.text for code in distinct],
-                        "requirements": [code.requirements for code in distinct],
-                    }
-                    await connection.execute(statements.INSERT_CODES.encode(), parameters)
+            async with nullcontext() if one_statement else connection.transaction():
                 return await _insert_tasks(connection, tasks, codes)
 
         try:
@@ -408,7 +401,11 @@ async def _insert_tasks(
     connection: TrioConnection, tasks: Sequence[NewTask], codes: Sequence[Code | None]
 ) -> list[int]:
     """Insert tasks and return their ids in order, those of earlier ones for idempotency keys that are taken."""
+    distinct = {code.id: code for code in codes if code is not None}.values()
     parameters = {
+        "code_ids": [code.id for code in distinct],
+        "scripts": [code.text for code in distinct],
+        "requirements": [code.requirements for code in distinct],
         "names": [task.name for task in tasks],
         "descriptions": [task.description for task in tasks],
         "codes": [task.code_id if code is None else code.id for task, code in zip(tasks, codes, strict=True)],

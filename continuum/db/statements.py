@@ -246,14 +246,13 @@ DELETE FROM tasks WHERE id IN (
 """
 """Delete a small batch of tasks that were kept long enough."""
 
-INSERT_CODES = """
-INSERT INTO codes (id, code, requirements)
-SELECT * FROM unnest(%(ids)s::uuid[], %(codes)s::text[], %(requirements)s::text[])
-ON CONFLICT (id) DO NOTHING
-"""
-"""Store each distinct script once: its id is made from what it says and requires."""
-
 INSERT_TASKS = """
+WITH stored AS (
+    INSERT INTO codes (id, code, requirements)
+    SELECT * FROM unnest(%(code_ids)s::uuid[], %(scripts)s::text[], %(requirements)s::text[])
+    ON CONFLICT (id) DO NOTHING
+    RETURNING 1
+)
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                    idempotency_key, traceparent)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
@@ -268,7 +267,8 @@ ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key
 """
-"""Insert tasks in order. Those whose idempotency key is taken are left out."""
+"""Insert tasks in order. Those whose idempotency key is taken are left out. Each distinct script is stored once: its id is made
+from what it says and requires."""
 
 FIND_KEYS = """
 SELECT tasks.id, coalesce(tasks.tenant, ''), tasks.idempotency_key

@@ -14,12 +14,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
 import trio
 from rich.console import Console
 
 from benchmarks.report import Result, machine, show, write
-from benchmarks.setting import Options
+from benchmarks.setting import Options, quiet_logs
 
 PARTS = {
     "ceiling": "sandboxes alone, beside what they could be",
@@ -48,9 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(40), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
+    quiet_logs()
     asked = Options(options.quick, options.backend, options.runtime, options.database, options.cockroach)
     console = Console(width=None if sys.stdout.isatty() else 140)
     about = machine() | {"quick": asked.quick, "backend": asked.backend}

@@ -31,14 +31,13 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-import structlog
 import trio
 from rich.console import Console
 
 from benchmarks.processes import processor_time
 from benchmarks.report import Cell, Result, Table, show
 from benchmarks.sandboxes import WrongOutcome, sandbox_environment
-from benchmarks.setting import HELLO, Options, database_server, fresh_database
+from benchmarks.setting import HELLO, Options, database_server, fresh_database, quiet_logs
 from benchmarks.worker_process import DEADLINE, worker_process
 from continuum.demo.run import percentile
 
@@ -286,9 +285,7 @@ def main() -> None:
     parser.add_argument("--database", metavar="URL", help="a PostgreSQL server (an embedded one)")
     parser.add_argument("--tolerance", type=float, default=0.9, metavar="RATIO", help="less than this is worse (0.9)")
     asked = parser.parse_args()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(40), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
+    quiet_logs()
     names = (asked.old, asked.new)
     options = Options(backend=asked.backend, database=asked.database)
     began = time.monotonic()

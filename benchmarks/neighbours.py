@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-import structlog
 import trio
 
+from benchmarks.setting import quiet_logs
 from continuum.config import load_settings
 from continuum.demo.run import percentile
 from continuum.model import Ending, RunRequest
@@ -140,9 +140,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=256, help="memory of a container, MB")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(40), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
+    quiet_logs()
     description, pairs = trio.run(measure, options)
     calm, beside = ([value for pair in pairs for value in pair[side]] for side in (0, 1))
     by_pair = [percentile(pair[1], 0.95) / percentile(pair[0], 0.95) for pair in pairs]

@@ -8,14 +8,13 @@ take `NullBackend` from here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from functools import partial
 
-import structlog
 import trio
 
+from benchmarks.setting import quiet_logs
 from continuum import worker
 from continuum.config import Settings, load_settings
 from continuum.model import Ending, Outcome, RunRequest
@@ -76,9 +75,7 @@ def _announce(state: WorkerState, address: str) -> None:
 
 
 def main() -> None:
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(40), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
+    quiet_logs()
     vars(worker)["choose_backend"] = _choose_null
     trio.run(partial(worker.run_worker, load_settings(api_port="0"), on_started=_announce))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -46,6 +49,14 @@ class Options:
     def scaled(self, count: int) -> int:
         """A number of tasks, rows or seconds; less of it in a quick run."""
         return max(1, int(count * self.part))
+
+
+def quiet_logs() -> None:
+    """Let only errors be logged, on stderr: stdout is for figures."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 @asynccontextmanager

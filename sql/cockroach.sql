@@ -105,4 +105,5 @@ ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
-INSERT INTO continuum_schema (version) VALUES (2) ON CONFLICT (version) DO NOTHING;
+-- Version 3 is the same here.
+INSERT INTO continuum_schema (version) VALUES (3) ON CONFLICT (version) DO NOTHING;

@@ -142,10 +142,24 @@ ALTER TABLE workers SET (fillfactor = 50);
 
 -- Waking workers up ----------------------------------------------------------------------------------------------------------
 
+-- NOTIFY takes one lock for the whole server before the commit and holds it until the commit is on disk: many producers would
+-- queue for it. So of work nobody is told who did not ask, which a worker does by a shared advisory lock for as long as it waits
+-- for work: ...128, here and in continuum/db/notifications.py. Who finds nobody asking keeps silent, and has taken ...129 before
+-- until its rows can be seen: a worker that asks meanwhile looks again once that lock is free.
+CREATE OR REPLACE FUNCTION continuum_somebody_asks() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN CASE
+        WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
+        WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
+        ELSE NOT pg_advisory_unlock(7265081935128)
+    END;
+END
+$$;
+
 -- Once per INSERT statement, and only when it brought work.
 CREATE OR REPLACE FUNCTION continuum_notify_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL) THEN
+    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL) AND continuum_somebody_asks() THEN
         PERFORM pg_notify('tasks_updated', 'pending');
     END IF;
     IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NOT NULL) THEN
@@ -159,7 +173,9 @@ $$;
 -- anything else; PostgreSQL delivers equal notifications of one transaction once.
 CREATE OR REPLACE FUNCTION continuum_notify_updated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('tasks_updated', TG_ARGV[0]);
+    IF TG_ARGV[0] <> 'pending' OR continuum_somebody_asks() THEN
+        PERFORM pg_notify('tasks_updated', TG_ARGV[0]);
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -208,6 +224,6 @@ WHERE NOT EXISTS (SELECT FROM continuum_schema)
 HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled', 'malicious')) > 0
 ON CONFLICT (id) DO NOTHING;
 
-INSERT INTO continuum_schema (version) VALUES (2) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (3) ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -28,20 +28,22 @@ RV = TypeVar("RV")
 
 
 class TrioConnection(psycopg.AsyncConnection[TupleRow]):
-    """A psycopg connection whose waits are Trio's. Used by one task at a time. A cancelled call closes it."""
+    """A psycopg connection whose waits are Trio's. Used by one task at a time. A cancelled call closes it, unless it only waits
+    for notifications with a timeout."""
 
     async def wait(self, gen: PQGen[RV], interval: float = 0.0, timeout: float | None = None) -> RV:  # noqa: ASYNC109
         """Drive a protocol generator of psycopg to its end; overrides `psycopg.AsyncConnection.wait`.
 
-        timeout: seconds, after which psycopg's `_WaitTimeout` is raised, with the connection still usable.
+        timeout: seconds, after which psycopg's `_WaitTimeout` is raised, with the connection still usable. psycopg gives one
+        only where nothing is under way: when it waits for notifications.
         """
         if timeout is None:
             return await self._drive(gen)
-        with trio.move_on_after(timeout) as scope:
-            return await self._drive(gen, scope)
+        with trio.move_on_after(timeout):
+            return await self._drive(gen, harmless=True)
         raise errors._WaitTimeout("wait timeout expired")
 
-    async def _drive(self, gen: PQGen[RV], harmless: trio.CancelScope | None = None) -> RV:
+    async def _drive(self, gen: PQGen[RV], *, harmless: bool = False) -> RV:
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             wanted = next(gen)
@@ -63,7 +65,7 @@ class TrioConnection(psycopg.AsyncConnection[TupleRow]):
                 self.pgconn.finish()
             raise
         except BaseException:
-            if harmless is None or (not harmless.cancelled_caught and not harmless.cancel_called):
+            if not harmless:
                 self.pgconn.finish()
             raise
 

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import aclosing
 from typing import Any
-
-import trio
 
 from continuum.db import statements
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect, Rows, Session
+from continuum.db.notifications import Claimed, Notifications
 from continuum.db.polling import wake_at_intervals, wake_for_everything
 from continuum.db.pool import discard
 from continuum.db.protocol import Listener
-from continuum.model import Wakeup
-
-CHANNEL = "tasks_updated"
-PROOF_OF_LIFE = 10.0
-"""Seconds without a notification after which the connection is asked whether it still works."""
-ANSWER = 5.0
-"""Seconds for the answer."""
 
 # A statement whose client has gone ends soon, where the server (14 and newer) can notice.
 _NOTICE_DEAD_CLIENTS = (
@@ -30,17 +21,18 @@ _NOTICE_DEAD_CLIENTS = (
 _FIND_BY_INDEX = "SET enable_seqscan = off"
 """A plan that was made while the table was small is kept, and would read all of it once it is large."""
 
-_WAKEUPS = {wakeup.value: wakeup for wakeup in Wakeup}
-
 
 class PostgresQueue:
     """Claims in one statement; is told of work by LISTEN, unless WAKEUP=poll."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._claimed = Claimed()
 
     async def claim(self, parameters: Mapping[str, Any]) -> Rows:
-        return await self._session.run(statements.CLAIM_POSTGRES, parameters, writes=True)
+        rows = await self._session.run(statements.CLAIM_POSTGRES, parameters, writes=True)
+        self._claimed.note(len(rows), parameters["limit"])
+        return rows
 
     async def listen(self, listener: Listener) -> None:
         if self._session.wakeup == "poll":
@@ -48,21 +40,9 @@ class PostgresQueue:
             await wake_at_intervals(listener, self._session.polling_interval)
         connection = await self._session.connect()
         try:
-            await _pass_notifications_on(connection, listener)
+            await Notifications(connection, listener, self._claimed).pass_on()
         finally:
             discard(connection)
-
-
-async def _pass_notifications_on(connection: TrioConnection, listener: Listener) -> None:
-    with trio.fail_after(ANSWER):
-        await connection.execute(f"LISTEN {CHANNEL}")
-    wake_for_everything(listener)
-    while True:
-        async with aclosing(connection.notifies(timeout=PROOF_OF_LIFE)) as notifications:
-            async for notification in notifications:
-                listener.wake(_WAKEUPS.get(notification.payload, Wakeup.PENDING))
-        with trio.fail_after(ANSWER):
-            await connection.execute("SELECT 1")
 
 
 async def migrate(connection: TrioConnection, schema: str) -> None:

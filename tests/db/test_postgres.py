@@ -1,4 +1,4 @@
-"""What only PostgreSQL does: notifications, connections that break, and the schema in place."""
+"""What only PostgreSQL does: connections that break, and the schema in place."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.protocol import Database
 from continuum.db.validation import INTEGER
-from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status, Wakeup
+from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status
 from tests.db.conftest import open_url
 from tests.db.upgrade import check_upgrade_from_version_1
-from tests.support.listener import listening
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.proxy import Fault, FaultProxy, fault_proxy
 
@@ -51,83 +50,6 @@ INSERT INTO CODES (id, code) VALUES ('11111111-1111-1111-1111-111111111111', 'pr
 
 def completed(task_id: int, attempt: int) -> Completion:
     return Completion(task_id, attempt, Status.COMPLETED, 0, "out", "", None)
-
-
-# -- notifications ---------------------------------------------------------------------------------------------------------
-
-
-async def notifications_of(url: str, statement: str) -> list[str]:
-    """The payloads of all notifications that one committed statement brings."""
-
-    def listen() -> list[str]:
-        with psycopg.connect(url, autocommit=True) as listener, psycopg.connect(url, autocommit=True) as writer:
-            listener.execute("LISTEN tasks_updated")
-            writer.execute(statement.encode())
-            writer.execute("NOTIFY tasks_updated, 'end of test'")
-            seen: list[str] = []
-            for notification in listener.notifies(timeout=10):
-                if notification.payload == "end of test":
-                    return seen
-                seen.append(notification.payload)
-            raise AssertionError("no notification at all")
-
-    return await trio.to_thread.run_sync(listen)
-
-
-INSERT_500 = "INSERT INTO tasks (name, status) SELECT 'n', 'pending' FROM generate_series(1, 500)"
-
-
-@pytest.mark.parametrize(
-    ("before", "statement", "expected"),
-    [
-        ("", INSERT_500, ["pending"]),
-        ("", "INSERT INTO tasks (name, status) VALUES ('n', 'completed')", []),
-        ("", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
-        (INSERT_500, "UPDATE tasks SET status = 'processing'", []),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'completed'", []),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", ["pending"]),
-        (INSERT_500, "UPDATE tasks SET name = 'm'", []),
-        (INSERT_500, "UPDATE tasks SET run_at = now() + interval '1 hour'", ["scheduled"]),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
-    ],
-)
-async def test_a_statement_notifies_once_and_only_of_what_concerns_a_worker(
-    postgres: Database, empty_postgres: str, before: str, statement: str, expected: list[str]
-) -> None:
-    if before:
-        await notifications_of(empty_postgres, before)
-    assert await notifications_of(empty_postgres, statement) == expected
-
-
-async def test_a_listener_learns_of_work_schedules_and_cancellations_at_once(postgres: Database) -> None:
-    async with listening(postgres) as listener:
-        for action, expected in (
-            (lambda: postgres.submit([HELLO]), Wakeup.PENDING),
-            (lambda: postgres.claim("one", 1, lease=30), None),
-            (lambda: postgres.cancel(1), Wakeup.CANCEL),
-        ):
-            await action()
-            if expected is not None:
-                assert await listener.woken(1) is expected
-
-
-async def test_a_listener_whose_connection_breaks_says_so_and_another_one_works(
-    postgres: Database, empty_postgres: str
-) -> None:
-    def end_listeners() -> None:
-        with psycopg.connect(empty_postgres, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND query LIKE 'LISTEN%'"
-            )
-
-    async with listening(postgres) as listener:
-        await trio.to_thread.run_sync(end_listeners)
-        with pytest.raises(DatabaseUnavailable):
-            await listener.woken()
-    async with listening(postgres) as listener:
-        await postgres.submit([HELLO])
-        assert await listener.woken(1) is Wakeup.PENDING
 
 
 async def test_an_error_of_the_server_quotes_neither_rows_nor_parameters(

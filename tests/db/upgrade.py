@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import SchemaMismatch
 from continuum.model import Completion, NewTask, Status
 from tests.db.conftest import open_url
@@ -24,7 +25,7 @@ async def check_upgrade_from_version_1(url: str) -> None:
         with pytest.raises(SchemaMismatch, match=r"version 1.*continuum migrate"):
             await database.check_schema()
         for _ in range(2):
-            assert await database.migrate() == 2
+            assert await database.migrate() == SCHEMA_VERSION
         await database.check_schema()
         (old,) = await database.claim("new", 9, lease=30)
         assert (old.name, old.code, old.requirements) == ("waits", "print(1)", None)

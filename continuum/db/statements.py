@@ -204,15 +204,13 @@ ON CONFLICT (id) DO UPDATE SET
 SIGN_OFF = "UPDATE workers SET running = 0, stopped_at = now(), seen_at = now() WHERE id = %(worker)s"
 """Say that a worker has stopped in good order."""
 
-PROMOTE = """
+_PROMOTED = """
 WITH due AS (
         SELECT id FROM tasks WHERE status = 'pending' AND run_at <= now()
         ORDER BY run_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ),
     promoted AS (UPDATE tasks SET run_at = NULL WHERE id IN (SELECT id FROM due) RETURNING 1)
-SELECT count(*) FROM promoted
 """
-"""Make what has come due claimable."""
 
 NEXT_DUE = (
     "SELECT extract(epoch FROM min(run_at) - now()) FROM tasks "
@@ -220,6 +218,12 @@ NEXT_DUE = (
 )
 """In how many seconds the next task comes due: not `infinity`, from which nothing can be subtracted. What is due and still
 there is locked by somebody else who promotes it."""
+
+PROMOTE = f"{_PROMOTED} SELECT count(*) FROM promoted"
+"""Make what has come due claimable."""
+
+PROMOTE_AND_LOOK = f"{_PROMOTED} SELECT count(*), ({NEXT_DUE}) FROM promoted"
+"""Both at once, where a statement that writes reads without waiting for anybody."""
 
 RECOVER = f"""
 WITH expired AS (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import structlog
@@ -11,6 +12,7 @@ from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.model import Lease, PartialOutput, Stream
 from continuum.nursery.backoff import note_database_failure
+from continuum.nursery.signals import Signal
 from continuum.nursery.state import Running, WorkerState
 
 log = structlog.get_logger(__name__)
@@ -33,11 +35,16 @@ class Progress:
 
     database: Database
     state: WorkerState
+    began: Signal
+    """Raised when a task begins."""
     _shown: dict[Lease, _Shown] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Show new output every `INTERVAL`; never return. What a failure keeps back is shown the next time."""
+        """Show new output every `INTERVAL` while something runs; never return. What a failure keeps back is shown the next
+        time."""
         while True:
+            if not self.state.running:
+                await self.began.wait(math.inf)
             await trio.sleep(INTERVAL)
             try:
                 await self.show()

@@ -637,7 +637,7 @@ async def test_growing_output_is_shown_and_a_long_one_less_often(
 ) -> None:
     (task,) = await claimed(database)
     run = state.running[task.lease] = Running(task)
-    progress = Progress(database, state)
+    progress = Progress(database, state, Signal())
     run.transcript.write(Stream.OUTPUT, "a")
     assert await progress.show() == 0, "a task that has just begun may be over in a moment"
     await trio.sleep(2)
@@ -661,7 +661,7 @@ async def test_a_progress_that_cannot_be_written_is_shown_later(
     state.running[task.lease] = Running(task)
     state.running[task.lease].transcript.write(Stream.OUTPUT, "text")
     database.unavailable = True
-    async with running(Progress(database, state)):
+    async with running(Progress(database, state, Signal())):
         await trio.sleep(10)
         database.unavailable = False
         await trio.sleep(2)

@@ -44,6 +44,42 @@ async def test_an_idle_worker_starts_a_new_task_at_once(autojump_clock: MockCloc
         assert trio.current_time() - began < 0.1
 
 
+class Moments(trio.abc.Instrument):
+    """At which moments of the test's clock anything ran at all."""
+
+    def __init__(self) -> None:
+        self.seen: set[float] = set()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.seen.add(trio.current_time())
+
+
+async def test_an_idle_worker_sleeps_and_asks_the_database_for_little(
+    autojump_clock: MockClock, database: MemoryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = 0
+    answer = MemoryDatabase._answer
+
+    async def count(self: MemoryDatabase) -> None:
+        nonlocal statements
+        statements += 1
+        await answer(self)
+
+    monkeypatch.setattr(MemoryDatabase, "_answer", count)
+    moments, seconds = Moments(), 600
+    async with worker(database) as w:
+        (task,) = await w.submit("hello")
+        await w.wait_for(task)
+        await trio.sleep(60)
+        statements = 0
+        trio.lowlevel.add_instrument(moments)
+        await trio.sleep(seconds)
+        trio.lowlevel.remove_instrument(moments)
+        # Poll and schedule every 5 s, the heartbeat every 10, the janitor about every 15, the reaper every 60.
+        assert statements / seconds < 0.2 + 0.2 + 0.1 + 0.08 + 0.02
+        assert len(moments.seen) / seconds < 0.2 + 0.2 + 0.1 + 0.08 + 0.08
+
+
 async def test_no_more_tasks_run_at_once_than_there_are_slots(
     autojump_clock: MockClock, database: MemoryDatabase
 ) -> None:

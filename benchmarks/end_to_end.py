@@ -1,11 +1,11 @@
-"""Hello tasks through PostgreSQL and one worker process, beside sandboxes alone and beside Docker once for each task."""
+"""Hello tasks through a database and one worker process, beside sandboxes alone and beside Docker once for each task."""
 
 from __future__ import annotations
 
 import os
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import trio
@@ -26,6 +26,7 @@ from continuum.client import Client
 from continuum.demo.run import latency, percentile
 
 SLOTS = (1, 2, 4)
+COCKROACH_SLOTS = (2,)
 ROUNDS = 3
 ALONE_SECONDS = 1.0
 EXEC_SECONDS = 1.0
@@ -66,13 +67,12 @@ async def measure(options: Options) -> Result:
     """For each number of slots: sandboxes alone, execs and end to end in turn, then an idle worker, then a steady load."""
     async with database_server(options) as server:
         found = [await _with_slots(options, server, slots) for slots in SLOTS]
-    return Result(
-        "end_to_end",
-        "End to end: hello through PostgreSQL, one worker",
-        tables=[_rates(found), _idle(found)],
-        ratios=_ratios(found),
-        plots=[_plot(found)],
-    )
+    tables, ratios = [_rates("PostgreSQL", found), _idle("PostgreSQL", found)], _ratios(found)
+    if options.cockroach is not None:
+        on_cockroach = [await _with_slots(options, options.cockroach, slots) for slots in COCKROACH_SLOTS]
+        tables += [_rates("CockroachDB", on_cockroach), _idle("CockroachDB", on_cockroach)]
+        ratios += [replace(each, name=f"CockroachDB: {each.name}", target=None) for each in _ratios(on_cockroach)]
+    return Result("end_to_end", "End to end: hello through a database, one worker", tables, ratios, [_plot(found)])
 
 
 async def _with_slots(options: Options, server: str, slots: int) -> Found:
@@ -106,9 +106,9 @@ async def _with_slots(options: Options, server: str, slots: int) -> Found:
     return found
 
 
-def _rates(found: list[Found]) -> Table:
+def _rates(database: str, found: list[Found]) -> Table:
     return Table(
-        "Hello tasks, INSERT to terminal row",
+        f"{database}: hello tasks, INSERT to terminal row",
         [
             "slots", "sandboxes alone, tasks/s", "docker exec for each, tasks/s", "end to end, tasks/s",
             *(f"{name} at half of that, ms" for name in ("p50", "p95", "p99")),
@@ -133,10 +133,10 @@ def _rates(found: list[Found]) -> Table:
     )  # fmt: skip
 
 
-def _idle(found: list[Found]) -> Table:
+def _idle(database: str, found: list[Found]) -> Table:
     columns = [(part, name) for name in ("alone", "to terminal row", "to the client") for part in ("p50", "p95")]
     return Table(
-        "An idle worker, and one idle sandbox alone",
+        f"{database}: an idle worker, and one idle sandbox alone",
         ["slots", *(f"{name} {part}, ms" for part, name in columns)],
         [
             [

@@ -49,6 +49,8 @@ async def run_worker(
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
         database = telemetry.timed_database(database)
         backend = telemetry.timed_backend(await choose_backend(settings, state.id))
+        # Before anybody can ask, who would be told that it is ready.
+        state.health.report("sandbox", f"{backend.name} is starting")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, shutdown)
             address = await nursery.start(serve_status, settings, state, database, telemetry)

@@ -1,23 +1,18 @@
-"""`continuum` and its commands."""
+"""`continuum` and its commands. Each imports what it needs when it runs, so that `--help` waits for none of it."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import trio
 import typer
 
-from continuum.cli import views
-from continuum.cli.errors import FAILED, OK, explained
-from continuum.cli.script import read_payload, read_requirements, read_script
-from continuum.client import Client, new_task
-from continuum.config import Settings, load_settings, parse_duration
-from continuum.db import open_database
-from continuum.logs import configure_logs
-from continuum.model import Status, Stream, TaskRecord
+if TYPE_CHECKING:
+    from continuum.config import Settings
+    from continuum.model import TaskRecord
 
 app = typer.Typer(
     help="Run Python tasks from a SQL table in hardened sandboxes.\n\n"
@@ -33,6 +28,8 @@ TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.")]
 
 
 def _duration(text: str | float) -> float:
+    from continuum.config import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -49,10 +46,33 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments)
 
 
+def _run(command: Callable[[], Awaitable[int | None]]) -> None:
+    """Run what a command does and end with the exit code that it returns, 0 where it returns none."""
+    import trio
+
+    from continuum.cli.errors import explained
+
+    with explained():
+        raise typer.Exit(trio.run(command) or 0)
+
+
 def _settings() -> Settings:
     """For commands whose output is their result: only warnings are logged beside it, unless LOG_LEVEL is set."""
+    from continuum.config import load_settings
+    from continuum.logs import configure_logs
+
     settings = load_settings()
     configure_logs(settings if "log_level" in settings.model_fields_set else load_settings(log_level="warning"))
+    return settings
+
+
+def _logged_settings() -> Settings:
+    """For commands whose output is their log."""
+    from continuum.config import load_settings
+    from continuum.logs import configure_logs
+
+    settings = load_settings()
+    configure_logs(settings)
     return settings
 
 
@@ -61,23 +81,24 @@ def worker() -> None:
     """Claim tasks and run them until SIGTERM or Ctrl-C (a second one skips the grace)."""
     from continuum.worker import run_worker
 
-    with explained():
-        settings = load_settings()
-        configure_logs(settings)
-        trio.run(run_worker, settings)
+    async def run() -> None:
+        await run_worker(_logged_settings())
+
+    _run(run)
 
 
 @app.command()
 def migrate(as_json: AsJson = False) -> None:
     """Apply the database schema. Safe to repeat, and while workers run."""
+    from continuum.cli import views
+    from continuum.db import open_database
 
     async def run() -> None:
         async with open_database(_settings(), application="continuum-migrate") as database:
             version = await database.migrate()
             views.say(as_json, {"version": version}, f"the schema is at version {version} ({database.dialect})")
 
-    with explained():
-        trio.run(run)
+    _run(run)
 
 
 @app.command()
@@ -104,6 +125,10 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a script. What it requires is in --requirements, else in the dependencies of its `# /// script` block."""
+    from continuum.cli import views
+    from continuum.cli.errors import OK
+    from continuum.cli.script import read_payload, read_requirements, read_script
+    from continuum.client import Client, new_task
 
     async def run() -> int:
         script = read_script(file)
@@ -125,20 +150,19 @@ def submit(
                 return OK
             return _print_end(await client.wait(task_id, seconds), as_json)
 
-    with explained():
-        raise typer.Exit(trio.run(run))
+    _run(run)
 
 
 @app.command("wait")
 def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) -> None:
     """Wait for a task's end and print its output."""
+    from continuum.client import Client
 
     async def run() -> int:
         async with Client(_settings()) as client:
             return _print_end(await client.wait(task_id, seconds), as_json)
 
-    with explained():
-        raise typer.Exit(trio.run(run))
+    _run(run)
 
 
 @app.command()
@@ -148,6 +172,8 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print what a task has written."""
+    from continuum.client import Client
+    from continuum.model import Stream
 
     async def run() -> None:
         async with Client(_settings()) as client:
@@ -157,13 +183,14 @@ def logs(
                 else:
                     typer.echo(text, nl=False, err=stream is Stream.ERROR)
 
-    with explained():
-        trio.run(run)
+    _run(run)
 
 
 @app.command()
 def cancel(task_id: TaskId, as_json: AsJson = False) -> None:
     """Cancel a pending task, or stop a running one."""
+    from continuum.cli import views
+    from continuum.client import Client
 
     async def run() -> None:
         async with Client(_settings()) as client:
@@ -172,8 +199,7 @@ def cancel(task_id: TaskId, as_json: AsJson = False) -> None:
                 as_json, {"id": task_id, "result": result.value}, f"task {task_id}: {views.CANCELLATIONS[result]}"
             )
 
-    with explained():
-        trio.run(run)
+    _run(run)
 
 
 @app.command()
@@ -182,6 +208,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the queue and the workers."""
+    import trio
+
+    from continuum.cli import views
+    from continuum.db import open_database
 
     async def run() -> None:
         async with open_database(_settings(), application="continuum-status") as database:
@@ -194,8 +224,7 @@ def status(
                     return
                 await trio.sleep(views.REFRESH)
 
-    with explained():
-        trio.run(run)
+    _run(run)
 
 
 @app.command()
@@ -203,8 +232,10 @@ def doctor(as_json: AsJson = False) -> None:
     """Check configuration, database and sandbox, and say what to do about what is wrong."""
     from continuum.cli.doctor import examine
 
-    with explained():
-        raise typer.Exit(trio.run(examine, _settings(), as_json))
+    async def run() -> int:
+        return await examine(_settings(), as_json)
+
+    _run(run)
 
 
 @app.command("socket-proxy")
@@ -216,10 +247,10 @@ def socket_proxy(
     """Stand between workers and the Docker daemon (DOCKER_HOST): let through what workers with these settings ask, no more."""
     from continuum.sandbox.docker_proxy import run_proxy
 
-    with explained():
-        settings = load_settings()
-        configure_logs(settings)
-        trio.run(run_proxy, settings, listen)
+    async def run() -> None:
+        await run_proxy(_logged_settings(), listen)
+
+    _run(run)
 
 
 @app.command()
@@ -231,8 +262,10 @@ def demo(
     """Run a real workload on an embedded PostgreSQL, from nothing, and check every outcome."""
     from continuum.demo import run_demo
 
-    with explained():
-        raise typer.Exit(trio.run(run_demo, folder, tasks, keep))
+    async def run() -> int:
+        return await run_demo(folder, tasks, keep)
+
+    _run(run)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -249,6 +282,10 @@ def bench(context: typer.Context) -> None:
 
 
 def _print_end(record: TaskRecord, as_json: bool) -> int:
+    from continuum.cli import views
+    from continuum.cli.errors import FAILED, OK
+    from continuum.model import Status
+
     if as_json:
         typer.echo(json.dumps(views.task_as_json(record)))
     else:

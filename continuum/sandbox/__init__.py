@@ -21,15 +21,16 @@ async def choose_backend(settings: Settings, worker_id: str) -> Backend:
     Raises `BackendUnavailable` for `auto` when neither can be used.
     """
     from continuum.sandbox.bubblewrap import BubblewrapBackend
-    from continuum.sandbox.docker import DockerBackend
 
-    docker = DockerBackend(settings, worker_id)
-    if settings.sandbox == "docker":
-        return docker
     bubblewrap = BubblewrapBackend(settings, worker_id)
     if settings.sandbox == "bubblewrap":
         log.warning("tasks run in bubblewrap", weaker=WEAKER)
         return bubblewrap
+    from continuum.sandbox.docker import DockerBackend  # with Docker's client, which takes a while
+
+    docker = DockerBackend(settings, worker_id)
+    if settings.sandbox == "docker":
+        return docker
     try:
         await docker.check()
     except BackendUnavailable as no_docker:

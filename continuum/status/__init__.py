@@ -1,4 +1,5 @@
 """The status server of one worker: JSON, metrics and a plain first page, on Quart-Trio and Hypercorn.
 
-`server` serves, `app` has the endpoints, `views` and `overview` what they show, `access` who may see payloads.
+`server` listens, `connections` serves, `app` has the endpoints, `views` and `overview` what they show, `access` who may
+see payloads.
 """

@@ -19,14 +19,14 @@ import trio
 
 from continuum.db.memory import MemoryDatabase
 from continuum.nursery.state import WorkerState
-from continuum.status import server as server_module
+from continuum.status import connections as connections_module
 from continuum.status.errors import StatusServerError
 from continuum.status.server import serve_status
 from continuum.telemetry import Telemetry
 from tests.support.harness import settings
 
 UPGRADE = b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\n"
-STOP_LIMIT = 2 * server_module.GRACE + 0.5
+STOP_LIMIT = 2 * connections_module.GRACE + 0.5
 
 
 @asynccontextmanager
@@ -208,7 +208,7 @@ async def test_a_request_under_way_is_answered_before_it_stops() -> None:
 
 
 async def test_a_connection_too_many_is_closed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+    monkeypatch.setattr(connections_module, "CONNECTIONS", 2)
     async with serving() as address, httpx.AsyncClient(timeout=5) as first, await connect(address):
         assert (await first.get(address + "/healthz")).status_code == 200
         async with await connect(address) as third:
@@ -218,7 +218,7 @@ async def test_a_connection_too_many_is_closed_and_the_others_go_on(monkeypatch:
 
 
 async def test_a_client_that_dawdles_over_its_request_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "KEEP_ALIVE", 0.2)
+    monkeypatch.setattr(connections_module, "KEEP_ALIVE", 0.2)
     async with serving() as address:
         stream = await connect(address)
         await stream.send_all(b"GET /healthz HTTP/1.1\r\n")

@@ -7,20 +7,31 @@ shows a secret.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from continuum.cpus import usable_cpus
 from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
 
 ENV_FILE = ".env"
@@ -33,6 +44,10 @@ _DURATION = re.compile(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m(?!s))?(?:({_NUMBER})s
 _UNITS = (3600.0, 60.0, 1.0, 0.001)
 _LONGEST_SHOWN = 80
 """Characters of a bad value that are shown."""
+
+SLOTS_FOR_EACH_CPU = (2, 8)
+"""At the least, since most tasks wait for something now and then, and at the most, however little each may use."""
+MOST_SLOTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +189,7 @@ class Settings(BaseSettings):
     embedded_dir: Path = Path(".continuum/postgres")
 
     # What this worker takes, and how
-    slots: int = Field(default_factory=lambda: 2 * (os.cpu_count() or 1), ge=1, le=1024)
+    slots: int = Field(default=1, ge=1, le=MOST_SLOTS)  # chosen by _choose_slots unless it is set
     min_priority: int = 0
     max_priority: int = 0
     polling_interval: Duration = Field(default=5.0, gt=0)
@@ -233,6 +248,12 @@ class Settings(BaseSettings):
             raise ValueError("use port numbers from 1 to 65535")
         return value
 
+    @model_validator(mode="after")
+    def _choose_slots(self) -> Self:
+        if "slots" not in self.model_fields_set:
+            vars(self)["slots"] = default_slots(usable_cpus(), self.container_cpu_limit)
+        return self
+
     @property
     def package_index(self) -> PackageIndex | None:
         """Where requirements are installed from; None when nothing is to be installed."""
@@ -243,6 +264,13 @@ class Settings(BaseSettings):
     def heartbeat_interval(self) -> float:
         """Seconds between two heartbeats: a third of the lease, so that two may fail before it expires."""
         return self.lease_seconds / 3
+
+
+def default_slots(cpus: float, cpu_limit: float) -> int:
+    """How many tasks to run at once on so many processors, of which each may use `cpu_limit`: as many as keep the processors
+    busy, within SLOTS_FOR_EACH_CPU."""
+    least, most = SLOTS_FOR_EACH_CPU
+    return max(1, min(MOST_SLOTS, math.ceil(cpus * min(most, max(least, 1 / cpu_limit)))))
 
 
 def load_settings(**overrides: Any) -> Settings:

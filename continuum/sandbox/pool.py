@@ -16,16 +16,24 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
+from continuum.cpus import usable_cpus
 from continuum.sandbox.protocol import Backend, BackendUnavailable, Layer, Sandbox, SandboxError, SandboxLost
 
 log = structlog.get_logger(__name__)
 
-PARALLEL_STARTS = 4
-"""Cold starts at once: more only queue up inside the container engine and slow each other down."""
+STARTS_FOR_EACH_CPU = 2
+MOST_STARTS = 16
+"""Cold starts at once. A start is work for a processor: with more at once all are ready hardly sooner, and the first much later.
+On two processors, 24 containers: 16 s whether 2 or 16 at once, the first after 1.4 s with 2, 2.2 s with 4 and 7.3 s with 16."""
 START_DEADLINE = 60.0
 """Seconds for one cold start; an engine that takes longer is treated as unavailable."""
 REMOVE_DEADLINE = 15.0
 """Seconds for a removal, after which the place counts as free; the sandbox ends by itself when its worker is gone."""
+
+
+def parallel_starts(cpus: float) -> int:
+    """How many sandboxes to start at once on so many processors."""
+    return max(2, min(MOST_STARTS, round(STARTS_FOR_EACH_CPU * cpus)))
 
 
 class _Nobody(enum.Enum):
@@ -76,7 +84,7 @@ class SandboxPool:
         self._replacements: Counter[Layer | None] = Counter()
         self._waiters: list[_Waiter] = []  # the longest waiting first
         self._changed = trio.lowlevel.ParkingLot()
-        self._starts = trio.CapacityLimiter(PARALLEL_STARTS)
+        self._starts = trio.CapacityLimiter(parallel_starts(usable_cpus()))
         self._failure: BackendUnavailable | None = None
         self._closing = False
         self.cold_starts = 0

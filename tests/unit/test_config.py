@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from continuum.config import ENV_FILE, ConfigurationError, Settings, load_settings, parse_duration
+from continuum.config import ENV_FILE, ConfigurationError, Settings, default_slots, load_settings, parse_duration
+from continuum.cpus import usable_cpus
 from continuum.db import conninfo_of
 
 SECRET = "hunter2-and-more"
@@ -88,7 +88,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "log_level": "info",
         "log_payloads": False,
     }
-    assert load_settings().slots == 2 * (os.cpu_count() or 1)
+    assert load_settings().slots == default_slots(usable_cpus(), 0.5)
     assert load_settings().db_password.get_secret_value() == "password"
 
 

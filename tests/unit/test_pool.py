@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from continuum.sandbox.pool import PARALLEL_STARTS, open_pool
+from continuum.cpus import usable_cpus
+from continuum.sandbox.pool import open_pool, parallel_starts
 from continuum.sandbox.protocol import BackendUnavailable, Layer
 from tests.support.fake_sandbox import FakeBackend, FakeSandbox
 
@@ -114,8 +115,8 @@ async def test_waiting_tasks_all_learn_that_no_sandbox_can_be_started(autojump_c
 
 
 async def test_cold_starts_run_side_by_side_up_to_a_limit(autojump_clock: trio.testing.MockClock) -> None:
-    backend = FakeBackend(cold_start=1)
-    async with open_pool(backend, 2 * PARALLEL_STARTS) as pool:
+    backend, at_once = FakeBackend(cold_start=1), parallel_starts(usable_cpus())
+    async with open_pool(backend, 2 * at_once) as pool:
         began = trio.current_time()
 
         async def use() -> None:
@@ -123,7 +124,7 @@ async def test_cold_starts_run_side_by_side_up_to_a_limit(autojump_clock: trio.t
                 await trio.sleep(10)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(2 * PARALLEL_STARTS):
+            for _ in range(2 * at_once):
                 nursery.start_soon(use)
         assert trio.current_time() - began == pytest.approx(12)
 
@@ -162,3 +163,7 @@ async def test_cancelling_at_any_moment_leaves_the_pool_usable_and_no_sandbox_be
                 pass
         assert pool.total <= 2
     assert backend.alive == 0
+
+
+def test_more_processors_start_more_sandboxes_at_once() -> None:
+    assert [parallel_starts(cpus) for cpus in (0.5, 1, 1.5, 2, 4, 64)] == [2, 2, 3, 4, 8, 16]

@@ -79,6 +79,7 @@ class SandboxPool:
         self._idle: list[_Pooled] = []  # the most recently used last
         self._busy = 0
         self._starting: Counter[Layer | None] = Counter()
+        self._under_way: Counter[Layer | None] = Counter()  # of those being started, the ones that have their turn
         self._removing = 0
         # For sandboxes that are or will be retired, to be started when there is room.
         self._replacements: Counter[Layer | None] = Counter()
@@ -192,7 +193,7 @@ class SandboxPool:
             elif starting.get(waiter.layer):
                 starting[waiter.layer] -= 1
             elif self.total < self._size:
-                self._start_soon(waiter.layer)
+                self._start_soon(waiter.layer, for_a_waiter=True)
             elif leaving:
                 leaving -= 1
             elif not self._evict():  # which serves none of those who wait, or it would not be idle
@@ -245,18 +246,25 @@ class SandboxPool:
             pooled.idle_since = trio.current_time()
             self._idle.append(pooled)
 
-    def _start_soon(self, layer: Layer | None) -> None:
+    def _start_soon(self, layer: Layer | None, *, for_a_waiter: bool = False) -> None:
         """Begin a cold start, for whomever it comes in time; it stands for a replacement that is due, too."""
         self._failure = None
         self._starting[layer] += 1
+        replaces = self._replacements[layer] > 0
         self._replacements -= Counter([layer])
-        self._nursery.start_soon(self._start, layer)
+        self._nursery.start_soon(self._start, layer, for_a_waiter and not replaces)
 
-    async def _start(self, layer: Layer | None) -> None:
+    async def _start(self, layer: Layer | None, for_a_waiter: bool) -> None:
         try:
             async with self._starts:
-                with trio.fail_after(START_DEADLINE):
-                    sandbox = await self._backend.start(layer)
+                if for_a_waiter and not self._is_awaited(layer):
+                    return
+                self._under_way[layer] += 1
+                try:
+                    with trio.fail_after(START_DEADLINE):
+                        sandbox = await self._backend.start(layer)
+                finally:
+                    self._under_way -= Counter([layer])
         except SandboxError as error:
             self._fail_waiters(layer, error)
         except trio.TooSlowError:
@@ -271,6 +279,11 @@ class SandboxPool:
         finally:
             self._starting -= Counter([layer])
             self._settle()
+
+    def _is_awaited(self, layer: Layer | None) -> bool:
+        """Whether one more start is of use: where tasks are short, the sandboxes that there are have served those who waited
+        long before its turn comes."""
+        return sum(waiter.layer == layer for waiter in self._waiters) > self._under_way[layer]
 
     def _fail_waiters(self, layer: Layer | None, failure: SandboxError) -> None:
         """Nobody waits through an outage: what cannot start now is for those who ask again later."""

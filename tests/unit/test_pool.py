@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from continuum.cpus import usable_cpus
-from continuum.sandbox.pool import open_pool, parallel_starts
+from continuum.sandbox.pool import SandboxPool, open_pool, parallel_starts
 from continuum.sandbox.protocol import BackendUnavailable, Layer
 from tests.support.fake_sandbox import FakeBackend, FakeSandbox
 
@@ -167,3 +167,32 @@ async def test_cancelling_at_any_moment_leaves_the_pool_usable_and_no_sandbox_be
 
 def test_more_processors_start_more_sandboxes_at_once() -> None:
     assert [parallel_starts(cpus) for cpus in (0.5, 1, 1.5, 2, 4, 64)] == [2, 2, 3, 4, 8, 16]
+
+
+async def test_a_start_whose_turn_comes_when_nobody_waits_any_more_is_left_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backend, at_once = FakeBackend(cold_start=1), parallel_starts(usable_cpus())
+    async with open_pool(backend, 10 * at_once) as pool:
+
+        async def use() -> None:
+            async with pool.sandbox():
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10 * at_once):
+                nursery.start_soon(use)
+        assert trio.current_time() < 1.5  # the first few serve them all
+        await trio.sleep(100)
+        assert backend.started <= 2 * at_once
+        assert pool.total == backend.started
+        async with trio.open_nursery() as nursery:  # and the place of those left out is free
+            for _ in range(10 * at_once):
+                nursery.start_soon(hold, pool)
+        assert pool.total == 10 * at_once
+
+
+async def hold(pool: SandboxPool) -> None:
+    """Keep a sandbox for a long time."""
+    async with pool.sandbox():
+        await trio.sleep(1000)

@@ -1,8 +1,8 @@
 """The Docker backend: each sandbox is a container whose only process is the runner.
 
-A sandbox's life: create, attach to its standard streams, start; then the runner boots while a helper container sets the
-network policy; then scripts, one after the other; then removal. The runner ends when its stdin does, which the daemon
-sees to when the worker dies, and a container that ends removes itself.
+A sandbox's life: create, attach to its standard streams, start, while a helper container is made; then the runner boots
+while the helper sets the network policy; then scripts, one after the other; then removal. The runner ends when its stdin
+does, which the daemon sees to when the worker dies, and a container that ends removes itself.
 """
 
 from __future__ import annotations
@@ -213,12 +213,14 @@ class DockerBackend:
             if layer is not None:
                 await self._layers.see_that_it_is_there(layer)
             stream = await engine.attach(name, stdin=True)
-            await engine.start(name)
             channel = RunnerChannel(stream, name=name, limits=sandbox_limits(self._settings, prepared.isolation))
+            running = trio.Event()
             with _first_failure():
                 async with trio.open_nursery() as nursery:
                     if network is not None:
-                        nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy)
+                        nursery.start_soon(restrict, engine, owner, prepared.image.tag, name, policy, running)
+                    await engine.start(name)
+                    running.set()
                     config = runner_config(self._settings, prepared.isolation, next(self._uids))
                     await self._boot(channel, stream, replace(config, path=(PLACE,)) if layer else config)
             memory_mb = self._settings.container_memory_mb if prepared.isolation.gvisor else None

@@ -180,12 +180,19 @@ class Engine:
                 await self.call(lambda api: api.inspect_container(name), limiter=self._removals)
             await trio.sleep(_GONE_POLL)
 
-    async def run(self, name: str, specification: Mapping[str, Any], *, deadline: float) -> Printed:
-        """Run a container that ends and removes itself within `deadline` seconds; return what it printed."""
+    async def run(
+        self, name: str, specification: Mapping[str, Any], *, deadline: float, after: trio.Event | None = None
+    ) -> Printed:
+        """Run a container that ends and removes itself within `deadline` seconds of its start; return what it printed.
+
+        after: what the start has to wait for, while the container is made.
+        """
         try:
-            with trio.fail_after(deadline):
-                await self.create(name, specification)
-                async with await self.attach(name) as stream:
+            await self.create(name, specification)
+            async with await self.attach(name) as stream:
+                if after is not None:
+                    await after.wait()
+                with trio.fail_after(deadline):
                     await self.start(name)
                     output = b"".join([piece async for piece in stream])
                     return Printed(output.decode(errors="replace"), stream.diagnosis)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import trio
+
 from continuum.egress import Address
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_image import SandboxImage
@@ -127,15 +129,21 @@ async def close_host(
     return replace(network, policy=replace(network.policy, host=host))
 
 
-async def restrict(engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy) -> None:
-    """Set a policy in the network namespace of a running sandbox, and read it back.
+async def restrict(
+    engine: Engine, owner: Owner, image: str, sandbox: str, policy: EgressPolicy, running: trio.Event | None = None
+) -> None:
+    """Set a policy in the network namespace of a sandbox, and read it back. The helper is made while the sandbox starts.
 
-    Raises `PolicyError` when it is not in force, `EngineError` when the sandbox is gone or the daemon fails.
+    running: set once the sandbox has been started; None where it has. Raises `PolicyError` when the policy is not in force,
+    `EngineError` when the sandbox is gone or the daemon fails.
     """
     specification = policy_specification(owner.labels("network-policy"), image, sandbox, policy.command())
     try:
-        printed = await engine.run(f"{sandbox}-{secrets.token_hex(3)}", specification, deadline=POLICY_DEADLINE)
+        helper = f"{sandbox}-{secrets.token_hex(3)}"
+        printed = await engine.run(helper, specification, deadline=POLICY_DEADLINE, after=running)
     except EngineRefused as error:
+        if running is not None:
+            await running.wait()
         if (await engine.inspect(sandbox))["State"]["Running"]:
             raise PolicyError(f"the container that sets the rules cannot run: {error}") from error
         raise

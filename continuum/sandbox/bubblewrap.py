@@ -30,6 +30,7 @@ from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
 from continuum.sandbox.limits import OPEN_FILES, Limits
 from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, RequirementsFailed, SandboxLost
+from continuum.sandbox.streams import PromptSocketStream, PromptStream
 
 MEBIBYTE = 1024 * 1024
 INSTALL = "install Debian's package bubblewrap, or `pip install 'continuum-worker[bubblewrap]'`"
@@ -76,7 +77,7 @@ class BubblewrapBackend:
     async def start(self, layer: Layer | None = None) -> BubblewrapSandbox:
         uid = 1_000_000_000 + secrets.randbelow(2**20) if self._as_root else PLAIN_UID
         process, ours, complaints = self._spawn(uid)
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        stream = PromptSocketStream(ours)
         sandbox = BubblewrapSandbox(process, stream, complaints, self._limits)
         try:
             await sandbox.channel.boot(self._runner_config(uid))
@@ -182,7 +183,7 @@ class BubblewrapSandbox:
     reusable = True
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stream: trio.SocketStream, complaints: IO[bytes], limits: Limits
+        self, process: subprocess.Popen[bytes], stream: PromptStream, complaints: IO[bytes], limits: Limits
     ) -> None:
         self.name = f"bubblewrap-{process.pid}"
         self.channel = RunnerChannel(stream, name=self.name, limits=limits)

@@ -6,13 +6,10 @@ sense, silence past a deadline: each is a `SandboxLost`, and the sandbox is thro
 
 from __future__ import annotations
 
-import codecs
-import enum
 import json
 import math
 import struct
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,11 @@ import trio
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.sandbox import seccomp
+from continuum.sandbox.frames import LARGEST_FRAME, Frame, FrameKind, FrameParser, OutputText
 from continuum.sandbox.judgement import Exit, judge, parse_exit
 from continuum.sandbox.limits import Limits
 from continuum.sandbox.protocol import OutputSink, SandboxLost
+from continuum.sandbox.streams import PromptStream
 
 LOADER = """\
 import os
@@ -40,8 +39,6 @@ exec(compile(r(int.from_bytes(r(4), "big")), "<runner>", "exec"), {"__name__": "
 BOOTSTRAP = ("python3", "-I", "-c", LOADER)
 """What to start inside a sandbox: it reads the runner from stdin. `-I` keeps the image's environment out."""
 
-LARGEST_FRAME = 65_536
-"""Bytes of one frame: the runner's buffer. A longer one is no runner's."""
 BOOT_DEADLINE = 30.0
 """Seconds for an interpreter to start and say ready, on a busy host."""
 READY_DEADLINE = 15.0
@@ -51,12 +48,12 @@ GRACE = 8.0
 LAST_WORDS = 2.0
 """Seconds for what a runner said before it stopped to listen."""
 
-_FRAME = struct.Struct("!cI")
 _HEADER = struct.Struct("!IIQ")
 _LENGTH = struct.Struct("!I")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_TIMEOUT = 2**32 - 1
 _MEBIBYTE = 1024 * 1024
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,81 +99,10 @@ class RunnerConfig:
         return prefixed(json.dumps(values).encode())
 
 
-class FrameKind(enum.Enum):
-    READY = b"R"
-    OUTPUT = b"O"
-    ERROR = b"E"
-    EXIT = b"X"
-    FATAL = b"F"
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    kind: FrameKind
-    data: bytes
-
-
-class FrameParser:
-    """Frames from bytes, however they are cut. Never holds more than one frame and what came with it."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Add bytes and yield the frames that they complete. Raises `SandboxLost` on what is no frame."""
-        self._buffer += data
-        while len(self._buffer) >= _FRAME.size:
-            letter, length = _FRAME.unpack_from(self._buffer)
-            try:
-                kind = FrameKind(letter)
-            except ValueError:
-                raise SandboxLost(f"the runner sent something that is no frame: {letter!r}") from None
-            if length > LARGEST_FRAME:
-                raise SandboxLost(f"the runner sent a frame of {length} bytes")
-            end = _FRAME.size + length
-            if len(self._buffer) < end:
-                return
-            frame = Frame(kind, bytes(self._buffer[_FRAME.size : end]))
-            del self._buffer[:end]
-            yield frame
-
-
-class OutputText:
-    """One of a script's outputs as text: decoded as it comes, with what a database cannot hold replaced."""
-
-    def __init__(self, stream: Stream, sink: OutputSink, limit: int) -> None:
-        self._stream = stream
-        self._sink = sink
-        self._limit = limit
-        self._left = limit
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parts: list[str] = []
-
-    def add(self, data: bytes, *, final: bool = False) -> None:
-        """Take bytes. Raises `SandboxLost` when they are more than the runner was told to send."""
-        self._left -= len(data)
-        if self._left < 0:
-            raise SandboxLost("the runner sent more output than the limit")
-        self._keep(self._decoder.decode(data, final).replace("\x00", "\N{REPLACEMENT CHARACTER}"))
-
-    def finish(self, dropped: int) -> str:
-        """The whole text; with a mark at its end when `dropped` bytes of it were cut off."""
-        self.add(b"", final=True)
-        if dropped:
-            kept = self._limit - self._left
-            self._keep(f"\n[output cut: the first {kept} of {kept + dropped} bytes are kept]\n")
-        return "".join(self._parts)
-
-    def _keep(self, text: str) -> None:
-        if text:
-            self._parts.append(text)
-            self._sink(self._stream, text)
-
-
 class RunnerChannel:
     """One runner behind a byte stream. Any exception from a method means: close it, and the sandbox with it."""
 
-    def __init__(self, stream: trio.abc.Stream, *, name: str, limits: Limits) -> None:
+    def __init__(self, stream: PromptStream, *, name: str, limits: Limits) -> None:
         self.name = name
         self._stream = stream
         self._limits = limits
@@ -202,38 +128,58 @@ class RunnerChannel:
                 f"its code and payload have {len(told) / _MEBIBYTE:.1f} MB, more than the {self._limits.memory_mb} MB"
             )
             return Outcome(Ending.OUT_OF_MEMORY, message=f"Out of memory: {size} that it may use")
-        with _lost_after(READY_DEADLINE, "the runner did not clean up after the script before", started=False):
-            await self._wait_until_ready()
-            await self._see_that_nothing_follows()
+        if not self._is_ready():
+            with _lost_after(READY_DEADLINE, "the runner did not clean up after the script before", started=False):
+                await self._wait_until_ready()
+        self._see_that_nothing_follows()
         self._ready = False
         out = OutputText(Stream.OUTPUT, sink, request.output_limit)
         err = OutputText(Stream.ERROR, sink, request.output_limit)
+        with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
+            if rest := self._send_what_is_taken(told):
+                ended = await self._send_and_receive_exit(rest, out, err)
+            else:
+                ended = await self._receive_exit(out, err)
+        output = out.finish(ended.dropped_output)
+        error_output = err.finish(ended.dropped_error)
+        # The last line tells the cause, where it is the last.
+        last_words = "" if ended.dropped_error else error_output
+        ending, exit_code, message = judge(ended, request.timeout, self._limits, last_words)
+        return Outcome(ending, exit_code, output, error_output, message)
+
+    def _send_what_is_taken(self, told: bytes) -> memoryview:
+        """Send the part of a request for which nobody has to wait, most often all of it; return the rest."""
+        try:
+            return memoryview(told)[self._stream.send_nowait(told) :]
+        except _BROKEN:  # as the rest will find, too
+            return memoryview(told)
+
+    async def _send_and_receive_exit(self, rest: memoryview, out: OutputText, err: OutputText) -> Exit:
+        """Both at once, because a child that dies over its request leaves the rest of it unread."""
         whole = False
         ended: Exit | None = None
         lost = SandboxLost("the sandbox ended")
-        with _lost_after(request.timeout + GRACE, "the runner did not end a script at its timeout"):
-            # At once, because a child that dies over its request leaves the rest of it unread.
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
 
-                async def send() -> None:
-                    nonlocal whole
-                    try:
-                        await self._send(told)
-                        whole = True
-                    except SandboxLost:
-                        nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
-
-                nursery.start_soon(send)
+            async def send() -> None:
+                nonlocal whole
                 try:
-                    ended = await self._receive_exit(out, err)
-                except SandboxLost as error:
-                    lost = error
-                nursery.cancel_scope.cancel()
+                    await self._send(rest)
+                    whole = True
+                except SandboxLost:
+                    nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+
+            nursery.start_soon(send)
+            try:
+                ended = await self._receive_exit(out, err)
+            except SandboxLost as error:
+                lost = error
+            nursery.cancel_scope.cancel()
         if not whole:
             # What is left unsent would be missing, and what is left unread taken for the next request.
             await self.aclose()
         if ended is not None:
-            return self._outcome(ended, request, out, err)
+            return ended
         if not whole:
             # A script begins once its whole request has been read. A stream that ends after a send that went well proves
             # nothing of the kind.
@@ -259,49 +205,65 @@ class RunnerChannel:
 
     async def _wait_until_ready(self) -> None:
         while not self._ready:
-            frame = await self._receive(started=False)
-            if frame.kind is not FrameKind.READY or frame.data:
-                raise SandboxLost(f"the runner sent {frame.kind.name.lower()} instead of ready", started=False)
-            self._ready = True
+            self._learn_ready(await self._receive(started=False))
 
-    async def _see_that_nothing_follows(self) -> None:
+    def _is_ready(self) -> bool:
+        """Whether it has said so, as far as that has become known here."""
+        if not self._ready and (frame := self._receive_nowait()) is not None:
+            self._learn_ready(frame)
+        return self._ready
+
+    def _learn_ready(self, frame: Frame) -> None:
+        if frame.kind is not FrameKind.READY or frame.data:
+            raise SandboxLost(f"the runner sent {frame.kind.name.lower()} instead of ready", started=False)
+        self._ready = True
+
+    def _see_that_nothing_follows(self) -> None:
         """Raise `SandboxLost` when the sandbox has ended since it was ready, as far as that has become known here.
 
-        Nothing comes between ready and the next request but the end. A receive takes what is there at once; one that
-        has to wait is given up in Trio's next turn.
+        Nothing comes between ready and the next request but the end.
         """
-        with trio.CancelScope() as scope:
-            trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
-            frame = await self._receive(started=False)
+        if (frame := self._receive_nowait()) is not None:
             raise SandboxLost(f"the runner sent {frame.kind.name.lower()} unasked", started=False)
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes | memoryview) -> None:
         try:
             await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+        except _BROKEN as error:
             raise SandboxLost("the sandbox ended", started=False) from error
 
     async def _receive(self, *, started: bool = True) -> Frame:
+        """The next frame. started: whether a script may have begun, of which a lost sandbox tells."""
         while not self._frames:
             try:
                 data = await self._stream.receive_some(LARGEST_FRAME)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            except _BROKEN as error:
                 raise SandboxLost("the sandbox ended", started=started) from error
-            if not data:
-                raise SandboxLost("the sandbox ended", started=started)
-            self._frames += self._parser.feed(bytes(data))
+            self._take(data, started=started)
+        return self._next_frame(started=started)
+
+    def _receive_nowait(self) -> Frame | None:
+        """The next frame before a script has begun; None when it has not come yet."""
+        while not self._frames:
+            try:
+                data = self._stream.receive_nowait(LARGEST_FRAME)
+            except _BROKEN as error:
+                raise SandboxLost("the sandbox ended", started=False) from error
+            if data is None:
+                return None
+            self._take(data, started=False)
+        return self._next_frame(started=False)
+
+    def _take(self, data: bytes | bytearray, *, started: bool) -> None:
+        if not data:
+            raise SandboxLost("the sandbox ended", started=started)
+        self._frames += self._parser.feed(data)
+
+    def _next_frame(self, *, started: bool) -> Frame:
         frame = self._frames.popleft()
         if frame.kind is FrameKind.FATAL:
             raise SandboxLost(f"the runner gave up: {frame.data[:500].decode('utf-8', 'replace')}", started=started)
         return frame
-
-    def _outcome(self, ended: Exit, request: RunRequest, out: OutputText, err: OutputText) -> Outcome:
-        output = out.finish(ended.dropped_output)
-        error_output = err.finish(ended.dropped_error)
-        # The last line tells the cause, where it is the last.
-        last_words = "" if ended.dropped_error else error_output
-        ending, exit_code, message = judge(ended, request.timeout, self._limits, last_words)
-        return Outcome(ending, exit_code, output, error_output, message)
 
 
 def _encode_request(request: RunRequest) -> bytes:
@@ -332,11 +294,9 @@ class _lost_after:  # noqa: N801 - used like a function
     def __init__(self, seconds: float, what: str, *, started: bool = True) -> None:
         self._what = what
         self._started = started
-        self._seconds = seconds
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + seconds)
 
     def __enter__(self) -> None:
-        self._scope.deadline = trio.current_time() + self._seconds
         self._scope.__enter__()
 
     def __exit__(self, *failure: Any) -> bool | None:

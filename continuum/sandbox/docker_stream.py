@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import trio
 
 from continuum.sandbox.protocol import BackendUnavailable
+from continuum.sandbox.streams import PromptSocketStream, PromptStream
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 ANSWER_DEADLINE = 10.0
@@ -108,7 +109,7 @@ async def attach(endpoint: Endpoint, version: str, container: str, *, stdin: boo
     """
     target = f"/v{version}/containers/{container}/attach?stream=1&stdout=1&stderr=1&stdin={int(stdin)}"
     stream, rest = await _request(endpoint, "POST", target, {"Connection": "Upgrade", "Upgrade": "tcp"})
-    return ContainerStream(stream, rest)
+    return ContainerStream(PromptSocketStream.of(stream), rest)
 
 
 async def _request(
@@ -172,13 +173,13 @@ async def _read_message(stream: trio.SocketStream, head: bytes, body: bytes) -> 
         return body.decode(errors="replace").strip() or head.split(b"\r\n")[0].decode(errors="replace")
 
 
-class ContainerStream(trio.abc.HalfCloseableStream):
+class ContainerStream(PromptStream):
     """A container's standard streams: what is sent goes to its stdin, what is received comes from its stdout.
 
     What it writes to stderr is kept, up to a bound, as `diagnosis`.
     """
 
-    def __init__(self, transport: trio.abc.HalfCloseableStream, received: bytes = b"") -> None:
+    def __init__(self, transport: PromptStream, received: bytes = b"") -> None:
         self._transport = transport
         self._buffer = bytearray(received)
         self._frame_is_stderr = False
@@ -195,6 +196,9 @@ class ContainerStream(trio.abc.HalfCloseableStream):
         """The last line of it, as the end of a sentence; empty when there is none."""
         lines = self.diagnosis.splitlines()
         return f"; it said: {lines[-1]}" if lines else ""
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        return self._transport.send_nowait(data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._transport.send_all(data)
@@ -213,6 +217,14 @@ class ContainerStream(trio.abc.HalfCloseableStream):
             received = await self._transport.receive_some(_READ_SIZE)
             if not received:
                 return b""
+            self._buffer += received
+        return piece
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        while (piece := self._next_piece(max_bytes)) is None:
+            received = self._transport.receive_nowait(_READ_SIZE)
+            if not received:
+                return received
             self._buffer += received
         return piece
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from continuum.model import Ending
@@ -41,8 +42,9 @@ class Exit:
     dropped_error: int
 
 
+@lru_cache(maxsize=16)
 def parse_exit(data: bytes) -> Exit:
-    """Raises `SandboxLost` on what no runner says."""
+    """Raises `SandboxLost` on what no runner says. Remembered, because most scripts end alike."""
     try:
         values: Any = json.loads(data)
         values["full"] = tuple(values["full"])

@@ -22,9 +22,9 @@ import trio
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.requirements import Requirements
-from continuum.sandbox.channel import FrameKind, FrameParser
 from continuum.sandbox.docker_engine import Engine
 from continuum.sandbox.docker_stream import ContainerStream, Endpoint
+from continuum.sandbox.frames import FrameKind, FrameParser
 from continuum.sandbox.protocol import BackendUnavailable, Layer, OutputSink, SandboxLost
 from tests.attacks.attack import VICTIM_MARK
 from tests.attacks.prelude import VICTIM_SCRIPT

@@ -18,19 +18,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from continuum.model import Ending, Outcome, RunRequest, Stream
-from continuum.sandbox.channel import (
-    GRACE,
-    LARGEST_FRAME,
-    Frame,
-    FrameKind,
-    FrameParser,
-    OutputText,
-    RunnerChannel,
-    RunnerConfig,
-)
+from continuum.sandbox.channel import GRACE, RunnerChannel, RunnerConfig
+from continuum.sandbox.frames import LARGEST_FRAME, Frame, FrameKind, FrameParser, OutputText
 from continuum.sandbox.limits import Limits
 from continuum.sandbox.protocol import SandboxLost
+from continuum.sandbox.streams import PromptSocketStream
 from tests.support.exits import told_exit
+from tests.support.streams import stream_pair
 
 LIMITS = Limits(memory_mb=512, disk_mb=16, files=4096, processes=40, open_files=1024, cpu_seconds=3)
 
@@ -155,8 +149,12 @@ class Conversation:
     """A channel, and the far end of its stream in the test's hands."""
 
     def __init__(self) -> None:
-        near, self.far = trio.testing.memory_stream_pair()
-        self.channel = RunnerChannel(near, name="test", limits=LIMITS)
+        self.near, self.far = stream_pair()
+        self.channel = RunnerChannel(self.near, name="test", limits=LIMITS)
+
+    async def aclose(self) -> None:
+        await self.channel.aclose()
+        await self.far.aclose()
 
     async def run(self, *answers: bytes, timeout: float = 5.0, close: bool = False) -> Outcome:
         """Run a script on a runner that says ready, then, asked, these answers, and then maybe hangs up."""
@@ -166,7 +164,7 @@ class Conversation:
             await self.far.receive_some()
             await self.far.send_all(b"".join(answers))
             if close:
-                await self.far.send_stream.aclose()
+                await self.far.send_eof()
 
         outcome: Outcome | None = None
         lost: SandboxLost | None = None
@@ -182,15 +180,15 @@ class Conversation:
         assert outcome is not None
         return outcome
 
-    async def run_unanswered(self, timeout: float = 5.0) -> Outcome:
-        return await self.channel.run(RunRequest(1, 1, "pass", "null", timeout, 1000), lambda *_: None)
+    async def run_unanswered(self, timeout: float = 5.0, payload: str = "null") -> Outcome:
+        return await self.channel.run(RunRequest(1, 1, "pass", payload, timeout, 1000), lambda *_: None)
 
 
 @pytest.fixture
 async def conversation() -> AsyncIterator[Conversation]:
     conversation = Conversation()
     yield conversation
-    await conversation.channel.aclose()
+    await conversation.aclose()
 
 
 async def test_an_outcome_has_the_outputs_and_the_cause(conversation: Conversation) -> None:
@@ -244,8 +242,10 @@ async def test_an_exit_that_makes_no_sense_loses_the_sandbox(conversation: Conve
 @given(st.lists(st.binary(max_size=50) | frames.map(lambda frame: encode(frame.kind, frame.data)), max_size=10))
 def test_any_answer_gives_an_outcome_or_a_lost_sandbox(answers: list[bytes]) -> None:
     async def converse() -> None:
+        conversation = Conversation()
         with suppress(SandboxLost):
-            await Conversation().run(*answers, close=True)
+            await conversation.run(*answers, close=True)
+        await conversation.aclose()
 
     trio.run(converse)
 
@@ -275,17 +275,16 @@ async def test_a_stream_that_ends_before_ready_was_said_is_lost_unstarted(conver
     assert not caught.value.started
 
 
-async def test_a_socket_that_was_closed_for_sending_after_ready_was_said_is_lost_unstarted() -> None:
+async def test_a_stream_that_was_closed_for_sending_after_ready_was_said_is_lost_unstarted(
+    conversation: Conversation,
+) -> None:
     """As the Docker daemon does when a container ends: what is sent is still taken."""
-    near, far = trio.socket.socketpair()
-    with far:
-        channel = RunnerChannel(trio.SocketStream(near), name="test", limits=LIMITS)
-        await far.send(encode(FrameKind.READY))
-        far.shutdown(socket.SHUT_WR)
-        with pytest.raises(SandboxLost, match="ended") as caught:
-            await channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
-        assert not caught.value.started
-        await channel.aclose()
+    await conversation.far.send_all(encode(FrameKind.READY))
+    await conversation.far.send_eof()
+    with pytest.raises(SandboxLost, match="ended") as caught:
+        await conversation.run_unanswered()
+    assert not caught.value.started
+    assert conversation.near.sends == 0
 
 
 async def test_a_cause_is_not_read_off_a_text_whose_end_was_cut(conversation: Conversation) -> None:
@@ -294,9 +293,11 @@ async def test_a_cause_is_not_read_off_a_text_whose_end_was_cut(conversation: Co
     assert (outcome.ending, outcome.message) == (Ending.FAILED, "exit code 1")
 
 
-async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conversation) -> None:
+async def test_a_request_that_cannot_be_sent_has_not_started(
+    conversation: Conversation, autojump_clock: trio.testing.MockClock
+) -> None:
     await conversation.far.send_all(encode(FrameKind.READY))
-    await conversation.far.receive_stream.aclose()
+    conversation.far.socket.shutdown(socket.SHUT_RD)
     with pytest.raises(SandboxLost, match="ended") as caught:
         await conversation.run_unanswered()
     assert not caught.value.started
@@ -304,17 +305,17 @@ async def test_a_request_that_cannot_be_sent_has_not_started(conversation: Conve
 
 
 async def test_an_end_over_a_request_that_is_not_read_is_told_and_the_channel_is_given_up() -> None:
-    near, far = trio.socket.socketpair()
-    with far:
-        channel = RunnerChannel(trio.SocketStream(near), name="test", limits=replace(LIMITS, memory_mb=100))
+    near, far = stream_pair()
+    async with far:
+        channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=100))
         request = RunRequest(1, 1, "pass", " " * 10_000_000, 60.0, 1000)
-        await far.send(encode(FrameKind.READY))
+        await far.send_all(encode(FrameKind.READY))
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
             async def tell() -> None:
-                await far.recv(1)
-                await far.send(exit_frame(9, oom=True))
+                await far.receive_some(1)
+                await far.send_all(exit_frame(9, oom=True))
 
             with trio.fail_after(5):
                 outcome = await channel.run(request, lambda *_: None)
@@ -325,7 +326,7 @@ async def test_an_end_over_a_request_that_is_not_read_is_told_and_the_channel_is
 
 
 async def test_a_request_larger_than_the_memory_is_out_of_it_and_is_not_sent() -> None:
-    near, far = trio.testing.memory_stream_pair()
+    near, far = stream_pair()
     channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=1))
     outcome = await channel.run(RunRequest(1, 1, "pass", " " * 2**20, 5.0, 1000), lambda *_: None)
     assert (outcome.ending, outcome.message) == (
@@ -333,7 +334,55 @@ async def test_a_request_larger_than_the_memory_is_out_of_it_and_is_not_sent() -
         "Out of memory: its code and payload have 1.0 MB, more than the 1 MB that it may use",
     )
     await near.aclose()
-    assert await far.receive_some() == b""
+    async with far:
+        assert await far.receive_some() == b""
+
+
+async def test_a_request_that_nobody_reads_is_given_up_at_its_deadline(
+    conversation: Conversation, autojump_clock: trio.testing.MockClock
+) -> None:
+    await conversation.far.send_all(encode(FrameKind.READY))
+    began = trio.current_time()
+    with pytest.raises(SandboxLost, match="did not end a script at its timeout"):
+        await conversation.run_unanswered(5.0, payload=" " * 10_000_000)
+    assert trio.current_time() - began == pytest.approx(5.0 + GRACE)
+
+
+async def test_what_a_runner_said_before_it_stopped_to_listen_is_heard() -> None:
+    near, far = socket.socketpair()
+
+    class Deafened(PromptSocketStream):
+        """Of which the far end gives up between the last look at it and the request."""
+
+        def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+            far.shutdown(socket.SHUT_RD)
+            far.send(encode(FrameKind.FATAL, b"Unclean: /tmp"))
+            return super().send_nowait(data)
+
+    channel = RunnerChannel(Deafened(near), name="test", limits=LIMITS)
+    with far:
+        far.send(encode(FrameKind.READY))
+        with pytest.raises(SandboxLost, match="gave up: Unclean: /tmp while it took the request") as caught:
+            await channel.run(RunRequest(1, 1, "pass", "null", 5.0, 1000), lambda *_: None)
+        assert not caught.value.started
+        assert caught.value.amid_request
+    await channel.aclose()
+
+
+async def test_a_short_script_costs_one_send_one_wait_and_three_receives(conversation: Conversation) -> None:
+    """Which is most of what it costs the worker: for ready, for that nothing follows it, and for all of the answer."""
+    near, far = conversation.near, conversation.far
+    for count in range(1, 4):
+        await far.send_all(encode(FrameKind.READY))
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def answer() -> None:
+                await far.receive_some()
+                await far.send_all(encode(FrameKind.OUTPUT, b"hello\n") + exit_frame())
+
+            assert (await conversation.run_unanswered()).output == "hello\n"
+        assert (near.sends, near.waits, near.receives) == (count, count, 3 * count)
 
 
 async def test_a_runner_that_speaks_unasked_is_lost_unstarted(conversation: Conversation) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +22,11 @@ from continuum.sandbox.docker_stream import (
     ping,
 )
 from continuum.sandbox.protocol import BackendUnavailable
+from continuum.sandbox.streams import PromptStream
+from tests.support.streams import stream_pair
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
+Ends = tuple[PromptStream, trio.SocketStream]
 
 
 def frame(channel: int, data: bytes) -> bytes:
@@ -66,7 +68,7 @@ def test_frames_cut_anywhere_come_out_whole_and_in_order(
     wire = b"".join(frame(channel, data) for channel, data in frames)
 
     async def main() -> None:
-        ours, theirs = trio.testing.memory_stream_pair()
+        ours, theirs = stream_pair()
         stream = ContainerStream(ours, wire[: cuts[0]])
 
         async def feed() -> None:
@@ -78,7 +80,7 @@ def test_frames_cut_anywhere_come_out_whole_and_in_order(
             await theirs.send_eof()
 
         received = []
-        async with trio.open_nursery() as nursery:
+        async with stream, theirs, trio.open_nursery() as nursery:
             nursery.start_soon(feed)
             while piece := await stream.receive_some(max_bytes):
                 assert max_bytes is None or len(piece) <= max_bytes
@@ -90,21 +92,33 @@ def test_frames_cut_anywhere_come_out_whole_and_in_order(
     trio.run(main)
 
 
-async def test_a_flood_of_errors_is_kept_only_at_its_end() -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    """Of a stream to the daemon: ours and the daemon's."""
+    ours, theirs = stream_pair()
+    async with ours, theirs:
+        yield ours, theirs
+
+
+async def test_a_flood_of_errors_is_kept_only_at_its_end(ends: Ends) -> None:
+    ours, theirs = ends
     stream = ContainerStream(ours)
-    for _ in range(100):
-        await theirs.send_all(frame(2, b"x" * 1000))
-    await theirs.send_all(frame(2, b"the last words"))
-    await theirs.send_eof()
-    assert await stream.receive_some() == b""
+
+    async def feed() -> None:
+        for _ in range(100):
+            await theirs.send_all(frame(2, b"x" * 1000))
+        await theirs.send_all(frame(2, b"the last words"))
+        await theirs.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed)
+        assert await stream.receive_some() == b""
     assert stream.diagnosis.endswith("the last words")
     assert len(stream.diagnosis) <= 4096
 
 
-async def test_a_receive_that_is_cancelled_loses_nothing() -> None:
-    ours, _ = trio.testing.memory_stream_pair()
-    stream = ContainerStream(ours, frame(1, b"first") + frame(1, b"second"))
+async def test_a_receive_that_is_cancelled_loses_nothing(ends: Ends) -> None:
+    stream = ContainerStream(ends[0], frame(1, b"first") + frame(1, b"second"))
     with trio.CancelScope() as scope:
         scope.cancel()
         await stream.receive_some()
@@ -112,19 +126,21 @@ async def test_a_receive_that_is_cancelled_loses_nothing() -> None:
     assert [await stream.receive_some(), await stream.receive_some()] == [b"first", b"second"]
 
 
-async def test_an_end_that_is_known_is_told_even_to_a_receive_that_may_not_wait() -> None:
-    for _ in range(20):  # the order of tasks within one of Trio's turns is random
-        ours, theirs = trio.socket.socketpair()
-        stream = ContainerStream(trio.SocketStream(ours))
-        theirs.close()
-        with ours, trio.CancelScope() as scope:
-            trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
-            assert await stream.receive_some() == b""
-        assert not scope.cancelled_caught
+async def test_what_has_come_is_told_at_once_and_so_is_the_end(ends: Ends) -> None:
+    ours, theirs = ends
+    stream = ContainerStream(ours, frame(1, b"early"))
+    assert [stream.receive_nowait(100), stream.receive_nowait(100)] == [b"early", None]
+    await theirs.send_all(frame(2, b"a warning") + frame(1, b"whole") + frame(1, b"cut")[:-1])
+    assert [stream.receive_nowait(3) for _ in range(4)] == [b"who", b"le", b"cu", None]
+    await theirs.send_all(frame(1, b"cut")[-1:] + frame(2, b"another"))
+    assert [stream.receive_nowait(100), stream.receive_nowait(100)] == [b"t", None]
+    await theirs.aclose()
+    assert stream.receive_nowait(100) == b""
+    assert stream.diagnosis == "a warninganother"
 
 
-async def test_a_daemon_that_hangs_up_within_a_frame_is_the_end_of_the_stream() -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
+async def test_a_daemon_that_hangs_up_within_a_frame_is_the_end_of_the_stream(ends: Ends) -> None:
+    ours, theirs = ends
     await theirs.send_all(frame(1, b"whole") + frame(1, b"cut")[:-1])
     await theirs.send_eof()
     stream = ContainerStream(ours)

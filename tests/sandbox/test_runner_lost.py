@@ -46,7 +46,7 @@ async def until_hung_up(laboratory: Laboratory) -> None:
     bubblewrap = isinstance(sandbox, BubblewrapSandbox)
     stream = sandbox.channel._stream if bubblewrap else sandbox._stream._transport
     poll = select.poll()
-    poll.register(stream.socket.fileno(), select.POLLRDHUP)
+    poll.register(stream._socket.fileno(), select.POLLRDHUP)
     with trio.fail_after(10):
         while not poll.poll(0):
             await trio.sleep(0.01)

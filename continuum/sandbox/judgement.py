@@ -74,7 +74,7 @@ def judge(ended: Exit, timeout: float, limits: Limits, error_output: str) -> tup
     exit_code = code if code > 0 else 128 - code
     if ended.out_of_cpu_time and -code == signal.SIGKILL:
         return Ending.TIMED_OUT, exit_code, f"CPU time: used more than {limits.cpu_seconds} s"
-    last_line = next((line for line in reversed(error_output.splitlines()) if line.strip()), "")[:_LONGEST_LINE]
+    last_line = (error_output.rstrip().splitlines() or [""])[-1][:_LONGEST_LINE]
     symptom = last_line if code > 0 else f"killed by signal {-code}, {_signal_name(-code)}"
     if ended.oom or _tells_of_memory(last_line, code):
         # Where the kernel killed a child of the script, the script failed for want of that child.

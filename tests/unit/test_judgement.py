@@ -48,6 +48,13 @@ def test_a_last_line_without_end_is_told_by_its_beginning() -> None:
     assert message == "x" * 500 + "\nexit code 1"
 
 
+@pytest.mark.parametrize("between", ["\n", " \r\n", "\x0b\x0c\x1c\x85\u2028"])
+def test_the_last_line_that_says_something_is_told_whatever_follows_it(between: str) -> None:
+    """A flood of empty lines, too, each of which would hold the worker up."""
+    _, _, message = judge(ended(), 1.0, LIMITS, f"Traceback{between} ValueError: bad {between * 10_000}")
+    assert message == " ValueError: bad\nexit code 1"
+
+
 def test_a_timeout_is_told_as_such_whatever_else_there_was() -> None:
     told = ended(signal.SIGKILL, timed_out=True, oom=True, out_of_cpu_time=True)
     assert judge(told, 0.25, LIMITS, "") == (Ending.TIMED_OUT, None, "Timeout: ran longer than 0.25 s")

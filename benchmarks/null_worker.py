@@ -70,14 +70,14 @@ async def _choose_null(settings: Settings, worker_id: str) -> NullBackend:
     return NullBackend()
 
 
-def _announce(state: WorkerState, address: str) -> None:
+def announce(state: WorkerState, address: str) -> None:
     print(address, flush=True)
 
 
 def main() -> None:
     quiet_logs()
     vars(worker)["choose_backend"] = _choose_null
-    trio.run(partial(worker.run_worker, load_settings(api_port="0"), on_started=_announce))
+    trio.run(partial(worker.run_worker, load_settings(api_port="0"), on_started=announce))
 
 
 if __name__ == "__main__":

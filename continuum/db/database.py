@@ -306,15 +306,10 @@ class SqlDatabase:
     # -- housekeeping ------------------------------------------------------------------------------------------------
 
     async def promote(self, limit: int = 1000) -> Promoted:
-        next_in = None
-        if (await self._known_dialect()).prepare_reading:
-            ((count,),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
-            if count < limit:
-                ((next_in,),) = await self._read(statements.NEXT_DUE)
-        else:
-            ((count, next_in),) = await self._run(statements.PROMOTE_AND_LOOK, {"limit": limit}, writes=True)
+        ((count,),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
         if count == limit:
-            next_in = 0
+            return Promoted(count, 0.0)
+        ((next_in,),) = await self._read(statements.NEXT_DUE)
         return Promoted(count, None if next_in is None else max(0.0, float(next_in)))
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:

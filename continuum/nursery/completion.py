@@ -31,8 +31,8 @@ SMALLER = 4
 """By what the next batch is smaller than one that could not be written. Each one that was written doubles it again."""
 LONGEST_MESSAGE = 10_000
 """Characters of `last_error`."""
-BATCH_BYTES = 16 * 1024 * 1024
-"""Text in one statement: outputs may be large, and a statement is one message on the wire."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Text in one statement: outputs may be large, and nothing else happens in the worker while they are made one message."""
 
 
 def decide(task: ClaimedTask, outcome: Outcome) -> Completion:

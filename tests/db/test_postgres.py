@@ -451,7 +451,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
         statements.RECOVER,
         {"worker": "w", "limit": 100, "base": 1.0, "factor": 2.0, "cap": 300.0, "jitter": 0.2},
     ),
-    "promote": (statements.PROMOTE_AND_LOOK, {"limit": 1000}),
+    "promote": (statements.PROMOTE, {"limit": 1000}),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
     "purge": (statements.PURGE, {"older_than": 1e9, "limit": 1000}),
     "statistics": (statements.statistics(), {}),

@@ -18,13 +18,13 @@ import trio
 from psycopg.pq import TransactionStatus
 
 ADAPTER = Path(__file__).resolve().parents[2] / "continuum" / "db"
-NOT_COCKROACH = {"postgres.py", "embedded.py", "memory.py"}
+NOT_COCKROACH = {"postgres.py", "notifications.py", "embedded.py", "memory.py"}
 SENDERS = {"execute", "stream", "run", "read", "_run", "_read", "_try"}
 """Methods whose first argument is a statement."""
 PASSED_THROUGH = ("._run", "._read", "._with_connection", "._try")
 """Functions that send what they were given, which says nothing of where it came from."""
 
-PARAMETER = re.compile(r"%(?:%|\((?P<name>\w+)\)s)")
+PARAMETER = re.compile(r"%(?:%|\((?P<name>\w+)\)[sb])")
 
 Answer = list[tuple[Any, ...]] | psycopg.Error
 

@@ -12,6 +12,7 @@ import trio
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.screening import Screening, ScreeningUnusable
+from continuum.nursery.signals import Signal
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.requirements import BadRequirements, Requirements, parse_requirements
 from continuum.sandbox.pool import SandboxPool
@@ -51,12 +52,15 @@ class Executions:
     completions: Completions
     telemetry: Telemetry
     limits: Limits
+    task_began: Signal
+    """Raised when there is a task to run."""
     screening: Screening | None = None
 
     async def run(self, task: ClaimedTask) -> None:
         """Run an admitted task once it has a slot, and hand its outcome to the completion service, or its lease back."""
         running = self.state.held(task.lease)
         assert running is not None
+        self.task_began.notify()
         outcome: Outcome | None = None
         try:
             with running.scope:

@@ -35,7 +35,7 @@ class Progress:
 
     database: Database
     state: WorkerState
-    began: Signal
+    task_began: Signal
     """Raised when a task begins."""
     _shown: dict[Lease, _Shown] = field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class Progress:
         time."""
         while True:
             if not self.state.running:
-                await self.began.wait(math.inf)
+                await self.task_began.wait(math.inf)
             await trio.sleep(INTERVAL)
             try:
                 await self.show()

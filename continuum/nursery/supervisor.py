@@ -21,7 +21,6 @@ import trio
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
-from continuum.model import ClaimedTask
 from continuum.nursery.backoff import until_available
 from continuum.nursery.claim import ClaimPolicy, Claims
 from continuum.nursery.completion import Completions
@@ -66,7 +65,7 @@ async def supervise(
     state.health.report("sandbox", f"{backend.name} is starting")
     if not await _schema_fits(state, database, shutdown):
         return
-    work, heartbeat_now, schedule_changed, began = Signal(), Signal(), Signal(), Signal()
+    work, heartbeat_now, schedule_changed, task_began = Signal(), Signal(), Signal(), Signal()
     completions = Completions(database, state, telemetry, schedule_changed, work)
     try:
         async with (
@@ -98,7 +97,7 @@ async def supervise(
             services.start_soon(wakeups.run)
             services.start_soon(janitor.run)
             services.start_soon(reaper.run)
-            services.start_soon(Progress(database, state, began).run)
+            services.start_soon(Progress(database, state, task_began).run)
             if screening is not None:
                 services.start_soon(screening.run, state.health, work)
             services.start_soon(_announce_shutdown, state, shutdown, work)
@@ -115,6 +114,7 @@ async def supervise(
                         completions,
                         telemetry,
                         Limits(settings.task_timeout, settings.output_limit),
+                        task_began,
                         screening,
                     )
                     policy = ClaimPolicy(
@@ -124,12 +124,7 @@ async def supervise(
                         settings.polling_interval,
                     )
                     claims = Claims(database, state, completions, telemetry, policy, work, shutdown)
-
-                    async def execute(task: ClaimedTask) -> None:
-                        began.notify()
-                        await executions.run(task)
-
-                    await claims.run(execute, executing)
+                    await claims.run(executions.run, executing)
                 completions.close()
                 completing.cancel_scope.deadline = trio.current_time() + max(WRITE_DEADLINE, settings.shutdown_grace)
             services.cancel_scope.cancel()

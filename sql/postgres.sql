@@ -146,20 +146,17 @@ ALTER TABLE workers SET (fillfactor = 50);
 -- queue for it. So of work nobody is told who did not ask, which a worker does by a shared advisory lock for as long as it waits
 -- for work: ...128, here and in continuum/db/notifications.py. Who finds nobody asking keeps silent, and has taken ...129 before
 -- until its rows can be seen: a worker that asks meanwhile looks again once that lock is free.
-CREATE OR REPLACE FUNCTION continuum_somebody_asks() RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN CASE
-        WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
-        WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
-        ELSE NOT pg_advisory_unlock(7265081935128)
-    END;
-END
-$$;
+-- The question stands in both functions, which call nothing but PostgreSQL's own: they run with the rights and the search_path of
+-- whoever writes.
 
 -- Once per INSERT statement, and only when it brought work.
 CREATE OR REPLACE FUNCTION continuum_notify_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL) AND continuum_somebody_asks() THEN
+    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL)
+        AND (CASE WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
+                  WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
+                  ELSE NOT pg_advisory_unlock(7265081935128) END)
+    THEN
         PERFORM pg_notify('tasks_updated', 'pending');
     END IF;
     IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NOT NULL) THEN
@@ -173,7 +170,11 @@ $$;
 -- anything else; PostgreSQL delivers equal notifications of one transaction once.
 CREATE OR REPLACE FUNCTION continuum_notify_updated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_ARGV[0] <> 'pending' OR continuum_somebody_asks() THEN
+    IF TG_ARGV[0] <> 'pending'
+        OR (CASE WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
+                 WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
+                 ELSE NOT pg_advisory_unlock(7265081935128) END)
+    THEN
         PERFORM pg_notify('tasks_updated', TG_ARGV[0]);
     END IF;
     RETURN NULL;

@@ -26,7 +26,9 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 LATENESS = 0.1
 """How much later an end may be seen, as part of the time that it was waited for, between these bounds."""
 PART_OF_THE_TIME = 0.2
-"""How much of its time a client that waits for many tasks may have the database busy with its questions."""
+"""How much of its time a client that waits for many tasks may have the database busy with its questions; it asks every
+`SELDOM` seconds all the same, since an answer may be late for other reasons."""
+SELDOM = 1.0
 PATIENCE = 30.0
 """Seconds that the database may be unavailable while tasks are waited for."""
 SUBMIT_BATCH = 1000
@@ -191,7 +193,7 @@ class Client:
                     last_end = answered
                 if len(ended) < len(batch):
                     pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LATENESS * (answered - last_end)))
-                    await trio.sleep(max(pause, (answered - asked) / PART_OF_THE_TIME))
+                    await trio.sleep(max(pause, min(SELDOM, (answered - asked) / PART_OF_THE_TIME)))
         if waiting:
             raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
         return await self.fetch_many(task_ids)

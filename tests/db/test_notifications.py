@@ -86,6 +86,26 @@ async def test_of_work_nobody_is_told_who_did_not_ask(
     assert await notifications_of(empty_postgres, statement, asking=False) == expected
 
 
+async def test_a_producer_needs_no_search_path_and_no_right_but_to_write(
+    postgres: Database, empty_postgres: str
+) -> None:
+    with connect(empty_postgres) as owner, connect(empty_postgres) as worker:
+        worker.execute(ASK.encode())
+        owner.execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM public")
+        owner.execute("DROP ROLE IF EXISTS producer")
+        owner.execute("CREATE ROLE producer")
+        owner.execute("GRANT INSERT, SELECT, UPDATE ON tasks TO producer")
+        owner.execute("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO producer")
+        try:
+            owner.execute("SET ROLE producer; SET search_path = ''")
+            owner.execute("INSERT INTO public.tasks (name, status) VALUES ('n', 'processing')")
+            owner.execute("INSERT INTO public.tasks (name) VALUES ('n')")
+            owner.execute("INSERT INTO public.tasks (name, run_at) VALUES ('n', now() + interval '1 hour')")
+            owner.execute("UPDATE public.tasks SET status = 'pending' WHERE status = 'processing'")
+        finally:
+            owner.execute("RESET ROLE; RESET search_path; DROP OWNED BY producer; DROP ROLE producer")
+
+
 @pytest.mark.parametrize("asking", [True, False])
 async def test_a_producer_keeps_nobody_from_asking(postgres: Database, empty_postgres: str, asking: bool) -> None:
     mine = "SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"

@@ -30,7 +30,7 @@ def _quotas(root: Path) -> Iterator[float]:
         controllers, _, own = named.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mounted = root / "sys/fs/cgroup" / controllers
+        mounted = root / "sys/fs/cgroup" / ("cpu" if controllers else "")  # a link, where it is mounted with others
         # In a container without a namespace for them, only the last of these is there.
         path = PurePosixPath(own.strip("/"))
         for group in (path, *path.parents):
@@ -53,6 +53,6 @@ def _quota(group: Path) -> tuple[int, int]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return file.read_text(errors="replace").splitlines()
     except OSError:
         return []

@@ -180,11 +180,15 @@ class RunnerChannel:
             await self.aclose()
         if ended is not None:
             return ended
-        if not whole:
-            # A script begins once its whole request has been read. A stream that ends after a send that went well proves
-            # nothing of the kind.
-            raise SandboxLost(f"{lost} while it took the request", started=False, amid_request=True) from lost
-        raise lost
+        try:
+            if not whole:
+                # A script begins once its whole request has been read. A stream that ends after a send that went well proves
+                # nothing of the kind.
+                raise SandboxLost(f"{lost} while it took the request", started=False, amid_request=True) from lost
+            raise lost
+        finally:
+            # Its traceback holds this frame: together they would keep the request until a garbage collection.
+            del lost
 
     async def _receive_exit(self, out: OutputText, err: OutputText) -> Exit:
         while True:

@@ -21,6 +21,8 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 ANSWER_DEADLINE = 10.0
 """Seconds for the daemon to answer a request made here; all of them are answered at once or not at all."""
 _LARGEST_HEAD = 64 * 1024
+_READS_AT_ONCE = 8
+"""Reads of what is there already, at most: who writes to stderr without end keeps nobody."""
 _READ_SIZE = 64 * 1024
 _DIAGNOSIS_SIZE = 4096
 """Bytes kept of what a container says on stderr: enough for the end of a traceback."""
@@ -221,12 +223,14 @@ class ContainerStream(PromptStream):
         return piece
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        while (piece := self._next_piece(max_bytes)) is None:
+        for _ in range(_READS_AT_ONCE):
+            if (piece := self._next_piece(max_bytes)) is not None:
+                return piece
             received = self._transport.receive_nowait(_READ_SIZE)
             if not received:
                 return received
             self._buffer += received
-        return piece
+        return self._next_piece(max_bytes)
 
     def _next_piece(self, max_bytes: int | None) -> bytes | None:
         """A piece of stdout that was received already; None when more must be received first."""

@@ -35,6 +35,7 @@ class Frame(NamedTuple):
 
 
 _KINDS = {kind.value: kind for kind in FrameKind}
+_OUTPUTS = (FrameKind.OUTPUT, FrameKind.ERROR)
 
 
 class FrameParser:
@@ -51,7 +52,7 @@ class FrameParser:
             kind = _KINDS.get(letter)
             if kind is None:
                 raise SandboxLost(f"the runner sent something that is no frame: {letter!r}")
-            if length > LARGEST_FRAME:
+            if length > LARGEST_FRAME or (length == 0 and kind in _OUTPUTS):  # which would count towards no limit
                 raise SandboxLost(f"the runner sent a frame of {length} bytes")
             end = _FRAME.size + length
             if len(self._buffer) < end:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +30,10 @@ from tests.support.streams import stream_pair
 
 LIMITS = Limits(memory_mb=512, disk_mb=16, files=4096, processes=40, open_files=1024, cpu_seconds=3)
 
-frames = st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=300))
+OUTPUTS = (FrameKind.OUTPUT, FrameKind.ERROR)
+frames = st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=300)).filter(
+    lambda frame: frame.data or frame.kind not in OUTPUTS
+)
 
 
 def encode(kind: FrameKind, data: bytes = b"") -> bytes:
@@ -325,6 +330,33 @@ async def test_an_end_over_a_request_that_is_not_read_is_told_and_the_channel_is
         assert not caught.value.started
 
 
+async def test_a_request_that_was_lost_with_its_sandbox_is_not_kept() -> None:
+    size = 10_000_000
+    gc.collect()
+    gc.disable()  # what waits for a collection is kept, for as long as that does not come
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            near, far = stream_pair()
+            channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=100))
+            await far.send_all(encode(FrameKind.READY))
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def end(far: trio.abc.Stream = far) -> None:
+                    await far.receive_some(1)
+                    await far.aclose()
+
+                with pytest.raises(SandboxLost), trio.fail_after(5):
+                    await channel.run(RunRequest(1, 1, "pass", " " * size, 60.0, 1000), lambda *_: None)
+            await channel.aclose()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < size
+
+
 async def test_a_request_larger_than_the_memory_is_out_of_it_and_is_not_sent() -> None:
     near, far = stream_pair()
     channel = RunnerChannel(near, name="test", limits=replace(LIMITS, memory_mb=1))
@@ -383,6 +415,12 @@ async def test_a_short_script_costs_one_send_one_wait_and_three_receives(convers
 
             assert (await conversation.run_unanswered()).output == "hello\n"
         assert (near.sends, near.waits, near.receives) == (count, count, 3 * count)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_output_of_nothing_which_counts_towards_no_limit_is_no_runners(kind: FrameKind) -> None:
+    with pytest.raises(SandboxLost, match="a frame of 0 bytes"):
+        list(FrameParser().feed(encode(kind)))
 
 
 async def test_a_runner_that_speaks_unasked_is_lost_unstarted(conversation: Conversation) -> None:

@@ -49,11 +49,11 @@ def tree(root: Path, files: Mapping[str, str]) -> Path:
         ),
         pytest.param(
             {
-                "proc/self/cgroup": "9:name=systemd:/\n3:cpu,cpuacct:/docker/abc\n2:cpuset:/\n0::/x",
-                "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "300000",
-                "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+                "proc/self/cgroup": "9:name=systemd:/\n3:cpuacct,cpu:/docker/abc\n2:cpuset:/\n0::/x",
+                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_quota_us": "300000",
+                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
             },
             3,
             id="version 1, seen from the host",

@@ -6,6 +6,8 @@ import signal
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from continuum.model import Ending
 from continuum.sandbox.judgement import Exit, judge, parse_exit
@@ -53,6 +55,13 @@ def test_the_last_line_that_says_something_is_told_whatever_follows_it(between: 
     """A flood of empty lines, too, each of which would hold the worker up."""
     _, _, message = judge(ended(), 1.0, LIMITS, f"Traceback{between} ValueError: bad {between * 10_000}")
     assert message == " ValueError: bad\nexit code 1"
+
+
+@given(st.text("ab \n\r\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029"))
+def test_the_last_line_is_what_python_calls_a_line(error_output: str) -> None:
+    lines = [line for line in error_output.splitlines() if line.strip()] or [""]
+    _, _, message = judge(ended(), 1.0, LIMITS, error_output)
+    assert message == f"{lines[-1].rstrip()}\nexit code 1".lstrip("\n")
 
 
 def test_a_timeout_is_told_as_such_whatever_else_there_was() -> None:

@@ -84,7 +84,7 @@ def _complete(connection: Connection, dialect: Dialect, claimed: list[tuple[Any,
         "delays": [None] * count,
     }
     prepare = True if dialect.prepares_by_itself else None
-    written = connection.execute(dialect.complete.encode(), outcomes, prepare=prepare).fetchall()
+    written = connection.execute(statements.COMPLETE.encode(), outcomes, prepare=prepare).fetchall()
     assert len(written) == count, "somebody else took a task"
 
 

@@ -120,7 +120,6 @@ COCKROACH = Dialect(
     name="cockroach",
     title="CockroachDB",
     schema_file="cockroach.sql",
-    complete=statements.COMPLETE,
     statistics=statements.statistics("AS OF SYSTEM TIME follower_read_timestamp()"),
     open_queue=CockroachQueue,
     migrate=migrate,

@@ -255,8 +255,7 @@ class SqlDatabase:
             "delays": [completion.retry_in for completion in completions],
         }
         deadline = self._time_for(completions)
-        complete = (await self._known_dialect()).complete
-        found = await self._run(complete, parameters, deadline=deadline, writes=True, keyed=True)
+        found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True, keyed=True)
         if len(found) < len(completions):
             # Not by `_read`: what an earlier try has under way must be waited for.
             found += await self._run(statements.FIND_STANDING, parameters, deadline=deadline)

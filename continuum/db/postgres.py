@@ -54,7 +54,6 @@ POSTGRES = Dialect(
     name="postgres",
     title="PostgreSQL",
     schema_file="postgres.sql",
-    complete=statements.COMPLETE_POSTGRES,
     statistics=statements.statistics(),
     open_queue=PostgresQueue,
     migrate=migrate,

@@ -92,13 +92,7 @@ _SECONDS = "extract(epoch FROM tasks.finished - tasks.started) AS seconds"
 
 _HELD_BY_US = "tasks.worker_id = %(worker)s AND tasks.status = 'processing'"
 
-
-def complete(held: str) -> str:
-    """The statement that writes a batch of outcomes, each only under its own lease.
-
-    held: the condition that a task is this worker's still.
-    """
-    return f"""
+COMPLETE = f"""
 WITH {_OUTCOMES},
     ended AS (
         UPDATE tasks SET
@@ -110,18 +104,15 @@ WITH {_OUTCOMES},
             run_at = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested AND outcome.delay > 0
                           THEN now() + outcome.delay * interval '1 second' END
         FROM outcome
-        WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND {held}
+        WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND ({_HELD_BY_US}) IS TRUE
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
     ),
     counted AS ({_COUNT})
 SELECT id, attempt FROM ended
 """
-
-
-COMPLETE = complete(_HELD_BY_US)
-COMPLETE_POSTGRES = complete(f"({_HELD_BY_US}) IS TRUE")
-"""The same, with a condition that fits no index: it would be planned as a scan of `tasks_held`, which holds a dead entry for each
-task that this worker has finished lately, instead of a look-up by primary key for each outcome."""
+"""Write a batch of outcomes, each only under its own lease. IS TRUE, because no index fits that on PostgreSQL, which would scan
+`tasks_held` otherwise, with its dead entry for each task that this worker has finished lately, instead of looking each outcome up
+by primary key; CockroachDB plans both alike."""
 
 FIND_STANDING = f"""
 WITH {_OUTCOMES}
@@ -148,7 +139,7 @@ WITH ended AS (
         {_GIVE_BACK}
         FROM {_HELD}
         WHERE tasks.id = held.id AND tasks.attempt = held.attempt
-          AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+          AND {_HELD_BY_US}
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
     counted AS ({_COUNT})
@@ -168,9 +159,7 @@ SELECT count(*) FROM ended
 """
 """Give back what the record says we process, but for what we know of: claims whose answer never came."""
 
-_OURS = """
-    tasks.id = held.id AND tasks.attempt = held.attempt AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
-"""
+_OURS = f"tasks.id = held.id AND tasks.attempt = held.attempt AND {_HELD_BY_US}"
 
 HEARTBEAT = f"""
 WITH ours AS (SELECT tasks.id FROM {_HELD} JOIN tasks ON {_OURS} FOR UPDATE OF tasks SKIP LOCKED)
@@ -183,12 +172,11 @@ recovers it meanwhile."""
 FIND_HELD = f"SELECT tasks.id, tasks.attempt, tasks.cancel_requested FROM {_HELD} JOIN tasks ON {_OURS}"
 """Which leases are still ours, whoever holds their rows locked; what is not returned is lost."""
 
-PROGRESS = """
+PROGRESS = f"""
 UPDATE tasks SET output = part.output, error_output = part.error_output
 FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(outputs)b::text[], %(error_outputs)b::text[])
      AS part (id, attempt, output, error_output)
-WHERE tasks.id = part.id AND tasks.attempt = part.attempt
-  AND tasks.worker_id = %(worker)s AND tasks.status = 'processing'
+WHERE tasks.id = part.id AND tasks.attempt = part.attempt AND {_HELD_BY_US}
 """
 """Show what running tasks have written so far."""
 

@@ -436,7 +436,7 @@ _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "claim": (statements.CLAIM_POSTGRES, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS}),
     "complete": (
-        statements.COMPLETE_POSTGRES,
+        statements.COMPLETE,
         {
             "worker": "w",
             **_LEASES,

@@ -10,9 +10,8 @@ import trio
 
 from continuum.model import Stream, TaskRecord
 
-FIRST_PAUSE = 0.005
-LONGEST_PAUSE = 0.25
-"""Seconds between two looks at a task: the first while it writes, up to the longest while it is silent."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
+"""Seconds between two looks at a task: the shortest while it writes or has just begun, up to the longest while nothing comes."""
 
 
 class TaskLogs:
@@ -46,7 +45,7 @@ class TaskLogs:
                 self._pieces.append((stream, new))
                 self._shown[stream] = text
         self._ended = record.finished_for_good or not self._follow
-        self._pause = FIRST_PAUSE if self._pieces else min(LONGEST_PAUSE, max(FIRST_PAUSE, self._pause * 1.5))
+        self._pause = SHORTEST_PAUSE if self._pieces else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 1.5))
 
 
 def what_follows(shown: str, text: str) -> str:

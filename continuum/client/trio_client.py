@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import trio
 
-from continuum.client.logs import TaskLogs
+from continuum.client.logs import LONGEST_PAUSE, SHORTEST_PAUSE, TaskLogs
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
@@ -21,10 +21,8 @@ from continuum.db.protocol import Database
 from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
-"""Seconds between two looks at tasks that are waited for."""
 LATENESS = 0.1
-"""How much later an end may be seen, as part of the time that it was waited for, between these bounds."""
+"""How much later an end may be seen, as part of the time that it was waited for, between the shortest and the longest pause."""
 PART_OF_THE_TIME = 0.2
 """How much of its time a client that waits for many tasks may have the database busy with its questions; it asks every
 `SELDOM` seconds all the same, since an answer may be late for other reasons."""
@@ -187,10 +185,10 @@ class Client:
                     continue
                 answered = trio.current_time()
                 waiting -= ended
-                if ended and progress is not None:
-                    progress(total - len(waiting))
                 if ended:
                     last_end = answered
+                    if progress is not None:
+                        progress(total - len(waiting))
                 if len(ended) < len(batch):
                     pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LATENESS * (answered - last_end)))
                     await trio.sleep(max(pause, min(SELDOM, (answered - asked) / PART_OF_THE_TIME)))

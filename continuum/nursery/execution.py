@@ -64,7 +64,7 @@ class Executions:
         outcome: Outcome | None = None
         try:
             with running.scope:
-                if not running.granted.is_set():
+                if not running.granted.is_set():  # a wait for what is set takes a turn of Trio's
                     await running.granted.wait()
                 with self.telemetry.execution(task):
                     outcome = await self._run_in_sandbox(task, running)

@@ -94,6 +94,7 @@ class _Connections:
         with self._entered(stream) as scope, scope:
             try:
                 state = ConnectionState(LifespanState({}))
+                # A _Stream is all of a SocketStream that it uses.
                 await TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
             except Exception:
                 log.exception("a status connection failed")

@@ -66,7 +66,8 @@ class Telemetry:
         self._attempts = Attempts(tracer)
         self._enabled = tracer is not None or instruments is not None
         self._contents = contents
-        self._log = log.bind()  # which LOG_LEVEL costs nothing, where the module's looks it up for each line
+        # Bound once: the module's looks its configuration up for each line, those that are left out included.
+        self._log = log.bind()
         self._one_scrape = trio.CapacityLimiter(1)
 
     def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:

@@ -48,42 +48,29 @@ async def notifications_of(url: str, statement: str, *, asking: bool = True) -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "statement", "expected"),
+    ("asking", "before", "statement", "expected"),
     [
-        ("", INSERT_500, ["pending"]),
-        ("", "INSERT INTO tasks (name, status) VALUES ('n', 'completed')", []),
-        ("", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
-        (INSERT_500, "UPDATE tasks SET status = 'processing'", []),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'completed'", []),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", ["pending"]),
-        (INSERT_500, "UPDATE tasks SET name = 'm'", []),
-        (INSERT_500, "UPDATE tasks SET run_at = now() + interval '1 hour'", ["scheduled"]),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
+        (True, "", INSERT_500, ["pending"]),
+        (True, "", "INSERT INTO tasks (name, status) VALUES ('n', 'completed')", []),
+        (True, "", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
+        (True, INSERT_500, "UPDATE tasks SET status = 'processing'", []),
+        (True, INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'completed'", []),
+        (True, INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", ["pending"]),
+        (True, INSERT_500, "UPDATE tasks SET name = 'm'", []),
+        (True, INSERT_500, "UPDATE tasks SET run_at = now() + interval '1 hour'", ["scheduled"]),
+        (True, INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
+        (False, "", INSERT_500, []),
+        (False, INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", []),
+        (False, "", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
+        (False, INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
     ],
 )
-async def test_a_statement_notifies_once_and_only_of_what_concerns_a_worker(
-    postgres: Database, empty_postgres: str, before: str, statement: str, expected: list[str]
+async def test_a_statement_notifies_once_and_only_of_what_concerns_a_worker_and_of_work_only_who_asks(
+    postgres: Database, empty_postgres: str, asking: bool, before: str, statement: str, expected: list[str]
 ) -> None:
     if before:
         await notifications_of(empty_postgres, before)
-    assert await notifications_of(empty_postgres, statement) == expected
-
-
-@pytest.mark.parametrize(
-    ("before", "statement", "expected"),
-    [
-        ("", INSERT_500, []),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET status = 'pending'", []),
-        ("", "INSERT INTO tasks (name, run_at) VALUES ('n', now() + interval '1 hour')", ["scheduled"]),
-        (INSERT_500.replace("pending", "processing"), "UPDATE tasks SET cancel_requested = true", ["cancel"]),
-    ],
-)
-async def test_of_work_nobody_is_told_who_did_not_ask(
-    postgres: Database, empty_postgres: str, before: str, statement: str, expected: list[str]
-) -> None:
-    if before:
-        await notifications_of(empty_postgres, before)
-    assert await notifications_of(empty_postgres, statement, asking=False) == expected
+    assert await notifications_of(empty_postgres, statement, asking=asking) == expected
 
 
 async def test_a_producer_needs_no_search_path_and_no_right_but_to_write(
@@ -260,7 +247,7 @@ async def test_no_work_is_missed_around_the_moment_in_which_a_worker_begins_to_a
         for _ in range(2):
             producer.execute(INSERT)
             producer.commit()
-        time.sleep(chance.uniform(0, 0.12))
+        time.sleep(chance.uniform(0, 0.12))  # so that it meets each step on the worker's way to asking again
         found = producer.execute(f"{INSERT} RETURNING id".encode()).fetchone()
         assert found is not None
         time.sleep(chance.uniform(0, 0.03))

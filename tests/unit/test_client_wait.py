@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from continuum.client.trio_client import LATENESS, LONGEST_PAUSE, SELDOM, SHORTEST_PAUSE, Client
+from continuum.client.logs import LONGEST_PAUSE, SHORTEST_PAUSE
+from continuum.client.trio_client import LATENESS, SELDOM, Client
 from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask
 from tests.support.harness import settings

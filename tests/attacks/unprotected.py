@@ -50,9 +50,13 @@ def split(body: bytes) -> list[bytes]:
 
 
 class Interpreter:
-    """The process in which all scripts run, until one ends it."""
+    """The process in which all scripts run, until one ends it.
+
+    closed: whether its stdout has ended, so that nothing more is to be had from it: the kernel may take its time to end it.
+    """
 
     def __init__(self) -> None:
+        self.closed = False
         os.set_inheritable(os.dup(1), True)
         jobs_in, self.jobs = os.pipe()
         self.ended, ended_out = os.pipe()
@@ -135,6 +139,7 @@ def run(interpreter: Interpreter, body: bytes, timeout: float) -> dict[str, Any]
             if data:
                 status = data[0] << 8
             elif descriptor == interpreter.out:
+                interpreter.closed = True
                 time.sleep(0.05)  # it may be about to end
                 status = 0
         ended, found = os.waitpid(interpreter.pid, os.WNOHANG)
@@ -174,7 +179,7 @@ def serve(victim: str) -> None:
         send(b"R")
         timeout, _, length = HEADER.unpack(read_exactly(0, HEADER.size))
         body = read_exactly(0, length)
-        if not alive(interpreter.pid):
+        if interpreter.closed or not alive(interpreter.pid):
             interpreter = Interpreter()
         send(b"X", json.dumps(run(interpreter, body, timeout / 1000)).encode())
 

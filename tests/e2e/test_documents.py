@@ -1,0 +1,94 @@
+"""Every page of the documentation, gone through as its reader would: each block runs, and does what the page says it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+
+from continuum.config import Settings
+from continuum.db import open_database
+from tests.support.documents import ROOT, blocks_of, pages
+from tests.support.postgres import PostgresServer, free_port
+from tests.support.walkthrough import Walkthrough, wait_until_ready
+
+PAGES = [page for page in pages() if any(block.runs for block in blocks_of(page))]
+TOKEN = "a-token-of-the-documentation"
+FROM_NOTHING = "<!-- page: from nothing -->"
+"""A line of a page whose reader has neither database nor worker."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a reader who has installed Continuum and exported nothing."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {
+        "PATH": path,
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "LANG": "C.UTF-8",
+        "SANDBOX": "bubblewrap",
+        "EGRESS": "none",
+        "API_TOKEN": TOKEN,
+        "WEBHOOK_SECRET": "whsec_YSBzZWNyZXQgb2YgdGhlIGRvY3VtZW50YXRpb24=",
+    }
+
+
+@pytest.fixture(scope="module")
+def queue(shared_server: PostgresServer) -> str:
+    """The URL of the database that all pages share."""
+    with psycopg.connect(shared_server.url_of("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE documentation")
+    url = shared_server.url_of("documentation")
+
+    async def migrate() -> None:
+        async with open_database(Settings.model_validate({"database_url": url})) as database:
+            await database.migrate()
+
+    trio.run(migrate)
+    return url
+
+
+@pytest.fixture(scope="module")
+def worker(queue: str, home: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the one worker that runs what the pages submit."""
+    folder = tmp_path_factory.mktemp("worker")
+    port = free_port()
+    log = folder / "worker.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "continuum", "worker"],
+            cwd=folder,
+            env=home | {"PYTHONPATH": str(ROOT), "DATABASE_URL": queue, "API_PORT": str(port)},
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_ready(port, process, log)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, queue: str, worker: int, home: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    own = {} if FROM_NOTHING in page.read_text().splitlines() else {"DATABASE_URL": queue}
+    reader = Walkthrough(folder, home | own, queue, worker)
+    try:
+        for block in blocks_of(page):
+            reader.go(block)
+    finally:
+        reader.end()

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -16,6 +17,8 @@ import trio
 
 from continuum.model import ClaimedTask, Lease, Status, Stream, WorkerReport
 from continuum.nursery.pace import PATIENCE, Pace
+from continuum.nursery.recent import Recent
+from continuum.sandbox.pool import SandboxView
 
 HOUR = 3600.0
 
@@ -145,6 +148,10 @@ class WorkerState:
     """Claimed ahead: those that have no slot yet, in the order in which they get one."""
     pace: Pace = field(default_factory=Pace)
     health: Health = field(default_factory=Health)
+    recent: Recent = field(default_factory=Recent)
+    """The last minutes, for those who watch."""
+    sandboxes: Callable[[], list[SandboxView]] = list
+    """The sandboxes that there are now."""
     _finished_minutes: Counter[int] = field(default_factory=Counter)
 
     def count_finished(self, status: Status) -> None:
@@ -154,6 +161,7 @@ class WorkerState:
             self.successful += 1
         else:
             self.failed += 1
+        self.recent.finished(status)
         self._finished_minutes[int(trio.current_time() // 60)] += 1
 
     def admit(self, task: ClaimedTask) -> None:
@@ -173,7 +181,9 @@ class WorkerState:
         if self.running.pop(lease, None) is None:
             del self.waiting[lease]
             return
-        self.pace.note(trio.current_time() - running.since)
+        seconds = trio.current_time() - running.since
+        self.pace.note(seconds)
+        self.recent.ran(seconds)
         self._grant()
 
     def _grant(self) -> None:
@@ -181,6 +191,8 @@ class WorkerState:
             lease = next(iter(self.waiting))
             running = self.running[lease] = self.waiting.pop(lease)
             running.begin()
+            if running.task.counted_attempt == 1:
+                self.recent.waited((running.started_at - running.task.created_at).total_seconds())
 
     def ahead(self) -> int:
         """How many tasks to hold beyond those that have a slot."""

@@ -93,6 +93,7 @@ async def supervise(
             )
             reaper = Reaper(backend, pool, database, state, work, settings.container_idle_timeout)
             telemetry.observe(state, pool)
+            state.sandboxes = pool.view
             services.start_soon(heartbeat.run)
             services.start_soon(wakeups.run)
             services.start_soon(janitor.run)

@@ -42,15 +42,41 @@ class _Nobody(enum.Enum):
     NOBODY = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxView:
+    """What a pool tells of one sandbox, for those who watch it.
+
+    age: seconds since it was started. scripts: how many it was given. layer: what it was started with.
+    """
+
+    name: str
+    age: float
+    scripts: int
+    busy: bool
+    tenant: str | None
+    layer: str | None
+
+
 @dataclass(eq=False, slots=True)
 class _Pooled:
-    """A started sandbox. `idle_since` is on Trio's clock."""
+    """A started sandbox. The times are on Trio's clock."""
 
     sandbox: Sandbox
     layer: Layer | None
     idle_since: float
     tenant: str | _Nobody | None = _Nobody.NOBODY
     scripts: int = 0
+    started_at: float = field(default_factory=trio.current_time)
+
+    def view(self, *, busy: bool) -> SandboxView:
+        return SandboxView(
+            name=self.sandbox.name,
+            age=trio.current_time() - self.started_at,
+            scripts=self.scripts,
+            busy=busy,
+            tenant=None if isinstance(self.tenant, _Nobody) else self.tenant,
+            layer=self.layer.name if self.layer else None,
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -77,7 +103,7 @@ class SandboxPool:
         self._tasks_per_sandbox = tasks_per_sandbox
         self._nursery = nursery
         self._idle: list[_Pooled] = []  # the most recently used last
-        self._busy = 0
+        self._lent: set[_Pooled] = set()
         self._starting: Counter[Layer | None] = Counter()
         self._under_way: Counter[Layer | None] = Counter()  # of those being started, the ones that have their turn
         self._removing = 0
@@ -98,7 +124,12 @@ class SandboxPool:
     @property
     def total(self) -> int:
         """All sandboxes, those being started or removed included."""
-        return len(self._idle) + self._busy + self._starting.total() + self._removing
+        return len(self._idle) + len(self._lent) + self._starting.total() + self._removing
+
+    def view(self) -> list[SandboxView]:
+        """The started sandboxes, the oldest first."""
+        views = [pooled.view(busy=False) for pooled in self._idle] + [pooled.view(busy=True) for pooled in self._lent]
+        return sorted(views, key=lambda view: (-view.age, view.name))
 
     @asynccontextmanager
     async def sandbox(self, tenant: str | None = None, layer: Layer | None = None) -> AsyncIterator[Sandbox]:
@@ -112,18 +143,18 @@ class SandboxPool:
         except BaseException as failure:
             if isinstance(failure, SandboxLost):
                 failure.used = pooled.scripts > 1
-            self._busy -= 1
+            self._lent.remove(pooled)
             self._remove_soon(pooled)
             self._settle()
             raise
-        self._busy -= 1
+        self._lent.remove(pooled)
         self._put_back(pooled)
         self._settle()
 
     async def warm(self, count: int = 1) -> None:
         """Start sandboxes until `count` are started. Raises `BackendUnavailable` when that fails."""
         self._failure = None
-        while len(self._idle) + self._busy < min(count, self._size):
+        while len(self._idle) + len(self._lent) < min(count, self._size):
             if not self._starting.total() and self.total < self._size:
                 self._start_soon(None)
             await self._changed.park()
@@ -156,7 +187,7 @@ class SandboxPool:
             await waiter.answered.wait()
         except BaseException:
             if waiter.granted is not None:
-                self._busy -= 1
+                self._lent.remove(waiter.granted)
                 self._put_back(waiter.granted)
             elif waiter.failure is None:
                 self._waiters.remove(waiter)
@@ -221,7 +252,7 @@ class SandboxPool:
     def _grant(self, waiter: _Waiter, pooled: _Pooled) -> None:
         self._waiters.remove(waiter)
         self._idle.remove(pooled)
-        self._busy += 1
+        self._lent.add(pooled)
         waiter.granted = pooled
         waiter.answered.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
+import trio
 from quart import Response, render_template, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
@@ -31,10 +32,25 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(settings: Settings, state: WorkerState, database: Database, telemetry: Telemetry) -> QuartTrio:
-    """The application of one worker. It changes nothing: every endpoint only reads."""
+BODY_TIMEOUT = 30
+"""Seconds for a request's body to arrive."""
+
+
+def create_app(
+    settings: Settings,
+    state: WorkerState,
+    database: Database,
+    telemetry: Telemetry,
+    ending: trio.Event | None = None,
+) -> QuartTrio:
+    """The application of one worker.
+
+    ending: set when the server is about to end, for answers that would go on until then.
+    """
+    ending = ending or trio.Event()
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.json.sort_keys = False  # type: ignore[attr-defined]
     overview = Overview(database)
 

@@ -32,8 +32,6 @@ CONNECTIONS = 128
 """Connections at once; more are closed as they come, so that nobody can use up the worker's file descriptors."""
 KEEP_ALIVE = 5.0
 """Seconds that a connection may be idle, which is also how long a request's head may take to arrive."""
-READ_TIMEOUT = 30
-"""Seconds of silence in the middle of a request."""
 SEND_DEADLINE = 10.0
 """Seconds for a client to take a piece of a response."""
 GRACE = 0.5
@@ -48,7 +46,9 @@ async def serve_connections(
     telemetry: Telemetry,
 ) -> None:
     """Serve those who connect to these sockets until cancelled; then end their connections within about a second."""
-    connections = _Connections(ASGIWrapper(create_app(settings, state, database, telemetry)))
+    ending = trio.Event()
+    app = create_app(settings, state, database, telemetry, ending)
+    connections = _Connections(ASGIWrapper(app), ending)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in listening]
     async with trio.open_nursery() as nursery:
         try:
@@ -77,8 +77,9 @@ class _Stream:
 class _Connections:
     """The open connections. They are shielded, so that they end by `drain` and with their sockets closed."""
 
-    def __init__(self, app: ASGIWrapper) -> None:
+    def __init__(self, app: ASGIWrapper, ending: trio.Event) -> None:
         self._app = app
+        self._ending = ending
         self._config = _hypercorn_config()
         self._context = WorkerContext(None)
         self._open: dict[_Stream, trio.CancelScope] = {}
@@ -87,6 +88,7 @@ class _Connections:
 
     async def serve(self, accepted: trio.SocketStream) -> None:
         """Serve one connection to its end. Whatever goes wrong with it is its own affair."""
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_DEADLINE))
         stream = _Stream(accepted)
         if len(self._open) >= CONNECTIONS or self._context.terminated.is_set():
             stream.socket.close()
@@ -112,7 +114,8 @@ class _Connections:
                 self._all_closed.set()
 
     async def drain(self) -> None:
-        """End every connection: the idle ones now, the others within their grace."""
+        """End every connection: the idle ones now, the others within their grace; what would go on for ever learns of it."""
+        self._ending.set()
         with trio.CancelScope(shield=True):
             await self._context.terminated.set()
             await self._closed_within(GRACE)
@@ -132,7 +135,7 @@ def _hypercorn_config() -> Config:
     config = Config()
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE
-    config.read_timeout = READ_TIMEOUT
+    config.read_timeout = None  # who follows something is silent: KEEP_ALIVE bounds a head, and the application a body
     config.accesslog = None
     config.errorlog = logging.getLogger("continuum.status.hypercorn")
     return config

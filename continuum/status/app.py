@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 import trio
 from quart import Response, render_template, request
+from quart.typing import ResponseTypes
+from quart.wrappers import Request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -14,6 +17,7 @@ from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.state import WorkerState
 from continuum.status.access import may_see_contents
+from continuum.status.bodies import LazyConnection, LazyRequest
 from continuum.status.overview import Overview, OverviewUnavailable
 from continuum.status.views import Json, worker_status
 from continuum.telemetry import Telemetry
@@ -32,8 +36,27 @@ SECURITY_HEADERS = {
 }
 
 
+LARGEST_BODY = 16 * 1024
+"""Bytes of a request's body, where an endpoint allows no more."""
 BODY_TIMEOUT = 30
 """Seconds for a request's body to arrive."""
+
+
+class StatusApp(QuartTrio):
+    """The application, and the services that run beside it while it serves."""
+
+    asgi_http_class = LazyConnection
+    request_class = LazyRequest
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.services: list[Callable[[], Awaitable[None]]] = []
+
+    async def handle_request(self, request: Request) -> ResponseTypes:
+        response = await super().handle_request(request)
+        assert isinstance(request, LazyRequest)
+        await request.body.drop()
+        return response
 
 
 def create_app(
@@ -42,14 +65,14 @@ def create_app(
     database: Database,
     telemetry: Telemetry,
     ending: trio.Event | None = None,
-) -> QuartTrio:
+) -> StatusApp:
     """The application of one worker.
 
     ending: set when the server is about to end, for answers that would go on until then.
     """
     ending = ending or trio.Event()
-    app = QuartTrio(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
+    app = StatusApp(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.json.sort_keys = False  # type: ignore[attr-defined]
     overview = Overview(database)

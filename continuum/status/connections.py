@@ -8,6 +8,7 @@ from stopping, and ends with the first exception of any connection.
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,13 @@ from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
-CONNECTIONS = 128
+
+def _connections(descriptors: int) -> int:
+    """How many connections to have at once: a quarter of the file descriptors that the process may have."""
+    return 1024 if descriptors == resource.RLIM_INFINITY else min(1024, descriptors // 4)
+
+
+CONNECTIONS = _connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """Connections at once; more are closed as they come, so that nobody can use up the worker's file descriptors."""
 KEEP_ALIVE = 5.0
 """Seconds that a connection may be idle, which is also how long a request's head may take to arrive."""
@@ -51,6 +58,8 @@ async def serve_connections(
     connections = _Connections(ASGIWrapper(app), ending)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in listening]
     async with trio.open_nursery() as nursery:
+        for service in app.services:
+            nursery.start_soon(service)
         try:
             await trio.serve_listeners(connections.serve, listeners, handler_nursery=nursery)
         finally:

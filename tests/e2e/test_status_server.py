@@ -19,6 +19,7 @@ import trio
 
 from continuum.db.memory import MemoryDatabase
 from continuum.nursery.state import WorkerState
+from continuum.status import bodies
 from continuum.status import connections as connections_module
 from continuum.status.errors import StatusServerError
 from continuum.status.server import serve_status
@@ -215,6 +216,32 @@ async def test_a_connection_too_many_is_closed_and_the_others_go_on(monkeypatch:
             with trio.fail_after(5):
                 assert await third.receive_some() == b""
         assert (await first.get(address + "/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("length", ["known", "unknown"])
+async def test_who_sends_a_body_that_nobody_wants_is_answered_all_the_same(length: str) -> None:
+    body = b"x" * 8_000_000
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body
+
+    async with serving() as address, httpx.AsyncClient(timeout=10) as client:
+        for _ in range(2):
+            answer = await client.post(address + "/status", content=body if length == "known" else pieces())
+            assert answer.status_code == 405
+
+
+async def test_a_body_that_nobody_wants_and_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "LINGER", 0.1)
+    async with serving() as address:
+        stream = await connect(address)
+        await stream.send_all(b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx")
+        answer = b""
+        with trio.fail_after(5):
+            while received := await stream.receive_some():
+                answer += received
+        assert answer.startswith(b"HTTP/1.1 405 ")
+        await stream.aclose()
 
 
 async def test_a_client_that_dawdles_over_its_request_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

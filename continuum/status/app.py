@@ -70,7 +70,7 @@ def create_app(
 
     ending: set when the server is about to end, for answers that would go on until then.
     """
-    ending = ending or trio.Event()
+    ending = trio.Event() if ending is None else ending
     app = StatusApp(__name__)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT

@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PROCESSES ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv services services-stop sandbox-image lint format unit db sandbox e2e chaos attack bench bench-check build clean
+.PHONY: help demo test venv services services-stop sandbox-image lint format docs docs-serve unit db sandbox e2e chaos attack bench bench-check build clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,7 +20,7 @@ help: ## List the targets
 demo: venv ## From a fresh clone to a finished run: embedded PostgreSQL, a sandbox, real tasks
 	@$(BIN)/continuum demo
 
-test: venv services lint ## Everything: services, lint, types, and all tests
+test: venv services lint docs ## Everything: services, lint, types, and all tests
 	$(PYTEST) $(PROCESSES) tests
 
 venv: $(VENV)/.complete ## Make .venv from the lock file
@@ -49,6 +49,12 @@ lint: venv ## Check style, formatting, types and layers
 format: venv ## Format, and mend what can be mended
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: venv ## Build the documentation site into build/site; every link and anchor must lead somewhere
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+
+docs-serve: venv ## Show the documentation site at http://127.0.0.1:8000, and again whenever a page changes
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict
 
 unit: venv ## Tests without any service, on the virtual clock
 	$(PYTEST) tests/unit

@@ -171,68 +171,127 @@ class Settings(BaseSettings):
 
     # Database
     db_dialect: Literal["auto", "postgres", "cockroach", "embedded"] = "auto"
+    """Which kind of database: `auto` asks the server; `embedded` starts a PostgreSQL of its own in EMBEDDED_DIR, which workers
+    and producers on this host share."""
     database_url: Annotated[SecretStr | None, AfterValidator(_connection_string)] = None
+    """A whole connection string. It wins over DB_USER, DB_PASSWORD, DB_NAME, DB_HOST and DB_PORT."""
     db_user: str = "user"
+    """The user to log in as."""
     db_password: SecretStr = SecretStr("password")
+    """Its password."""
     db_name: str = "continuum"
+    """The database that holds the tables."""
     db_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (
         "localhost",
     )
+    """One host or several, separated by commas: each connection begins with one at random and goes on to the next."""
     db_port: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_not_empty)] = (5432,)
+    """One port for all hosts, or one for each."""
     # The first version left this to libpq, which reads PGSSLMODE.
     db_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
         default="prefer", validation_alias=AliasChoices("DB_SSLMODE", "PGSSLMODE")
     )
+    """TLS as libpq understands it; without this variable PGSSLMODE counts."""
     db_sslrootcert: Path | None = None
+    """The file with the certificates of those who sign the server's."""
     db_sslcert: Path | None = None
+    """The client's certificate, where the server asks for one."""
     db_sslkey: Path | None = None
+    """The key of the client's certificate."""
     embedded_dir: Path = Path(".continuum/postgres")
+    """Where the embedded PostgreSQL keeps its data."""
 
     # What this worker takes, and how
     slots: int = Field(default=1, ge=1, le=MOST_SLOTS)  # chosen by _choose_slots unless it is set
+    """Tasks at once. Unless it is set, as many as keep the worker's CPUs busy at CONTAINER_CPU_LIMIT each, and 2 to 8 for each
+    CPU. For tasks that mostly wait set more, such as 64."""
     min_priority: int = 0
+    """The least priority number that this worker takes; 0 leaves this end open."""
     max_priority: int = 0
+    """The greatest priority number that this worker takes; 0 leaves this end open."""
     polling_interval: Duration = Field(default=5.0, gt=0)
+    """The longest that a due task waits when every wake-up is lost."""
     wakeup: Literal["auto", "changefeed", "poll"] = "auto"
+    """How a worker learns of work: `auto` listens on PostgreSQL (which takes a session: no pooler of transactions) and uses a
+    changefeed on CockroachDB where it may have one. `changefeed` means the same. `poll` looks by the clock only."""
     wakeup_feeds: int = Field(default=8, ge=0, le=80)
+    """CockroachDB: how many workers of a cluster hold a changefeed at a time; the others look by the clock."""
     lease_seconds: Duration = Field(default=30.0, ge=1)
+    """How long a claim lasts without a heartbeat. Heartbeats come at a third of it."""
     task_timeout: Duration = Field(default=3600.0, gt=0)
+    """Wall time of one attempt. A task's own `timeout_s` may be shorter."""
     task_cpu_seconds: Duration = 0.0
+    """CPU time of one attempt, all its processes together; 0 leaves it to TASK_TIMEOUT."""
     shutdown_grace: Duration = 25.0
+    """How long running tasks may go on after the first SIGTERM or Ctrl-C."""
     retention_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Finished tasks are deleted after so many days; 0 keeps them. On CockroachDB by row-level TTL, which stays when this is set
+    back to 0 (`ALTER TABLE tasks RESET (ttl)`)."""
 
     # Sandboxes
     sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"
+    """What runs scripts: `auto` takes Docker when its daemon answers, otherwise bubblewrap, with a warning that says what is
+    weaker."""
     container_image: str = SEED_IMAGE
+    """The image that sandboxes are made of: any with Python 3.8 or newer."""
     container_memory_mb: int = Field(default=512, ge=32)
+    """Memory of each sandbox in MiB, without swap."""
     container_cpu_limit: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    """CPUs that each sandbox may use; fractions are allowed. Bubblewrap limits none."""
     container_idle_timeout: Duration = 300.0
+    """When an unused sandbox is removed."""
     container_pids_limit: int = Field(default=128, ge=8)
+    """Processes and threads in each sandbox."""
     container_disk_mb: int = Field(default=64, ge=1)
+    """Size in MiB of each place that a script may write to; what is there counts as memory."""
     container_runtime: str = ""
+    """The container runtime: empty is Docker's default, `runsc` is gVisor, which has no network here."""
     max_tasks_per_sandbox: int = Field(default=1000, ge=0)
+    """After so many tasks a sandbox is replaced; 0 keeps it."""
     egress: Literal["public", "none", "allowlist"] = "public"
+    """What sandboxes reach: `public` is the internet without private, link-local and metadata addresses; `allowlist` is only
+    what EGRESS_ALLOW names; `none` is nothing."""
     egress_allow: Annotated[tuple[AllowEntry, ...], NoDecode, BeforeValidator(_parsed_list(parse_allow))] = ()
+    """Host names and networks, each with or without a port: `api.example.com:443, 10.1.2.0/24:5432`. Names are looked up at each
+    cold start. A network inside a private range opens it; loopback, link-local, metadata addresses and the host stay closed."""
     egress_dns: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_parsed_list(parse_resolvers))] = ()
+    """With EGRESS=public: up to three name servers for sandboxes instead of the host's, which may know internal names."""
     requirements_index: Annotated[SecretStr, AfterValidator(_package_index)] = SecretStr(PYPI)
+    """Where CODES.requirements are installed from: the URL of a package index, then, separated by commas, where else its files
+    are, as URLs or as in EGRESS_ALLOW. `none` installs nothing."""
     requirements_max_mb: int = Field(default=512, ge=1)
+    """How large one installed list of requirements may be, in MiB."""
     requirements_cache_mb: int = Field(default=4096, ge=0)
+    """Installed lists are kept up to this size in MiB on each host; the least recently used are removed."""
     requirements_timeout: Duration = Field(default=300.0, gt=0)
+    """How long installing one list may take."""
     output_limit: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+    """Bytes that are kept of stdout, and as many of stderr; a visible mark is left where they are cut."""
 
     # Screening of code
     code_policy: Annotated[Literal["off", "warn", "reject"], BeforeValidator(_lower)] = "off"
+    """Screening of code before it runs (extra `screening`): `warn` logs what bandit finds, `reject` ends the task as
+    `malicious`. A seat belt, not a wall."""
     code_policy_config: Path | None = None
+    """A configuration file of bandit's (.yaml or .toml), which chooses the rules."""
     code_policy_severity: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "high"
+    """The least severity of a finding that counts."""
     code_policy_confidence: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "low"
+    """The least confidence of a finding that counts."""
 
     # Status server and logs
     api_host: str = "127.0.0.1"
+    """The address that the status server listens on."""
     api_port: int = Field(default=8080, ge=0, le=65535)
+    """Its port; 0 takes a free one."""
     api_token: SecretStr | None = None
+    """What other hosts than this one must show to see payloads, code and outputs (`Authorization: Bearer ...`)."""
     log_format: Literal["auto", "json", "console"] = "auto"
+    """`auto` is for people on a terminal and JSON elsewhere."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    """The least level that is logged."""
     log_payloads: bool = False
+    """Lets payloads, outputs and what quotes them into logs and traces. Never in production."""
 
     @field_validator("min_priority", "max_priority")
     @classmethod

@@ -1,6 +1,6 @@
 """Which failures are worth another try: the one place that knows, for both dialects.
 
-docs/reliability.md has the table with what each class leads to; a test holds the two against each other.
+docs/explanation/reliability.md has the table with what each class leads to; a test holds the two against each other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The calls of Docker's API that a worker makes. The list is here alone.
 
 `continuum socket-proxy` lets through what is on it, once `docker_judge` has looked into it. A filter by method and path
-(docs/isolation.md) can have the list, not the look.
+(docs/how-to/isolation.md) can have the list, not the look.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class SocketFilter:
         if not self.passed:
             return ""
         who = "whoever takes over the worker takes over this host"
-        return f"{who}: put `continuum socket-proxy` in between (docs/isolation.md)"
+        return f"{who}: put `continuum socket-proxy` in between (docs/how-to/isolation.md)"
 
 
 async def probe_socket(engine: Engine) -> SocketFilter:

@@ -1,4 +1,4 @@
-"""Proves the laws of docs/architecture.md on a recorded history, or says where one was broken.
+"""Proves the laws of docs/explanation/architecture.md on a recorded history, or says where one was broken.
 
 It doubts in favour of the system: a call took place at an unknown moment between its beginning and its end, and a call
 without an answer may have happened or not. What it reports is therefore certain to be wrong; the invariants are those of

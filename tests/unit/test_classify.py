@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md and what `classify` does are the same; and what libpq says by itself is understood."""
+"""The table of docs/explanation/reliability.md and what `classify` does are the same; what libpq says by itself is understood."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from continuum.config import Settings
 from continuum.db import advice
 from continuum.db.classify import BY_SQLSTATE, INTERNAL_BUT_TRANSIENT, Kind, classify, describe
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "reliability.md"
 
 
 def server_error(sqlstate: str, message: str = "") -> psycopg.Error:

@@ -9,7 +9,7 @@ import pytest
 
 from continuum.sandbox.docker_calls import CALLS, path_filter
 
-ISOLATION = (Path(__file__).parents[2] / "docs" / "isolation.md").read_text()
+ISOLATION = (Path(__file__).parents[2] / "docs" / "how-to" / "isolation.md").read_text()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])

@@ -10,10 +10,12 @@ import pytest
 
 from continuum.cli import errors
 from continuum.config import Settings, load_settings
+from docs.generators.settings import sections
+from docs.generators.source import attribute_docstrings
+from tests.support.documents import pages
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = sorted(name.upper() for name in Settings.model_fields)
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -37,9 +39,15 @@ def test_the_example_names_nothing_that_does_not_exist() -> None:
     assert sorted(named) == VARIABLES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_says_what_it_means_and_is_in_one_section_of_the_reference() -> None:
+    """The reference is made of the strings below the fields, in the sections of the example."""
+    assert sorted(attribute_docstrings(Settings)) == sorted(Settings.model_fields)
+    assert sorted(name for variables in sections().values() for name in variables) == VARIABLES
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 

@@ -1,4 +1,6 @@
-"""Configuration: environment variables and a `.env` file, read once at the start.
+"""Configuration: environment variables and a file, read at the start, and again on SIGHUP (`continuum.reload`).
+
+The file is `.env` in the working directory, below the environment; or the one that CONTINUUM_ENV_FILE names, above it.
 
 The names and defaults of the first version are kept; the rest are listed in README.md and `.env.example`, which a test
 holds against this module. Every bad value is reported, all of them at once, in one line each; no message and no `repr`
@@ -7,16 +9,18 @@ shows a secret.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
+from dotenv.main import DotEnv
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -29,12 +33,15 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from continuum.cpus import usable_cpus
 from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
 
 ENV_FILE = ".env"
+NAMED_FILE = "CONTINUUM_ENV_FILE"
+"""The variable that names another file. A process's environment cannot be changed from outside, so that a file which is to be
+read again on SIGHUP must win over it; and must at a start as well, or a restart would undo what a reload did."""
 SEED_IMAGE = "python:3.9-slim"
 PYPI = "https://pypi.org/simple,https://files.pythonhosted.org"
 NO_INDEX = "none"
@@ -313,6 +320,24 @@ class Settings(BaseSettings):
             vars(self)["slots"] = default_slots(usable_cpus(), self.container_cpu_limit)
         return self
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given wins, then a named file, the environment, and `.env`."""
+        if os.environ.get(NAMED_FILE):
+            return init_settings, dotenv_settings, env_settings
+        return init_settings, env_settings, dotenv_settings
+
+    def take_over(self, others: Settings, names: Iterable[str]) -> None:
+        """Change some settings to what they are in others, for all who hold these: the one way in which they ever change."""
+        vars(self).update({name: getattr(others, name) for name in names})
+
     @property
     def package_index(self) -> PackageIndex | None:
         """Where requirements are installed from; None when nothing is to be installed."""
@@ -333,17 +358,40 @@ def default_slots(cpus: float, cpu_limit: float) -> int:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and `.env`. Raises `ConfigurationError` with a line for each bad value."""
+    """Read the environment and the file. Raises `ConfigurationError` with a line for each bad value."""
+    named = os.environ.get(NAMED_FILE)
+    file = read_env_file(strictly=False) or {}
+    source: dict[str, Any] = {"_env_file": named} if named else {}
     try:
-        settings = Settings(**overrides)
+        settings = Settings(**source, **overrides)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(_explain(error, overrides))) from None
+        given = {**os.environ, **file} if named else {**file, **os.environ}
+        raise ConfigurationError("\n".join(_explain(error, {**given, **overrides}))) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{ENV_FILE} cannot be read: {error}") from None
+        raise ConfigurationError(f"{named or ENV_FILE} cannot be read: {error}") from None
     problems = list(_contradictions(settings))
     if problems:
         raise ConfigurationError("\n".join(problems))
     return settings
+
+
+def read_env_file(*, strictly: bool = True) -> dict[str, str] | None:
+    """The variables that the file sets; None where there is none. strictly: a line that cannot be understood is an error, and
+    not as good as none. Raises `ConfigurationError`."""
+    named = os.environ.get(NAMED_FILE)
+    path = named or Settings.model_config.get("env_file")
+    if path is None or not (named or Path(str(path)).is_file()):
+        return None
+    try:
+        text = Path(str(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    if strictly:
+        bad = [each.original.line for each in parse_stream(io.StringIO(text)) if each.error]
+        if bad:
+            raise ConfigurationError("\n".join(f"{path} line {line} is not NAME=value" for line in bad))
+    values = DotEnv(None, stream=io.StringIO(text)).dict()
+    return {name.upper(): value for name, value in values.items() if value is not None}
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -369,9 +417,9 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-def _explain(error: ValidationError, overrides: dict[str, Any]) -> list[str]:
+def _explain(error: ValidationError, values: dict[str, Any]) -> list[str]:
     """A line for each bad value. A bad item of a list is shown as the whole list."""
-    given = {name.upper(): value for name, value in (dotenv_values(ENV_FILE) | os.environ | overrides).items()}
+    given = {name.upper(): value for name, value in values.items()}
     lines = {}
     for problem in error.errors(include_url=False):
         variable = str(problem["loc"][0]).upper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -10,12 +11,15 @@ from contextlib import AsyncExitStack, contextmanager
 import structlog
 import trio
 
-from continuum.config import Settings
+from continuum import systemd
+from continuum.config import Settings, load_settings
 from continuum.db import open_database
+from continuum.logs import configure_logs
 from continuum.nursery.screening import open_screening
-from continuum.nursery.signals import Shutdown
+from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState, new_worker_id
 from continuum.nursery.supervisor import supervise
+from continuum.reload import Reloads
 from continuum.sandbox import choose_backend
 from continuum.status.server import serve_status
 from continuum.telemetry import start_telemetry
@@ -32,19 +36,31 @@ async def run_worker(
     *,
     shutdown: Shutdown | None = None,
     on_started: Callable[[WorkerState, str], None] | None = None,
+    load: Callable[[], Settings] = load_settings,
 ) -> None:
     """Run one worker until SIGTERM or SIGINT, or until `shutdown` is requested.
+
+    load: reads the settings anew on SIGHUP; raises `ConfigurationError`.
 
     on_started: called with the worker's state and its status address (`http://host:port`) once its services run.
 
     Raises what an operator can mend (`ConfigurationError`, `SchemaMismatch`, `DialectMismatch`, `BackendUnavailable`,
     `StatusServerError`) and, unexpected, anything else; in an exception group where several services failed.
     """
-    shutdown = shutdown or Shutdown()
+    shutdown, reloaded = shutdown or Shutdown(), Signal()
+
+    def settings_changed(names: frozenset[str]) -> None:
+        if "log_level" in names:
+            configure_logs(settings)
+        reloaded.notify()
+
+    reloads = Reloads(settings, load, shutdown.request, settings_changed, shutdown.requested.is_set)
     state = WorkerState(id=new_worker_id(), slots=settings.slots)
     structlog.contextvars.bind_contextvars(worker=state.id)
     screening = await open_screening(settings)
-    async with AsyncExitStack() as stack:
+    async with trio.open_nursery() as listening, AsyncExitStack() as stack:
+        # Before anything that may take long: a SIGHUP ends a process that does not expect it.
+        await listening.start(reloads.run)
         database = await stack.enter_async_context(open_database(settings))
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
         database = telemetry.timed_database(database)
@@ -55,14 +71,18 @@ async def run_worker(
             nursery.start_soon(_obey_signals, shutdown)
             address = await nursery.start(serve_status, settings, state, database, telemetry)
             log.info("worker started", status=address, slots=settings.slots, database=settings.db_dialect)
+            nursery.start_soon(_tell_systemd, state)
 
             def report_start() -> None:
                 if on_started is not None:
                     on_started(state, address)
 
             with _seldom_collecting():
-                await supervise(settings, state, database, backend, telemetry, shutdown, report_start, screening)
+                await supervise(
+                    settings, state, database, backend, telemetry, shutdown, report_start, screening, reloaded
+                )
             nursery.cancel_scope.cancel()
+        listening.cancel_scope.cancel()
 
 
 @contextmanager
@@ -83,3 +103,18 @@ async def _obey_signals(shutdown: Shutdown) -> None:
         async for number in signals:
             log.info("signal received", signal=signal.Signals(number).name)
             shutdown.request()
+
+
+async def _tell_systemd(state: WorkerState) -> None:
+    """Say that the worker is started (a database that is away is waited for, and no reason to restart it), how it is, and, where
+    a watchdog wants to know, that it lives; never return."""
+    systemd.tell_ready()
+    interval = systemd.watchdog_interval() or math.inf
+    while True:
+        problems = state.health.problems
+        if state.stopping:
+            systemd.tell_stopping()
+        systemd.tell_status("; ".join(problems.values()) or f"ready, {state.slots} slots, {state.sandbox}")
+        with trio.move_on_after(interval):
+            await state.health.wait_for_change()
+        systemd.tell_alive()

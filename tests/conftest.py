@@ -9,7 +9,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from continuum.config import Settings
+from continuum.config import NAMED_FILE, Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +18,7 @@ def _no_settings_from_outside() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
+        patch.delenv(NAMED_FILE, raising=False)
         patch.setitem(Settings.model_config, "env_file", None)
         yield
 

@@ -76,9 +76,18 @@ def _logged_settings() -> Settings:
     return settings
 
 
+def _survive_hangups() -> None:
+    """A SIGHUP that comes before anything listens for it asks for nothing: the settings have yet to be read."""
+    import signal
+
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 @app.command()
 def worker() -> None:
-    """Claim tasks and run them until SIGTERM or Ctrl-C (a second one skips the grace)."""
+    """Claim tasks and run them until SIGTERM or Ctrl-C (a second one skips the grace). SIGHUP reloads limits."""
+    _survive_hangups()
     from continuum.worker import run_worker
 
     async def run() -> None:
@@ -245,6 +254,7 @@ def socket_proxy(
     ),
 ) -> None:
     """Stand between workers and the Docker daemon (DOCKER_HOST): let through what workers with these settings ask, no more."""
+    _survive_hangups()
     from continuum.sandbox.docker_proxy import run_proxy
 
     async def run() -> None:

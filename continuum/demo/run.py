@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -71,7 +72,7 @@ async def run_demo(folder: Path, count: int, keep: bool) -> int:
     async with trio.open_nursery() as nursery:
 
         async def run_until_done() -> None:
-            await run_worker(settings, shutdown=shutdown, on_started=up)
+            await run_worker(settings, shutdown=shutdown, on_started=up, load=partial(_demo_settings, folder))
             nursery.cancel_scope.cancel()  # ended early, by Ctrl-C
 
         nursery.start_soon(run_until_done)

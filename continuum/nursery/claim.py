@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
+from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.protocol import Database
 from continuum.model import ClaimedTask, Lease
@@ -31,16 +32,6 @@ GIVE_BACK_AGAIN = 5.0
 """Seconds between two looks for such claims."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimPolicy:
-    """Which tasks this worker takes. Bounds are inclusive, 0 is an open end; lease and interval in seconds."""
-
-    min_priority: int
-    max_priority: int
-    lease: float
-    polling_interval: float
-
-
 @dataclass(slots=True)
 class Claims:
     """The claim service: `run` is its whole life."""
@@ -49,7 +40,7 @@ class Claims:
     state: WorkerState
     completions: Completions
     telemetry: Telemetry
-    policy: ClaimPolicy
+    settings: Settings
     work: Signal
     """Raised when there may be something to claim: work arrived, a slot became free, outcomes were written, the sandboxes work
     again."""
@@ -72,7 +63,7 @@ class Claims:
         while not self.shutdown.requested.is_set():
             wanted = self._places()
             if wanted == 0 and trio.current_time() < self._give_back_at:
-                await self.work.wait(self.policy.polling_interval)
+                await self.work.wait(self.settings.polling_interval)
                 continue
             began = trio.current_time()
             try:
@@ -96,7 +87,7 @@ class Claims:
                     self.state.admit(task)
                     executions.start_soon(hold_slot, task)
             if len(tasks) < wanted:
-                await self.work.wait(self.policy.polling_interval)
+                await self.work.wait(self.settings.polling_interval)
 
     def _places(self) -> int:
         """How many tasks to claim now."""
@@ -118,9 +109,9 @@ class Claims:
         return await self.database.claim(
             self.state.id,
             wanted,
-            lease=self.policy.lease,
-            min_priority=self.policy.min_priority,
-            max_priority=self.policy.max_priority,
+            lease=self.settings.lease_seconds,
+            min_priority=self.settings.min_priority,
+            max_priority=self.settings.max_priority,
         )
 
     async def _give_back_unheard_claims(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from continuum.config import Settings
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.screening import Screening, ScreeningUnusable
@@ -35,14 +36,6 @@ whatever its tenant left it with: it says nothing, and is passed over."""
 
 
 @dataclass(slots=True)
-class Limits:
-    """What every script of this worker is bound by: seconds of wall time, bytes of each output."""
-
-    timeout: float
-    output: int
-
-
-@dataclass(slots=True)
 class Executions:
     """Runs claimed tasks; what it needs is given once, so that a task's story is told by `run` alone."""
 
@@ -51,7 +44,7 @@ class Executions:
     pool: SandboxPool
     completions: Completions
     telemetry: Telemetry
-    limits: Limits
+    settings: Settings
     task_began: Signal
     """Raised when there is a task to run."""
     screening: Screening | None = None
@@ -100,14 +93,15 @@ class Executions:
             attempt=task.attempt,
             code=task.code,
             payload=task.payload,
-            timeout=time_for(task, self.limits.timeout),
-            output_limit=self.limits.output,
+            timeout=time_for(task, self.settings.task_timeout),
+            output_limit=self.settings.output_limit,
             environment={"TRACEPARENT": trace} if trace else {},
             tenant=task.tenant,
             requirements=task.requirements,
         )
         against_backend = against_request = 0
-        for _ in range(self.state.slots + 2 * DEAD_IN_A_ROW):  # no more can be there, unless new ones keep dying
+        # No more can be there, unless new ones keep dying. After SLOTS has shrunk, more than that may be.
+        for _ in range(max(self.state.slots, self.pool.total) + 2 * DEAD_IN_A_ROW):
             try:
                 async with self._sandbox(request) as sandbox:
                     running.sandbox = sandbox.name

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
@@ -30,17 +31,17 @@ PURGE_INTERVAL = 60.0
 
 @dataclass(slots=True)
 class Janitor:
-    """The janitor service. `interval` and `heartbeat_interval` in seconds; `retention` in days, 0 keeps finished tasks
-    for ever."""
+    """The janitor service. `interval` and `heartbeat_interval` in seconds."""
 
     database: Database
     state: WorkerState
     telemetry: Telemetry
     interval: float
     heartbeat_interval: float
-    retention: float
+    settings: Settings
     retry_scheduled: Signal
-    _expires: bool | None = None
+    _expires: bool = False
+    _expires_after: float | None = None
 
     async def run(self) -> None:
         """Recover at once and then every `interval`, a little apart from other workers; never return."""
@@ -50,7 +51,7 @@ class Janitor:
             await self.wait_until_steady()
             try:
                 await self.recover()
-                if self.retention and trio.current_time() >= next_purge:
+                if self.settings.retention_days and trio.current_time() >= next_purge:
                     await self.retain()
                     next_purge = trio.current_time() + PURGE_INTERVAL
             except DatabaseUnavailable as error:
@@ -89,8 +90,10 @@ class Janitor:
 
     async def retain(self) -> None:
         """Let go of what was kept long enough, unless the database does it by itself. Raises `DatabaseUnavailable`."""
-        if self._expires is None:
-            self._expires = await self.database.expire(self.retention * DAY)
+        retention = self.settings.retention_days
+        if self._expires_after != retention:
+            self._expires = await self.database.expire(retention * DAY)
+            self._expires_after = retention
         if not self._expires:
             await self.purge()
 
@@ -99,7 +102,7 @@ class Janitor:
         `DatabaseUnavailable`."""
         total = 0
         while True:
-            deleted = await self.database.purge(self.retention * DAY, BATCH * 10)
+            deleted = await self.database.purge(self.settings.retention_days * DAY, BATCH * 10)
             total += deleted
             if deleted < BATCH * 10:
                 return total

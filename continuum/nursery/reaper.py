@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import Backoff, until_available
 from continuum.nursery.signals import Signal
@@ -27,14 +28,14 @@ LONGEST_RETRY = 10.0
 
 @dataclass(slots=True)
 class Reaper:
-    """The reaper service. `idle_timeout` in seconds."""
+    """The reaper service."""
 
     backend: Backend
     pool: SandboxPool
     database: Database
     state: WorkerState
     work: Signal
-    idle_timeout: float
+    settings: Settings
 
     async def run(self) -> None:
         """Make the backend usable, then keep it so and tidy; never return."""
@@ -48,8 +49,9 @@ class Reaper:
                     await self.sweep()
                 except BackendUnavailable as error:
                     self.state.health.report("sandbox", str(error))
-            self.pool.remove_idle(self.idle_timeout)
-            with trio.move_on_after(max(1.0, min(SWEEP_INTERVAL, self.idle_timeout) / 4)):
+            idle_timeout = self.settings.container_idle_timeout
+            self.pool.remove_idle(idle_timeout)
+            with trio.move_on_after(max(1.0, min(SWEEP_INTERVAL, idle_timeout) / 4)):
                 await self.state.health.wait_for_problem("sandbox")
 
     async def restore(self) -> None:

@@ -49,6 +49,10 @@ class Health:
         self._changed.set()
         self._changed = trio.Event()
 
+    async def wait_for_change(self) -> None:
+        """Return at the next report."""
+        await self._changed.wait()
+
     async def wait_for_problem(self, component: str) -> None:
         """Return once there is something wrong with a component."""
         while component not in self._problems:
@@ -184,6 +188,11 @@ class WorkerState:
         seconds = trio.current_time() - running.since
         self.pace.note(seconds)
         self.recent.ran(seconds)
+        self._grant()
+
+    def resize(self, slots: int) -> None:
+        """Have so many slots from now on. Those who run, run on; who waits for a slot gets one when there are more."""
+        self.slots = slots
         self._grant()
 
     def _grant(self) -> None:

@@ -2,7 +2,8 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening: alive until the last outcome is written
+    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening, those who follow shutdowns and reloads:
+        │            alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
                 └─ claim       ends as soon as shutdown is requested
@@ -13,7 +14,8 @@ the inside out; what ran is given back to the queue in `_hand_back`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -22,9 +24,9 @@ from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import until_available
-from continuum.nursery.claim import ClaimPolicy, Claims
+from continuum.nursery.claim import Claims
 from continuum.nursery.completion import Completions
-from continuum.nursery.execution import Executions, Limits
+from continuum.nursery.execution import Executions
 from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
@@ -33,7 +35,8 @@ from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import StopReason, WorkerState
 from continuum.nursery.wakeup import WakeUps
-from continuum.sandbox.pool import open_pool
+from continuum.sandbox.limits import sandbox_bounds
+from continuum.sandbox.pool import SandboxPool, open_pool
 from continuum.sandbox.protocol import Backend
 from continuum.telemetry import Telemetry
 
@@ -54,11 +57,14 @@ async def supervise(
     shutdown: Shutdown,
     on_up: Callable[[], None] = lambda: None,
     screening: Screening | None = None,
+    reloaded: Signal | None = None,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
     screening: looks at code before it runs; None lets all of it run.
     on_up: called once the schema is found to fit; sandboxes may still be starting then.
+    reloaded: raised when `settings` have changed (`continuum.reload`). Services read them at each turn; who would not look by
+    himself is told here.
 
     Raises `SchemaMismatch` or `DialectMismatch`, and whatever a service did not expect.
     """
@@ -81,17 +87,17 @@ async def supervise(
                 heartbeat_now,
                 work,
             )
-            wakeups = WakeUps(database, state, settings.polling_interval, work, heartbeat_now, schedule_changed)
+            wakeups = WakeUps(database, state, settings, work, heartbeat_now, schedule_changed)
             janitor = Janitor(
                 database,
                 state,
                 telemetry,
                 settings.lease_seconds / 2,
                 settings.heartbeat_interval,
-                settings.retention_days,
+                settings,
                 schedule_changed,
             )
-            reaper = Reaper(backend, pool, database, state, work, settings.container_idle_timeout)
+            reaper = Reaper(backend, pool, database, state, work, settings)
             telemetry.observe(state, pool)
             state.sandboxes = pool.view
             services.start_soon(heartbeat.run)
@@ -102,29 +108,26 @@ async def supervise(
             if screening is not None:
                 services.start_soon(screening.run, state.health, work)
             services.start_soon(_announce_shutdown, state, shutdown, work)
+            if reloaded is not None:
+                told = (work, schedule_changed, heartbeat_now)
+                services.start_soon(_follow_settings, settings, reloaded, state, pool, told)
             on_up()
 
             async with trio.open_nursery() as completing:
                 completing.start_soon(completions.run)
                 async with trio.open_nursery() as executing:
-                    services.start_soon(_end_grace, shutdown, settings.shutdown_grace, executing.cancel_scope)
+                    services.start_soon(_end_grace, shutdown, settings, executing.cancel_scope)
                     executions = Executions(
                         state,
                         backend,
                         pool,
                         completions,
                         telemetry,
-                        Limits(settings.task_timeout, settings.output_limit),
+                        settings,
                         task_began,
                         screening,
                     )
-                    policy = ClaimPolicy(
-                        settings.min_priority,
-                        settings.max_priority,
-                        settings.lease_seconds,
-                        settings.polling_interval,
-                    )
-                    claims = Claims(database, state, completions, telemetry, policy, work, shutdown)
+                    claims = Claims(database, state, completions, telemetry, settings, work, shutdown)
                     await claims.run(executions.run, executing)
                 completions.close()
                 completing.cancel_scope.deadline = trio.current_time() + max(WRITE_DEADLINE, settings.shutdown_grace)
@@ -163,10 +166,26 @@ async def _announce_shutdown(state: WorkerState, shutdown: Shutdown, work: Signa
     work.notify()
 
 
-async def _end_grace(shutdown: Shutdown, grace: float, executions: trio.CancelScope) -> None:
+async def _follow_settings(
+    settings: Settings, reloaded: Signal, state: WorkerState, pool: SandboxPool, told: Iterable[Signal]
+) -> None:
+    """After each reload: have as many slots as there should be, let sandboxes with other limits give way, end the waits that
+    were as long as an interval used to be, and let WORKERS know."""
+    bounds = sandbox_bounds(settings)
+    while True:
+        await reloaded.wait(math.inf)
+        pool.resize(settings.slots, settings.max_tasks_per_sandbox)
+        if bounds != (bounds := sandbox_bounds(settings)):
+            pool.renew()
+        state.resize(settings.slots)
+        for signal in told:
+            signal.notify()
+
+
+async def _end_grace(shutdown: Shutdown, settings: Settings, executions: trio.CancelScope) -> None:
     """End what still runs when the grace is over, or at once when asked a second time."""
     await shutdown.requested.wait()
-    with trio.move_on_after(grace):
+    with trio.move_on_after(settings.shutdown_grace):
         await shutdown.urgent.wait()
     executions.cancel()
 

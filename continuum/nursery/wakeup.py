@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.model import Wakeup
@@ -27,7 +28,7 @@ class WakeUps:
 
     database: Database
     state: WorkerState
-    polling_interval: float
+    settings: Settings
     work: Signal
     heartbeat_now: Signal
     schedule_changed: Signal
@@ -57,8 +58,8 @@ class WakeUps:
             promoted = await until_available(self.state, "wake-up", self.database.promote)
             if promoted.count:
                 self.work.notify()
-            next_in = self.polling_interval if promoted.next_in is None else promoted.next_in
-            await self.schedule_changed.wait(min(next_in, self.polling_interval))
+            longest = self.settings.polling_interval
+            await self.schedule_changed.wait(longest if promoted.next_in is None else min(promoted.next_in, longest))
 
     # -- as the database's listener ---------------------------------------------------------------------------------
 

@@ -53,9 +53,12 @@ class BubblewrapBackend:
     def __init__(self, settings: Settings, worker_id: str) -> None:
         self._settings = settings
         self._as_root = os.geteuid() == 0
-        self._limits = Limits.of(settings)
-        if not (self._as_root or _counts_processes_by_namespace(platform.release())):
-            self._limits = replace(self._limits, processes=None)
+        self._counts_processes = self._as_root or _counts_processes_by_namespace(platform.release())
+
+    @property
+    def _limits(self) -> Limits:
+        limits = Limits.of(self._settings)
+        return limits if self._counts_processes else replace(limits, processes=None)
 
     @property
     def description(self) -> str:
@@ -132,19 +135,20 @@ class BubblewrapBackend:
         await trio.lowlevel.checkpoint()
 
     def _runner_config(self, uid: int) -> RunnerConfig:
+        bounds = self._limits
         limits = {
-            "RLIMIT_DATA": self._limits.memory_mb * MEBIBYTE,
+            "RLIMIT_DATA": bounds.memory_mb * MEBIBYTE,
             "RLIMIT_NOFILE": OPEN_FILES,
             "RLIMIT_MSGQUEUE": 0,
         }
-        if self._limits.processes is not None:
-            limits["RLIMIT_NPROC"] = self._limits.processes
+        if bounds.processes is not None:
+            limits["RLIMIT_NPROC"] = bounds.processes
         return RunnerConfig(
             uid=uid if self._as_root else None,
             gid=uid if self._as_root else None,
             writable=WRITABLE,
             limits=limits,
-            cpu_seconds=self._limits.cpu_seconds,
+            cpu_seconds=bounds.cpu_seconds,
         )
 
     def _command(self, files: list[int], uid: int) -> list[str]:

@@ -47,12 +47,12 @@ _INSTALL_UV = "`pip install 'continuum-worker[requirements]'` brings it"
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What all builds of this worker share. image: the sandboxes' own; `tag`: the one with uv in it. The network's policy is
-    still without what may be reached."""
+    """What all builds of this worker share. image: the sandboxes' own; `tag`: the one with uv in it. runtime: see
+    `builder_settings`. The network's policy is still without what may be reached."""
 
     image: SandboxImage
     tag: str
-    settings: Settings
+    runtime: str
     isolation: Isolation
     network: SandboxNetwork
 
@@ -108,7 +108,7 @@ class DockerBuilder:
         policy = replace(ready.network.policy, allowlist=await resolve(installation.index.reached))
         try:
             specification = builder_specification(
-                ready.settings,
+                self._settings.model_copy(update={"container_runtime": ready.runtime}),
                 ready.image,
                 ready.tag,
                 self._owner.labels("builder"),
@@ -145,7 +145,7 @@ class DockerBuilder:
                     )
                 network = await close_host(engine, self._owner, network, image, settings.container_image)
                 tag = await _ensure_builder_image(engine, self._owner, image)
-                self._ready = _Ready(image, tag, settings, isolation, network)
+                self._ready = _Ready(image, tag, settings.container_runtime, isolation, network)
             return self._ready
 
 

@@ -21,7 +21,8 @@ import h11
 import structlog
 import trio
 
-from continuum.config import Settings
+from continuum.config import Settings, load_settings
+from continuum.reload import Reloads
 from continuum.sandbox.docker_calls import VERSION, Call, check
 from continuum.sandbox.docker_comparison import Refused
 from continuum.sandbox.docker_engine import Engine
@@ -47,10 +48,13 @@ _REASONS = {400: "Bad Request", 403: "Forbidden", 500: "Internal Server Error", 
 
 
 async def run_proxy(settings: Settings, path: Path) -> None:
-    """Serve the socket `path` until SIGTERM or SIGINT. Raises `BackendUnavailable` when there can be no such socket."""
+    """Serve the socket `path` until SIGTERM or SIGINT; read the limits of sandboxes anew on SIGHUP. Raises
+    `BackendUnavailable` when there can be no such socket."""
     endpoint = Endpoint.from_environment(os.environ)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
+            reloads = Reloads(settings, load_settings, stop=nursery.cancel_scope.cancel)
+            await nursery.start(reloads.run)
             try:
                 await nursery.start(serve_proxy, settings, endpoint, path)
             except OSError as error:

@@ -11,6 +11,17 @@ OPEN_FILES = 1024
 """Of one process: what systems have long given, and what select() can bear."""
 
 
+def sandbox_bounds(settings: Settings) -> tuple[float, ...]:
+    """All that bounds a sandbox from its start to its end: one that was started with others is not what settings ask for."""
+    return (
+        settings.container_memory_mb,
+        settings.container_cpu_limit,
+        settings.container_pids_limit,
+        settings.container_disk_mb,
+        settings.task_cpu_seconds,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """memory_mb, disk_mb: in MiB; the disk's is of each writable place. files: of each writable place.

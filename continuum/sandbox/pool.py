@@ -59,11 +59,12 @@ class SandboxView:
 
 @dataclass(eq=False, slots=True)
 class _Pooled:
-    """A started sandbox. The times are on Trio's clock."""
+    """A started sandbox. The times are on Trio's clock; generation: of the pool, when its start began."""
 
     sandbox: Sandbox
     layer: Layer | None
     idle_since: float
+    generation: int = 0
     tenant: str | _Nobody | None = _Nobody.NOBODY
     scripts: int = 0
     started_at: float = field(default_factory=trio.current_time)
@@ -92,7 +93,7 @@ class _Waiter:
 
 class SandboxPool:
     """Hands out sandboxes. Use it inside the `open_pool` that made it. At most `size` exist at any time, those being
-    started and removed included.
+    started and removed included; after `resize` to less, until scripts have ended.
 
     tasks_per_sandbox: after how many scripts a sandbox is replaced; 0 never.
     """
@@ -101,6 +102,7 @@ class SandboxPool:
         self._backend = backend
         self._size = size
         self._tasks_per_sandbox = tasks_per_sandbox
+        self._generation = 0
         self._nursery = nursery
         self._idle: list[_Pooled] = []  # the most recently used last
         self._lent: set[_Pooled] = set()
@@ -170,6 +172,19 @@ class SandboxPool:
             self._remove_soon(pooled)
         return len(expired)
 
+    def resize(self, size: int, tasks_per_sandbox: int) -> None:
+        """Have at most so many from now on. What runs, runs on; what is too much afterwards is removed."""
+        self._size = size
+        self._tasks_per_sandbox = tasks_per_sandbox
+        self._replacements.clear()
+        self._settle()
+
+    def renew(self) -> None:
+        """Let every sandbox that was started so far, or whose start has begun, run nothing but what it runs now; as many as
+        are idle are started anew."""
+        self._generation += 1
+        self._settle()
+
     async def _take(self, tenant: str | None, layer: Layer | None) -> _Pooled:
         waiter = _Waiter(tenant, layer)
         self._waiters.append(waiter)
@@ -178,7 +193,8 @@ class SandboxPool:
         pooled.tenant = tenant
         pooled.scripts += 1
         if self._is_worn(pooled):  # this is its last script, and the one after it should find another sandbox ready
-            self._replacements[layer] += 1
+            if self.total <= self._size:
+                self._replacements[layer] += 1
             self._settle()
         return pooled
 
@@ -205,6 +221,8 @@ class SandboxPool:
         self._discard_what_must_not_be_reused()
         if self._waiters:
             self._serve()
+        while self._idle and self.total - self._removing > self._size:
+            self._evict()
         while self._replacements and self.total < self._size:
             self._start_soon(next(iter(self._replacements)))
         if self._changed:
@@ -231,9 +249,12 @@ class SandboxPool:
                 break
 
     def _discard_what_must_not_be_reused(self) -> None:
-        """Idle sandboxes may outlive their use; those are not replaced, for nobody asked for them since."""
-        for pooled in [pooled for pooled in self._idle if not pooled.sandbox.reusable]:
+        """Idle sandboxes may outlive their use; those are not replaced, for nobody asked for them since. Those that have to give
+        way to others are."""
+        for pooled in [pooled for pooled in self._idle if not self._is_reusable(pooled)]:
             self._idle.remove(pooled)
+            if pooled.generation != self._generation:
+                self._replace(pooled)
             self._remove_soon(pooled)
 
     def _find_idle(self, waiter: _Waiter) -> _Pooled | None:
@@ -266,12 +287,20 @@ class SandboxPool:
     def _is_worn(self, pooled: _Pooled) -> bool:
         return 0 < self._tasks_per_sandbox <= pooled.scripts
 
+    def _is_reusable(self, pooled: _Pooled) -> bool:
+        return pooled.generation == self._generation and pooled.sandbox.reusable
+
+    def _replace(self, pooled: _Pooled) -> None:
+        """One that is counted no more gets a successor, where there is to be one."""
+        if self.total + self._replacements.total() < self._size:
+            self._replacements[pooled.layer] += 1
+
     def _put_back(self, pooled: _Pooled) -> None:
         """Let a sandbox wait for its next script, unless it is to have none."""
         if self._is_worn(pooled):
             self._remove_soon(pooled)
-        elif not pooled.sandbox.reusable:
-            self._replacements[pooled.layer] += 1
+        elif not self._is_reusable(pooled):
+            self._replace(pooled)
             self._remove_soon(pooled)
         else:
             pooled.idle_since = trio.current_time()
@@ -291,6 +320,7 @@ class SandboxPool:
                 if for_a_waiter and not self._is_awaited(layer):
                     return
                 self._under_way[layer] += 1
+                generation = self._generation
                 try:
                     with trio.fail_after(START_DEADLINE):
                         sandbox = await self._backend.start(layer)
@@ -306,7 +336,7 @@ class SandboxPool:
             if self._closing:  # in the very turn in which it was ready
                 await _close(sandbox)
             else:
-                self._idle.append(_Pooled(sandbox, layer, trio.current_time()))
+                self._idle.append(_Pooled(sandbox, layer, trio.current_time(), generation))
         finally:
             self._starting -= Counter([layer])
             self._settle()

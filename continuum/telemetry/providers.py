@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from continuum.config import Settings
+from continuum.config import NAMED_FILE, Settings
 from continuum.telemetry.environment import (
     ExporterUnavailable,
     exporter_names,
@@ -64,7 +64,7 @@ _NOISY_LOGGERS = (
 async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[Telemetry]:
     """Telemetry for the life of the block, as the OTEL_* variables ask for it. Never raises for a bad or absent
     exporter: it warns once and goes on without. Leaving takes at most `SHUTDOWN_DEADLINE`, however it is left."""
-    read_dotenv(settings.model_config.get("env_file"))
+    read_dotenv(os.environ.get(NAMED_FILE) or settings.model_config.get("env_file"))
     if sdk_disabled():
         yield Telemetry(no_metrics="metrics are off: OTEL_SDK_DISABLED is true", contents=settings.log_payloads)
         return

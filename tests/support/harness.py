@@ -13,9 +13,10 @@ from continuum.config import Settings
 from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask, TaskRecord
 from continuum.nursery.screening import Screening
-from continuum.nursery.signals import Shutdown
+from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
+from continuum.reload import Reloads
 from continuum.telemetry import Telemetry
 from tests.support.fake_sandbox import FakeBackend
 
@@ -28,6 +29,14 @@ def settings(**values: object) -> Settings:
     return Settings.model_validate(defaults | values)
 
 
+class PromptReloads(Reloads):
+    """Without a thread, in which the test's clock would not stand still."""
+
+    async def _read(self) -> tuple[Settings, dict[str, str] | None]:
+        await trio.lowlevel.checkpoint()
+        return self._read_file()
+
+
 @dataclass
 class RunningWorker:
     """One worker of the test, with everything that a test may want to look at or break."""
@@ -38,6 +47,13 @@ class RunningWorker:
     backend: FakeBackend
     shutdown: Shutdown
     stopped: trio.Event
+    reloads: Reloads
+    values: dict[str, object]
+
+    async def reload(self, **values: object) -> None:
+        """As on SIGHUP, with these settings beside those that it was started with."""
+        self.reloads.load = lambda: settings(**{**self.values, **values})
+        await self.reloads.reload()
 
     async def submit(self, *codes: str, **values: object) -> list[int]:
         return await self.database.submit([NewTask(code=code, **values) for code in codes])  # type: ignore[arg-type]
@@ -66,13 +82,18 @@ async def worker(
 ) -> AsyncIterator[RunningWorker]:
     """A running worker on `database`; it is shut down, with its grace, when the block ends."""
     chosen = settings(**values)
+    shutdown, reloaded = Shutdown(), Signal()
     running = RunningWorker(
         settings=chosen,
         state=WorkerState(id=f"worker-{next(_numbers)}", slots=chosen.slots),
         database=database,
         backend=backend or FakeBackend(),
-        shutdown=Shutdown(),
+        shutdown=shutdown,
         stopped=trio.Event(),
+        reloads=PromptReloads(
+            chosen, lambda: chosen, shutdown.request, lambda _: reloaded.notify(), shutdown.requested.is_set
+        ),
+        values=values,
     )
 
     async def run() -> None:
@@ -85,6 +106,7 @@ async def worker(
                 Telemetry(),
                 running.shutdown,
                 screening=screening,
+                reloaded=reloaded,
             )
         finally:
             running.stopped.set()

@@ -32,7 +32,7 @@ from continuum.model import (
 )
 from continuum.nursery import completion as completion_module
 from continuum.nursery.backoff import Backoff
-from continuum.nursery.claim import GIVE_BACK_AGAIN, UNWRITTEN_LIMIT, ClaimPolicy, Claims
+from continuum.nursery.claim import GIVE_BACK_AGAIN, UNWRITTEN_LIMIT, Claims
 from continuum.nursery.completion import BATCH_LIMIT, Completions, decide
 from continuum.nursery.execution import time_for
 from continuum.nursery.heartbeat import Heartbeat
@@ -45,6 +45,7 @@ from continuum.nursery.wakeup import WakeUps
 from continuum.sandbox.pool import open_pool
 from continuum.telemetry import Telemetry
 from tests.support.fake_sandbox import FakeBackend
+from tests.support.harness import settings
 
 HELLO = NewTask(code="hello")
 
@@ -266,7 +267,7 @@ async def test_the_service_ends_once_it_was_closed_and_everything_is_written(
 
 
 def make_claims(database: MemoryDatabase, state: WorkerState, completions: Completions, shutdown: Shutdown) -> Claims:
-    return Claims(database, state, completions, Telemetry(), ClaimPolicy(0, 0, 30.0, 5.0), Signal(), shutdown)
+    return Claims(database, state, completions, Telemetry(), settings(), Signal(), shutdown)
 
 
 class Claimer:
@@ -493,7 +494,7 @@ async def test_the_janitor_recovers_everything_that_expired_at_its_start_however
     await claimed(database, 250, lease=1)
     await trio.sleep(2)
     scheduled = Signal()
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 0.0, scheduled)):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(), scheduled)):
         await trio.sleep(0.01)
         assert await scheduled.wait(0)
     assert (await database.statistics()).scheduled == 250
@@ -504,7 +505,7 @@ async def test_after_an_outage_every_worker_may_extend_its_leases_before_any_is_
 ) -> None:
     (task,) = await claimed(database)
     state.running[task.lease] = Running(task)
-    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, 0.0, Signal())
+    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, settings(), Signal())
     async with running(make_heartbeat(database, state, completions)), running(janitor):
         await trio.sleep(9)
         database.unavailable = True
@@ -519,10 +520,10 @@ async def test_the_janitor_deletes_what_is_past_its_retention_and_nothing_withou
     autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
 ) -> None:
     await database.complete("worker", [done(task) for task in await claimed(database, 3)])
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 0.0, Signal())):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(), Signal())):
         await trio.sleep(3 * 86400)
         assert len(database.tasks) == 3
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, 1.0, Signal())):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(retention_days=1), Signal())):
         await trio.sleep(100)
         assert not database.tasks
 
@@ -533,7 +534,7 @@ async def test_the_reaper_prepares_sweeps_and_warms_before_anything_is_claimed_a
     backend = FakeBackend()
     state.health.report("sandbox", "starting")
     await database.report(replace(state.report(), id="alive elsewhere"))
-    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, Signal(), 300.0)):
+    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, Signal(), settings())):
         await trio.sleep(5)
         assert (backend.prepared, backend.started, len(backend.swept_with)) == (1, 1, 1)
         assert backend.swept_with[0] == {"worker", "alive elsewhere"}
@@ -548,7 +549,7 @@ async def test_the_reaper_removes_sandboxes_that_are_idle_for_too_long(
     backend = FakeBackend()
     async with open_pool(backend, 4) as pool:
         await pool.warm(2)
-        async with running(Reaper(backend, pool, database, state, Signal(), 60.0)):
+        async with running(Reaper(backend, pool, database, state, Signal(), settings(container_idle_timeout=60))):
             await trio.sleep(50)
             assert pool.idle == 2
             await trio.sleep(60)
@@ -560,7 +561,7 @@ async def test_the_reaper_tries_until_a_failed_backend_is_back(
 ) -> None:
     backend = FakeBackend()
     work = Signal()
-    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, work, 300.0)):
+    async with open_pool(backend, 4) as pool, running(Reaper(backend, pool, database, state, work, settings())):
         await trio.sleep(1)
         backend.unavailable = "gone"
         state.health.report("sandbox", "a task met it")
@@ -576,7 +577,7 @@ async def test_the_reaper_tries_until_a_failed_backend_is_back(
 
 
 def make_wakeups(database: MemoryDatabase, state: WorkerState) -> WakeUps:
-    return WakeUps(database, state, 5.0, Signal(), Signal(), Signal())
+    return WakeUps(database, state, settings(), Signal(), Signal(), Signal())
 
 
 async def test_each_wake_up_reaches_the_service_it_concerns(

@@ -389,7 +389,7 @@ def test_whatever_is_in_the_file_is_settings_or_a_complaint(folder: Path, conten
 
 
 def test_the_documentation_names_what_can_be_reloaded() -> None:
-    told = (ROOT / "docs/deployment.md").read_text().split("## Changing limits")[1].split("\n## ")[0]
+    told = (ROOT / "docs/how-to/deployment.md").read_text().split("## Changing limits")[1].split("\n## ")[0]
     assert {name.upper() for name in RELOADABLE} == {
         name for name in (field.upper() for field in Settings.model_fields) if f"`{name}`" in told
     }

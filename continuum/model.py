@@ -45,6 +45,7 @@ class NewTask:
     payload: JSON text, already encoded; None is SQL NULL, which a script sees as `null`.
     run_at: not before this time (aware, UTC); None means now.
     timeout: seconds of wall time; None means the worker's TASK_TIMEOUT.
+    webhook: a URL that is told when the task has ended.
     """
 
     name: str = ""
@@ -60,6 +61,7 @@ class NewTask:
     tenant: str | None = None
     idempotency_key: str | None = None
     traceparent: str | None = None
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +222,55 @@ class Cancellation(enum.StrEnum):
     """There is no task with this id."""
 
 
+class Retry(enum.StrEnum):
+    """What became of a request to try a task again. A terminal state is never left: a copy is tried, under an id of its own."""
+
+    SUBMITTED = "submitted"
+    """A copy was submitted."""
+    ALREADY = "already"
+    """It had been tried again before; there is that copy, and no second one."""
+    OPEN = "open"
+    """It has not ended yet."""
+    UNKNOWN = "unknown"
+    """There is no task with this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The answer to a request to try a task again. task_id: the copy, where there is one."""
+
+    outcome: Retry
+    task_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """An attempt that ended in anything but completion.
+
+    ending: `failed`, `lost` (its lease expired), `released` (its worker gave it back, uncounted), `cancelled`, `malicious`.
+    started, ended: aware and UTC. message: what stood in `last_error`, cut to 2,000 characters.
+    """
+
+    attempt: int
+    worker: str | None
+    started: dt.datetime | None
+    ended: dt.datetime
+    ending: str
+    exit_code: int | None
+    message: str | None
+
+
+HISTORY_LENGTH = 50
+"""Attempts that a task remembers, the newest."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """One row of TASKS, read back. Times are aware and UTC. `status` is a `Status` where it is a known one."""
+    """One row of TASKS, read back. Times are aware and UTC. `status` is a `Status` where it is a known one.
+
+    retry_of: the task of which this one is a copy. retried_as: the copy of this one. history: how attempts ended so far,
+    oldest first, but for one that completed.
+    """
 
     id: int
     name: str
@@ -249,10 +297,115 @@ class TaskRecord:
     idempotency_key: str | None
     cancel_requested: bool
     traceparent: str | None
+    webhook: str | None = None
+    retry_of: int | None = None
+    retried_as: int | None = None
+    history: tuple[AttemptRecord, ...] = ()
 
     @property
     def finished_for_good(self) -> bool:
         return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks to list; what is left out does not count.
+
+    text: an id, or a part of a name in any case. statuses: any of them. error: the group of `FailureGroup.error`.
+    since: created then (aware) or later. before: ids below this one, to go on where a page ended. limit: how many.
+    """
+
+    text: str = ""
+    statuses: frozenset[str] = frozenset()
+    tenant: str | None = None
+    worker_id: str | None = None
+    error: str | None = None
+    since: dt.datetime | None = None
+    before: int | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """What a list of tasks shows of each. error: the first line of `last_error`, at most 300 characters."""
+
+    id: int
+    name: str
+    status: str
+    priority: int
+    tenant: str | None
+    attempt: int
+    max_attempts: int
+    worker_id: str | None
+    created_at: dt.datetime
+    run_at: dt.datetime | None
+    started: dt.datetime | None
+    finished: dt.datetime | None
+    exit_code: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Tasks that failed alike.
+
+    error: the first line of their `last_error` with `#` for numbers. names: the first and the last of theirs in alphabetical
+    order, one where all have the same.
+    """
+
+    error: str
+    count: int
+    newest_id: int
+    newest_at: dt.datetime
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many tasks of one priority have not ended."""
+
+    priority: int
+    pending: int
+    scheduled: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRecord:
+    """One row of CODES. requirements: the lines of a requirements file, in their normal form; None when there are none."""
+
+    id: str
+    code: str
+    requirements: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeSummary:
+    """What a list of codes shows of each. size: characters. first_line: at most 120 characters of it."""
+
+    id: str
+    lines: int
+    size: int
+    first_line: str
+    requirements: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """One delivery that is due. `tries` counts this one and is its fencing token. error: as in `TaskSummary`."""
+
+    task_id: int
+    url: str
+    tries: int
+    name: str
+    status: str
+    tenant: str | None
+    attempt: int
+    exit_code: int | None
+    error: str | None
+    created_at: dt.datetime
+    started: dt.datetime | None
+    finished: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,14 @@ CREATE TABLE IF NOT EXISTS tasks (
     idempotency_key  TEXT,
     cancel_requested BOOL NOT NULL DEFAULT false,
     traceparent      TEXT,
+    -- Who is told when the task has ended, when that is due, and how often it was tried.
+    webhook          TEXT,
+    webhook_due      TIMESTAMPTZ,
+    webhook_tries    INT4 NOT NULL DEFAULT 0,
+    -- The task of which this one is a copy, made to try it again.
+    retry_of         INT8,
+    -- How attempts ended so far, oldest first, but for one that completed: an array of objects.
+    history          JSONB,
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -93,6 +101,16 @@ CREATE TABLE IF NOT EXISTS tasks (
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS requirements TEXT;
 ALTER TABLE workers ADD COLUMN IF NOT EXISTS malicious INT8 NOT NULL DEFAULT 0;
 
+-- What version 4 has more than version 3.
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS webhook TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS webhook_due TIMESTAMPTZ;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS webhook_tries INT4 NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry_of INT8;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS history JSONB;
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry_of IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tasks_webhooks ON tasks (webhook_due) WHERE webhook_due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (finished) WHERE status IN ('failed', 'malicious');
+
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
 -- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
 --
@@ -105,5 +123,4 @@ ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
--- Version 3 is the same here.
-INSERT INTO continuum_schema (version) VALUES (3) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (4) ON CONFLICT (version) DO NOTHING;

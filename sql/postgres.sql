@@ -69,7 +69,15 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS tenant           TEXT,
     ADD COLUMN IF NOT EXISTS idempotency_key  TEXT,
     ADD COLUMN IF NOT EXISTS cancel_requested BOOLEAN NOT NULL DEFAULT false,
-    ADD COLUMN IF NOT EXISTS traceparent      TEXT;
+    ADD COLUMN IF NOT EXISTS traceparent      TEXT,
+    -- Who is told when the task has ended, when that is due, and how often it was tried.
+    ADD COLUMN IF NOT EXISTS webhook          TEXT,
+    ADD COLUMN IF NOT EXISTS webhook_due      TIMESTAMPTZ,
+    ADD COLUMN IF NOT EXISTS webhook_tries    INTEGER NOT NULL DEFAULT 0,
+    -- The task of which this one is a copy, made to try it again.
+    ADD COLUMN IF NOT EXISTS retry_of         BIGINT,
+    -- How attempts ended so far, oldest first, but for one that completed: an array of objects.
+    ADD COLUMN IF NOT EXISTS history          JSONB;
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks
@@ -110,6 +118,13 @@ CREATE INDEX IF NOT EXISTS tasks_held ON tasks (worker_id) WHERE status = 'proce
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency ON tasks (coalesce(tenant, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;
+
+-- Each task is tried again by one copy at most.
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry_of IS NOT NULL;
+-- Who is to be told now.
+CREATE INDEX IF NOT EXISTS tasks_webhooks ON tasks (webhook_due) WHERE webhook_due IS NOT NULL;
+-- What failed lately.
+CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (finished) WHERE status IN ('failed', 'malicious');
 
 -- Every task's row is updated a few times and then rests: room on its page, and a vacuum that comes before a queue of dead
 -- index entries slows the claim.
@@ -225,6 +240,6 @@ WHERE NOT EXISTS (SELECT FROM continuum_schema)
 HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled', 'malicious')) > 0
 ON CONFLICT (id) DO NOTHING;
 
-INSERT INTO continuum_schema (version) VALUES (3) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (4) ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -6,7 +6,9 @@ conflicts are tried again here, everything else that is transient is told to the
 
 from __future__ import annotations
 
+import datetime as dt
 import random
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from continuum.db import rows, statements
+from continuum.db import rows, searching, statements
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import Code, code_of
 from continuum.db.connection import TrioConnection, connect
@@ -23,7 +25,7 @@ from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
-from continuum.db.validation import INTEGER, check_new_tasks
+from continuum.db.validation import INTEGER, check_new_tasks, is_uuid
 from continuum.model import (
     RETRY_BASE,
     RETRY_CAP,
@@ -31,16 +33,25 @@ from continuum.model import (
     RETRY_JITTER,
     Cancellation,
     ClaimedTask,
+    CodeRecord,
+    CodeSummary,
     Completion,
+    FailureGroup,
     HeartbeatAnswer,
     Lease,
     NewTask,
     PartialOutput,
     Promoted,
+    QueueDepth,
     Recovered,
+    Retried,
+    Retry,
     Statistics,
     Status,
+    TaskFilter,
     TaskRecord,
+    TaskSummary,
+    WebhookDelivery,
     WorkerRecord,
     WorkerReport,
 )
@@ -338,6 +349,14 @@ class SqlDatabase:
 
         return await self._with_connection(body, deadline=self.long_deadline)
 
+    async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
+        found = await self._run(statements.CLAIM_WEBHOOKS, {"limit": limit, "lease": lease}, writes=True)
+        return [rows.webhook_delivery(row) for row in found]
+
+    async def settle_webhook(self, delivery: WebhookDelivery, again_in: float | None) -> bool:
+        parameters = {"id": delivery.task_id, "tries": delivery.tries, "again_in": again_in}
+        return bool(await self._run(statements.SETTLE_WEBHOOK, parameters))
+
     # -- a producer's verbs ------------------------------------------------------------------------------------------
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
@@ -364,6 +383,24 @@ class SqlDatabase:
             return Cancellation.CANCELLED if found[0][0] == Status.CANCELLED else Cancellation.REQUESTED
         return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
 
+    async def retry(self, task_id: int) -> Retried:
+        if submitted := await self._run(statements.RETRY, {"id": task_id}, writes=True):
+            return Retried(Retry.SUBMITTED, submitted[0][0])
+        found = await self._run(statements.FIND_RETRY, {"id": task_id})
+        if not found:
+            return Retried(Retry.UNKNOWN)
+        ((copy,),) = found
+        return Retried(Retry.OPEN if copy is None else Retry.ALREADY, copy)
+
+    async def store_code(self, code: str, requirements: str | None = None) -> str:
+        task = NewTask(code=code, requirements=requirements)
+        check_new_tasks([task])
+        row = code_of(task)
+        assert row is not None
+        parameters = {"id": row.id, "code": row.text, "requirements": row.requirements}
+        await self._run(statements.STORE_CODE, parameters, deadline=self.long_deadline)
+        return row.id
+
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
         found = await self._read(statements.FETCH, {"ids": list(task_ids)}, deadline=self.long_deadline)
         records = {record.id: record for record in map(rows.task_record, found)}
@@ -384,6 +421,34 @@ class SqlDatabase:
 
     async def workers(self) -> list[WorkerRecord]:
         return [WorkerRecord(*row) for row in await self._read(statements.WORKERS)]
+
+    async def search(self, wanted: TaskFilter) -> list[TaskSummary]:
+        for conditions in searching.conditions(wanted):
+            parameters = conditions | searching.bounds(wanted)
+            found = await self._read(statements.search(conditions), parameters, deadline=self.long_deadline)
+            if found:
+                return [rows.task_summary(row) for row in found]
+        return []
+
+    async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:
+        parameters = {"since": since, "limit": limit}
+        found = await self._read(statements.FAILURES, parameters, deadline=self.long_deadline)
+        return [rows.failure_group(row) for row in found]
+
+    async def depths(self, limit: int = 50) -> list[QueueDepth]:
+        found = await self._read(statements.DEPTHS, {"limit": limit}, deadline=self.long_deadline)
+        return [QueueDepth(*row) for row in found]
+
+    async def fetch_code(self, code_id: str) -> CodeRecord | None:
+        if not is_uuid(code_id):
+            return None
+        found = await self._read(statements.FETCH_CODE, {"id": code_id}, deadline=self.long_deadline)
+        return CodeRecord(*found[0]) if found else None
+
+    async def codes(self, limit: int = 50, after: str | None = None) -> list[CodeSummary]:
+        parameters = {"limit": limit, "after": after if after and is_uuid(after) else str(uuid.UUID(int=0))}
+        found = await self._read(statements.CODES, parameters, deadline=self.long_deadline)
+        return [CodeSummary(*row) for row in found]
 
     # -- waking up ---------------------------------------------------------------------------------------------------
 
@@ -417,6 +482,7 @@ async def _insert_tasks(
         "tenants": [task.tenant for task in tasks],
         "idempotency_keys": [task.idempotency_key for task in tasks],
         "traceparents": [task.traceparent for task in tasks],
+        "webhooks": [task.webhook for task in tasks],
     }
     cursor = await connection.execute(statements.INSERT_TASKS.encode(), parameters)
     inserted = await cursor.fetchall()

@@ -6,32 +6,47 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
+import re
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import trio
 
+from continuum.db import searching
 from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
+    HISTORY_LENGTH,
     TERMINAL,
+    AttemptRecord,
     Cancellation,
     ClaimedTask,
+    CodeRecord,
+    CodeSummary,
     Completion,
+    FailureGroup,
     HeartbeatAnswer,
     Lease,
     NewTask,
     PartialOutput,
     Promoted,
+    QueueDepth,
     Recovered,
+    Retried,
+    Retry,
     Statistics,
     Status,
+    TaskFilter,
     TaskRecord,
+    TaskSummary,
     Wakeup,
+    WebhookDelivery,
     WorkerRecord,
     WorkerReport,
     retry_delay,
@@ -62,11 +77,13 @@ class MemoryDatabase:
     schema_problem: str | None = None
     dialect: str = "memory"
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
-    codes: dict[str, Code] = field(default_factory=dict)
+    _scripts: dict[str, Code] = field(default_factory=dict)
     _workers: dict[str, WorkerRecord] = field(default_factory=dict)
     _execution_seconds: float = 0.0
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TERMINAL, 0))
     _listeners: list[Listener] = field(default_factory=list)
+    _webhooks: dict[int, tuple[dt.datetime | None, int]] = field(default_factory=dict)
+    """When each task's webhook is due, and how often it was tried."""
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -118,7 +135,7 @@ class MemoryDatabase:
             output=None,
             error_output=None,
         )
-        code = self.codes.get(task.code_id or "")
+        code = self._scripts.get(task.code_id or "")
         return ClaimedTask(
             id=task.id,
             attempt=task.attempt,
@@ -155,6 +172,7 @@ class MemoryDatabase:
                     completion.status,
                     completion.last_error,
                     completion.retry_in,
+                    {Status.PENDING: "failed", Status.COMPLETED: ""}.get(completion.status, completion.status),
                     exit_code=completion.exit_code,
                     output=completion.output,
                     error_output=completion.error_output,
@@ -174,13 +192,24 @@ class MemoryDatabase:
         return task.worker_id == worker_id and task.status in (completion.status, Status.CANCELLED)
 
     def _end(
-        self, task: TaskRecord, status: Status, error: str | None, retry_in: float | None, **values: object
+        self,
+        task: TaskRecord,
+        status: Status,
+        error: str | None,
+        retry_in: float | None,
+        ending: str = "",
+        **values: object,
     ) -> None:
+        said = None if ending == "released" else error
         if status is Status.PENDING and task.cancel_requested:
             status = Status.CANCELLED
+            ending = "cancelled" if ending == "released" else ending
         again = status is Status.PENDING
+        if task.webhook is not None and not again:
+            self._webhooks[task.id] = (_now(), 0)
         self.tasks[task.id] = replace(
             task,
+            history=(*task.history, _attempt(task, ending, said, values))[-HISTORY_LENGTH:] if ending else task.history,
             status=status,
             last_error=error,
             finished=None if again else _now(),
@@ -200,7 +229,7 @@ class MemoryDatabase:
         await self._answer()
         held = [task for task in (self._holds(worker_id, lease) for lease in leases) if task is not None]
         for task in held:
-            self._end(replace(task, released=task.released + 1), Status.PENDING, task.last_error, None)
+            self._end(replace(task, released=task.released + 1), Status.PENDING, task.last_error, None, "released")
         return len(held)
 
     async def release_except(self, worker_id: str, held: Sequence[Lease]) -> int:
@@ -286,13 +315,14 @@ class MemoryDatabase:
             tried = task.attempt - task.released
             message = f"Timeout/Crash: the lease of attempt {task.attempt} expired (worker {task.worker_id})"
             if task.cancel_requested:
-                self._end(task, Status.CANCELLED, message, None)
+                self._end(task, Status.CANCELLED, message, None, "lost")
                 counts["cancelled"] += 1
             elif tried >= task.max_attempts:
-                self._end(task, Status.FAILED, message, None)
+                self._end(task, Status.FAILED, message, None, "lost")
                 counts["failed"] += 1
             else:
-                self._end(task, Status.PENDING, message, retry_delay(tried, random.uniform(-1, 1)))  # noqa: S311
+                delay = retry_delay(tried, random.uniform(-1, 1))  # noqa: S311
+                self._end(task, Status.PENDING, message, delay, "lost")
                 counts["retried"] += 1
         return Recovered(**counts)
 
@@ -310,6 +340,38 @@ class MemoryDatabase:
         for task_id in old[:limit]:
             del self.tasks[task_id]
         return len(old[:limit])
+
+    async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
+        await self._answer()
+        due = sorted((at, number) for number, (at, _) in self._webhooks.items() if at is not None and at <= _now())
+        return [self._take_webhook(self.tasks[number], lease) for _, number in due[:limit]]
+
+    def _take_webhook(self, task: TaskRecord, lease: float) -> WebhookDelivery:
+        tries = self._webhooks[task.id][1] + 1
+        self._webhooks[task.id] = (_in(lease), tries)
+        assert task.webhook is not None
+        assert task.finished is not None
+        return WebhookDelivery(
+            task_id=task.id,
+            url=task.webhook,
+            tries=tries,
+            name=task.name,
+            status=task.status,
+            tenant=task.tenant,
+            attempt=task.attempt,
+            exit_code=task.exit_code,
+            error=_first_line(task),
+            created_at=task.created_at,
+            started=task.started,
+            finished=task.finished,
+        )
+
+    async def settle_webhook(self, delivery: WebhookDelivery, again_in: float | None) -> bool:
+        await self._answer()
+        if self._webhooks.get(delivery.task_id, (None, 0))[1] != delivery.tries:
+            return False
+        self._webhooks[delivery.task_id] = (None if again_in is None else _in(again_in), delivery.tries)
+        return True
 
     # -- a producer's verbs ------------------------------------------------------------------------------------------
 
@@ -335,7 +397,7 @@ class MemoryDatabase:
                     return known.id
         code = code_of(task)
         if code is not None:
-            self.codes[code.id] = code
+            self._scripts[code.id] = code
         number = max(self.tasks, default=0) + 1
         parked = task.run_at is not None and task.run_at > _now()
         self.tasks[number] = TaskRecord(
@@ -364,6 +426,7 @@ class MemoryDatabase:
             idempotency_key=task.idempotency_key,
             cancel_requested=False,
             traceparent=task.traceparent,
+            webhook=task.webhook,
         )
         self._notify(Wakeup.SCHEDULED if parked else Wakeup.PENDING)
         return number
@@ -381,6 +444,41 @@ class MemoryDatabase:
             self._notify(Wakeup.CANCEL)
             return Cancellation.REQUESTED
         return Cancellation.FINISHED
+
+    async def retry(self, task_id: int) -> Retried:
+        await self._answer()
+        task = self.tasks.get(task_id)
+        if task is None:
+            return Retried(Retry.UNKNOWN)
+        if not task.finished_for_good:
+            return Retried(Retry.OPEN)
+        if task.retried_as is not None:
+            return Retried(Retry.ALREADY, task.retried_as)
+        number = self._insert(
+            NewTask(
+                name=task.name,
+                description=task.description,
+                code_id=task.code_id,
+                payload=task.payload,
+                priority=task.priority,
+                max_attempts=task.max_attempts,
+                timeout=task.timeout,
+                tenant=task.tenant,
+                webhook=task.webhook,
+            )
+        )
+        self.tasks[number] = replace(self.tasks[number], retry_of=task_id)
+        self.tasks[task_id] = replace(task, retried_as=number)
+        return Retried(Retry.SUBMITTED, number)
+
+    async def store_code(self, code: str, requirements: str | None = None) -> str:
+        await self._answer()
+        task = NewTask(code=code, requirements=requirements)
+        check_new_tasks([task])
+        row = code_of(task)
+        assert row is not None
+        self._scripts[row.id] = row
+        return row.id
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
         await self._answer()
@@ -421,6 +519,68 @@ class MemoryDatabase:
         ]
         return sorted(known, key=lambda worker: worker.started_at, reverse=True)
 
+    async def search(self, wanted: TaskFilter) -> list[TaskSummary]:
+        await self._answer()
+        limit, before = searching.bounds(wanted)["limit"], searching.bounds(wanted)["before"]
+        for conditions in searching.conditions(wanted):
+            found = [
+                _summary(task)
+                for number, task in sorted(self.tasks.items(), reverse=True)
+                if number < before and all(_fits(task, name, value, wanted) for name, value in conditions.items())
+            ]
+            if found:
+                return found[:limit]
+        return []
+
+    async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:
+        await self._answer()
+        groups: dict[str, list[TaskRecord]] = {}
+        for task in self.tasks.values():
+            if task.status in (Status.FAILED, Status.MALICIOUS) and task.finished and task.finished >= since:
+                groups.setdefault(_group(task), []).append(task)
+        found = [
+            FailureGroup(
+                error,
+                len(tasks),
+                max(task.id for task in tasks),
+                max(task.finished for task in tasks if task.finished),
+                tuple(sorted({min(task.name for task in tasks), max(task.name for task in tasks)})),
+            )
+            for error, tasks in groups.items()
+        ]
+        return sorted(found, key=lambda group: (-group.count, -group.newest_id))[:limit]
+
+    async def depths(self, limit: int = 50) -> list[QueueDepth]:
+        await self._answer()
+        counts: Counter[tuple[int, str]] = Counter()
+        for task in self.tasks.values():
+            if not task.finished_for_good:
+                state = "scheduled" if task.status == Status.PENDING and task.run_at else task.status
+                counts[task.priority, state] += 1
+        return [
+            QueueDepth(each, counts[each, "pending"], counts[each, "scheduled"], counts[each, "processing"])
+            for each in sorted({priority for priority, _ in counts})
+        ][:limit]
+
+    async def fetch_code(self, code_id: str) -> CodeRecord | None:
+        await self._answer()
+        row = self._scripts.get(code_id.lower())
+        return CodeRecord(row.id, row.text, row.requirements) if row else None
+
+    async def codes(self, limit: int = 50, after: str | None = None) -> list[CodeSummary]:
+        await self._answer()
+        found = [row for number, row in sorted(self._scripts.items()) if number > (after or "")]
+        return [
+            CodeSummary(
+                row.id,
+                row.text.count("\n") + (not row.text.endswith("\n")),
+                len(row.text),
+                row.text.split("\n", 1)[0][:120],
+                row.requirements,
+            )
+            for row in found[:limit]
+        ]
+
     # -- waking up -------------------------------------------------------------------------------------------------
 
     async def listen(self, listener: Listener) -> None:
@@ -436,3 +596,48 @@ class MemoryDatabase:
     def _notify(self, wakeup: Wakeup) -> None:
         for listener in self._listeners:
             listener.wake(wakeup)
+
+
+def _attempt(task: TaskRecord, ending: str, message: str | None, values: dict[str, Any]) -> AttemptRecord:
+    cut = None if message is None else message[:2000]
+    return AttemptRecord(task.attempt, task.worker_id, task.started, _now(), ending, values.get("exit_code"), cut)
+
+
+def _first_line(task: TaskRecord) -> str | None:
+    return None if task.last_error is None else task.last_error.split("\n", 1)[0][:300]
+
+
+def _group(task: TaskRecord) -> str:
+    return re.sub("0x[0-9a-f]+|[0-9]+", "#", _first_line(task) or "")
+
+
+def _fits(task: TaskRecord, name: str, value: object, wanted: TaskFilter) -> bool:
+    match name:
+        case "name":
+            return wanted.text.strip().lower() in task.name.lower()
+        case "statuses":
+            return task.status in wanted.statuses
+        case "error":
+            return _group(task) == value
+        case "since":
+            return wanted.since is not None and task.created_at >= wanted.since
+    return bool(getattr(task, name) == value)
+
+
+def _summary(task: TaskRecord) -> TaskSummary:
+    return TaskSummary(
+        id=task.id,
+        name=task.name,
+        status=task.status,
+        priority=task.priority,
+        tenant=task.tenant,
+        attempt=task.attempt,
+        max_attempts=task.max_attempts,
+        worker_id=task.worker_id,
+        created_at=task.created_at,
+        run_at=task.run_at,
+        started=task.started,
+        finished=task.finished,
+        exit_code=task.exit_code,
+        error=_first_line(task),
+    )

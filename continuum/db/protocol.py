@@ -11,22 +11,31 @@ database's clock.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Protocol
 
 from continuum.model import (
     Cancellation,
     ClaimedTask,
+    CodeRecord,
+    CodeSummary,
     Completion,
+    FailureGroup,
     HeartbeatAnswer,
     Lease,
     NewTask,
     PartialOutput,
     Promoted,
+    QueueDepth,
     Recovered,
+    Retried,
     Statistics,
+    TaskFilter,
     TaskRecord,
+    TaskSummary,
     Wakeup,
+    WebhookDelivery,
     WorkerRecord,
     WorkerReport,
 )
@@ -146,6 +155,14 @@ class Database(Protocol):
         """Delete up to `limit` tasks that finished more than `older_than` seconds ago; return how many."""
         ...
 
+    async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
+        """Take up to `limit` deliveries that are due, the longest due first; they are due again after `lease` seconds."""
+        ...
+
+    async def settle_webhook(self, delivery: WebhookDelivery, again_in: float | None) -> bool:
+        """Have a delivery that was taken made again in so many seconds, or never (None). False when it was taken anew since."""
+        ...
+
     # -- a producer's verbs ----------------------------------------------------------------------------------------
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
@@ -157,6 +174,15 @@ class Database(Protocol):
 
     async def cancel(self, task_id: int) -> Cancellation:
         """Cancel a pending task, or ask the worker of a running one to stop it."""
+        ...
+
+    async def retry(self, task_id: int) -> Retried:
+        """Submit a copy of a task that has ended: the same code, payload and limits, with an id of its own. A task has one copy
+        at most, so that this is safe to repeat."""
+        ...
+
+    async def store_code(self, code: str, requirements: str | None = None) -> str:
+        """Store a script in CODES and return its id; equal scripts that require the same share a row. Raises `InvalidTask`."""
         ...
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
@@ -174,6 +200,26 @@ class Database(Protocol):
 
     async def workers(self) -> list[WorkerRecord]:
         """The workers seen within the last day, newest first."""
+        ...
+
+    async def search(self, wanted: TaskFilter) -> list[TaskSummary]:
+        """The newest tasks that fit, among the newest `statements.SEARCHED` below `wanted.before`."""
+        ...
+
+    async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:
+        """Tasks that ended as failed or malicious since then, in groups, the largest first; of very many, the newest count."""
+        ...
+
+    async def depths(self, limit: int = 50) -> list[QueueDepth]:
+        """How many tasks have not ended, by priority, the most urgent first."""
+        ...
+
+    async def fetch_code(self, code_id: str) -> CodeRecord | None:
+        """Read a row of CODES; None where there is none with this id."""
+        ...
+
+    async def codes(self, limit: int = 50, after: str | None = None) -> list[CodeSummary]:
+        """Rows of CODES in order of their ids, those after `after`."""
         ...
 
     # -- waking up -------------------------------------------------------------------------------------------------

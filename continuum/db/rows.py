@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from continuum.model import ClaimedTask, TaskRecord
+from continuum.model import AttemptRecord, ClaimedTask, FailureGroup, TaskRecord, TaskSummary, WebhookDelivery
 
 Row = tuple[Any, ...]
 
@@ -17,7 +17,33 @@ def claimed_task(row: Row) -> ClaimedTask:
 
 def task_record(row: Row) -> TaskRecord:
     """A row of `FETCH`."""
-    return TaskRecord(*_in_utc(row))
+    values = _in_utc(row)
+    values[-1] = tuple(_attempt(each) for each in values[-1] or ())
+    return TaskRecord(*values)
+
+
+def task_summary(row: Row) -> TaskSummary:
+    """A row of a search."""
+    return TaskSummary(*_in_utc(row))
+
+
+def failure_group(row: Row) -> FailureGroup:
+    """A row of `FAILURES`."""
+    error, count, newest_id, newest_at, first, last = _in_utc(row)
+    return FailureGroup(error, count, newest_id, newest_at, (first,) if first == last else (first, last))
+
+
+def webhook_delivery(row: Row) -> WebhookDelivery:
+    """A row of `CLAIM_WEBHOOKS`."""
+    return WebhookDelivery(*_in_utc(row))
+
+
+def _attempt(values: dict[str, Any]) -> AttemptRecord:
+    times = {
+        name: dt.datetime.fromisoformat(values[name]).replace(tzinfo=dt.UTC) if values[name] else None
+        for name in ("started", "ended")
+    }
+    return AttemptRecord(**(values | times))
 
 
 def _in_utc(row: Row) -> list[Any]:

@@ -8,9 +8,27 @@ letter by letter, which for 16 MB of JSON took two seconds of processor time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from continuum.model import HISTORY_LENGTH
+
 _UTC = "(now() AT TIME ZONE 'utc')"
+_ENDED = "('completed', 'failed', 'cancelled', 'malicious')"
+_FIRST_LINE = "left(split_part(tasks.last_error, E'\\n', 1), 300)"
+_WEBHOOK_DUE = "CASE WHEN webhook IS NOT NULL THEN now() END"
+
+
+def _history(ending: str, message: str, exit_code: str = "NULL::int4") -> str:
+    """The attempts that a task remembers, with the one that ends here."""
+    return f"""(
+                CASE WHEN jsonb_array_length(tasks.history) >= {HISTORY_LENGTH} THEN tasks.history - 0
+                     ELSE coalesce(tasks.history, '[]'::jsonb) END
+                || jsonb_build_array(jsonb_build_object(
+                    'attempt', tasks.attempt, 'worker', tasks.worker_id, 'started', tasks.started, 'ended', {_UTC},
+                    'ending', {ending},
+                    'exit_code', {exit_code}, 'message', left({message}, 2000))))"""
+
 
 # What a claim hands to the worker. The code comes with it: CODES rows may be edited, so that nothing may be remembered.
 _CLAIMED = """
@@ -92,6 +110,12 @@ _SECONDS = "extract(epoch FROM tasks.finished - tasks.started) AS seconds"
 
 _HELD_BY_US = "tasks.worker_id = %(worker)s AND tasks.status = 'processing'"
 
+_OUTCOME_IN_HISTORY = _history(
+    "CASE outcome.status WHEN 'pending' THEN 'failed' ELSE outcome.status END",
+    "outcome.last_error",
+    "outcome.exit_code",
+)
+
 COMPLETE = f"""
 WITH {_OUTCOMES},
     ended AS (
@@ -102,7 +126,9 @@ WITH {_OUTCOMES},
             finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_UTC} END,
             worker_id = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE worker_id END,
             run_at = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested AND outcome.delay > 0
-                          THEN now() + outcome.delay * interval '1 second' END
+                          THEN now() + outcome.delay * interval '1 second' END,
+            webhook_due = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_WEBHOOK_DUE} END,
+            history = CASE WHEN outcome.status = 'completed' THEN history ELSE {_OUTCOME_IN_HISTORY} END
         FROM outcome
         WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND ({_HELD_BY_US}) IS TRUE
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
@@ -131,7 +157,9 @@ _GIVE_BACK = f"""
             status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
             finished = CASE WHEN cancel_requested THEN {_UTC} END,
             worker_id = CASE WHEN cancel_requested THEN worker_id END,
-            released = released + 1, lease_expires_at = NULL, run_at = NULL
+            released = released + 1, lease_expires_at = NULL, run_at = NULL,
+            webhook_due = CASE WHEN cancel_requested THEN {_WEBHOOK_DUE} END,
+            history = {_history("CASE WHEN cancel_requested THEN 'cancelled' ELSE 'released' END", "NULL::text")}
 """
 
 RELEASE = f"""
@@ -210,6 +238,10 @@ NEXT_DUE = (
 """In how many seconds the next task comes due: not `infinity`, from which nothing can be subtracted. What is due and still
 there is locked by somebody else who promotes it."""
 
+_LOST = """(
+                'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
+                || ' stopped extending its lease on attempt ' || attempt::text)"""
+
 RECOVER = f"""
 WITH expired AS (
         SELECT id, worker_id AS lost_worker FROM tasks WHERE status = 'processing' AND lease_expires_at < now()
@@ -219,8 +251,9 @@ WITH expired AS (
         UPDATE tasks SET
             status = CASE WHEN cancel_requested THEN 'cancelled'
                           WHEN attempt - released >= max_attempts THEN 'failed' ELSE 'pending' END,
-            last_error = 'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
-                         || ' stopped extending its lease on attempt ' || attempt::text,
+            last_error = {_LOST},
+            history = {_history("'lost'", _LOST)},
+            webhook_due = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN {_WEBHOOK_DUE} END,
             finished = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN {_UTC} END,
             worker_id = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN worker_id END,
             run_at = CASE WHEN NOT cancel_requested AND attempt - released < max_attempts
@@ -255,15 +288,16 @@ WITH stored AS (
     RETURNING 1
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                   idempotency_key, traceparent)
+                   idempotency_key, traceparent, webhook)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
-       CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.traceparent
+       CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.traceparent,
+       t.webhook
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
-    %(idempotency_keys)s::text[], %(traceparents)s::text[]
+    %(idempotency_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                        idempotency_key, traceparent, position)
+                        idempotency_key, traceparent, webhook, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key
@@ -285,6 +319,7 @@ WITH ended AS (
             finished = CASE WHEN status = 'pending' THEN {_UTC} ELSE finished END,
             last_error = CASE WHEN status = 'pending' THEN 'Cancelled before it ran' ELSE last_error END,
             run_at = NULL,
+            webhook_due = CASE WHEN status = 'pending' THEN {_WEBHOOK_DUE} END,
             status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END
         WHERE id = %(id)s AND status IN ('pending', 'processing')
         RETURNING id, CASE WHEN status = 'processing' THEN 'pending' ELSE status END AS status, 0 AS seconds
@@ -294,10 +329,56 @@ SELECT status FROM ended
 """
 """Cancel a pending task, or ask for a running one to be stopped."""
 
+RETRY = f"""
+INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry_of)
+SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, id
+FROM tasks WHERE id = %(id)s AND status IN {_ENDED}
+ON CONFLICT DO NOTHING
+RETURNING id
+"""
+"""Submit a copy of a task that has ended, unless there is one."""
+
+FIND_RETRY = "SELECT (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id) FROM tasks WHERE id = %(id)s"
+"""The copy of a task; no row where there is no such task."""
+
+STORE_CODE = """
+INSERT INTO codes (id, code, requirements) VALUES (%(id)s::uuid, %(code)s, %(requirements)s) ON CONFLICT (id) DO NOTHING
+"""
+"""Store a script, unless it is there."""
+
+FETCH_CODE = "SELECT id::text, code, requirements FROM codes WHERE id = %(id)s::uuid"
+"""Read a script."""
+
+CODES = """
+SELECT id::text, length(code) - length(replace(code, E'\\n', '')) + CASE WHEN code LIKE E'%%\\n' THEN 0 ELSE 1 END, length(code),
+       left(split_part(code, E'\\n', 1), 120), requirements
+FROM codes WHERE id > %(after)s::uuid ORDER BY id LIMIT %(limit)s
+"""
+"""A page of scripts, without their texts."""
+
+CLAIM_WEBHOOKS = f"""
+WITH due AS (
+        SELECT id FROM tasks WHERE webhook_due <= now() ORDER BY webhook_due LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )
+UPDATE tasks SET webhook_due = now() + %(lease)s * interval '1 second', webhook_tries = webhook_tries + 1
+WHERE id IN (SELECT id FROM due)
+RETURNING id, webhook, webhook_tries, name, status, tenant, attempt, exit_code, {_FIRST_LINE}, created_at,
+          started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc'
+"""
+"""Take deliveries that are due, for as long as a lease."""
+
+SETTLE_WEBHOOK = """
+UPDATE tasks SET webhook_due = now() + %(again_in)s::float8 * interval '1 second'
+WHERE id = %(id)s AND webhook_tries = %(tries)s
+RETURNING 1
+"""
+"""Have a delivery made again later, or never when the time is NULL, unless somebody took it since."""
+
 FETCH = """
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
-       output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent
+       output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
+       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
@@ -334,6 +415,67 @@ FROM workers WHERE slots > 0 AND seen_at > now() - interval '1 day'
 ORDER BY started_at DESC, id
 """
 """The workers of the last day. Rows without slots only carry totals."""
+
+_GROUP = f"regexp_replace({_FIRST_LINE}, '0x[0-9a-f]+|[0-9]+', '#', 'g')"
+
+GROUPED = 10_000
+"""Failures that are looked at, the newest."""
+
+FAILURES = f"""
+SELECT error, count(*), max(id), max(finished), min(name), max(name)
+FROM (
+    SELECT coalesce({_GROUP}, '') AS error, id, finished AT TIME ZONE 'utc' AS finished, left(name, 100) AS name
+    FROM tasks
+    WHERE status IN ('failed', 'malicious') AND finished >= %(since)s::timestamptz AT TIME ZONE 'utc'
+    ORDER BY tasks.finished DESC LIMIT {GROUPED}
+) AS newest
+GROUP BY error ORDER BY 2 DESC, 3 DESC LIMIT %(limit)s
+"""
+"""What failed, grouped by what was the matter."""
+
+DEPTHS = """
+SELECT priority, sum(pending)::int8, sum(scheduled)::int8, sum(running)::int8
+FROM (
+    SELECT priority, count(*) AS pending, 0 AS scheduled, 0 AS running
+    FROM tasks WHERE status = 'pending' AND run_at IS NULL GROUP BY priority
+    UNION ALL
+    SELECT priority, 0, count(*), 0 FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL GROUP BY priority
+    UNION ALL
+    SELECT priority, 0, 0, count(*) FROM tasks WHERE status = 'processing' GROUP BY priority
+) AS part
+GROUP BY priority ORDER BY priority LIMIT %(limit)s
+"""
+"""The open tasks by priority: three conditions, each of which has an index."""
+
+SEARCHED = 100_000
+"""Tasks that a search looks at, the newest."""
+
+_SEARCHES = {
+    "id": "id = %(id)s",
+    "name": "name ILIKE %(name)s",
+    "statuses": "status = ANY (%(statuses)s::text[])",
+    "tenant": "tenant = %(tenant)s",
+    "worker_id": "worker_id = %(worker_id)s",
+    "error": f"coalesce({_GROUP}, '') = %(error)s",
+    "since": "created_at >= %(since)s::timestamptz",
+}
+
+
+def search(conditions: Iterable[str]) -> str:
+    """The newest tasks that meet all of these conditions, among those below an id. With `id`, that one alone."""
+    wanted = list(conditions)
+    if "id" not in wanted:
+        places = f"SELECT id FROM tasks WHERE id < %(before)s ORDER BY id DESC LIMIT {SEARCHED}"
+        bounds = ["id < %(before)s", f"id >= (SELECT min(id) FROM ({places}) AS place)"]
+    else:
+        bounds = []
+    return f"""
+SELECT id, name, status, priority, tenant, attempt, max_attempts, worker_id, created_at, run_at,
+       started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', exit_code, {_FIRST_LINE}
+FROM tasks WHERE {" AND ".join([*bounds, *(_SEARCHES[each] for each in wanted)])}
+ORDER BY id DESC LIMIT %(limit)s
+"""
+
 
 SCHEMA_VERSION = "SELECT max(version) FROM continuum_schema"
 """Which schema this database has."""

@@ -21,6 +21,7 @@ LONGEST = {
     "tenant": 255,
     "idempotency_key": 255,
     "traceparent": 255,
+    "webhook": 2048,
 }
 """The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
 NUMBERS: dict[str, tuple[type, ...]] = {"priority": (int,), "max_attempts": (int,), "timeout": (int, float, NoneType)}
@@ -53,7 +54,7 @@ def _problems(task: NewTask) -> Iterator[str]:
     if task.code_id is not None and task.requirements is not None:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
-    if task.code_id is not None and not _is_uuid(task.code_id):
+    if task.code_id is not None and not is_uuid(task.code_id):
         yield f"code_id {task.code_id!r:.60} is no UUID"
     if task.priority not in INTEGER:
         yield f"priority {task.priority} does not fit an INTEGER column ({INTEGER.start} to {INTEGER.stop - 1})"
@@ -91,7 +92,8 @@ def _requirements_problems(requirements: object) -> Iterator[str]:
         yield str(error)
 
 
-def _is_uuid(text: str) -> bool:
+def is_uuid(text: str) -> bool:
+    """Whether a text can stand for an id of CODES."""
     try:
         uuid.UUID(text)
     except (ValueError, AttributeError, TypeError):

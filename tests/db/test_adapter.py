@@ -15,6 +15,7 @@ from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import InvalidTask
 from continuum.db.protocol import Database
 from continuum.model import (
+    HISTORY_LENGTH,
     Cancellation,
     ClaimedTask,
     Completion,
@@ -22,8 +23,12 @@ from continuum.model import (
     NewTask,
     PartialOutput,
     Promoted,
+    QueueDepth,
     Recovered,
+    Retried,
+    Retry,
     Status,
+    TaskFilter,
     Wakeup,
     WorkerReport,
 )
@@ -51,6 +56,21 @@ async def claim_one(database: Database, worker: str = "one", lease: float = 30) 
 
 def report(worker: str, **values: object) -> WorkerReport:
     return replace(WorkerReport(worker, "host", 1, "0", 4, 0, "fake"), **values)  # type: ignore[arg-type]
+
+
+async def recovered(database: Database) -> Recovered:
+    """Wait until a lease has expired and was recovered."""
+    with trio.fail_after(10):
+        while not (answer := await database.recover("janitor")).total:
+            await trio.sleep(0.01)
+    return answer
+
+
+async def until_due(database: Database) -> None:
+    """Wait until what is scheduled has become claimable."""
+    with trio.fail_after(10):
+        while not (promoted := await database.promote()).count:
+            await trio.sleep(max(0.01, promoted.next_in or 0.01))
 
 
 async def test_tasks_are_claimed_by_priority_then_id_and_only_as_many_as_asked_for(database: Database) -> None:
@@ -484,3 +504,255 @@ async def test_a_task_that_is_parked_for_ever_keeps_nothing_from_coming_due(data
     with psycopg.connect(sql_url, autocommit=True) as connection:
         connection.execute("INSERT INTO tasks (run_at) VALUES ('infinity')")
     assert await database.promote() == Promoted(0, None)
+
+
+# -- what attempts leave behind ----------------------------------------------------------------------------------------------
+
+
+async def test_a_task_remembers_how_its_attempts_ended_but_for_one_that_completed(database: Database) -> None:
+    (task_id,) = await database.submit([replace(HELLO, max_attempts=5)])
+    first = await claim_one(database)
+    await database.complete("one", [retry(first, 0)])
+    await claim_one(database, "two")
+    await database.release("two", [Lease(task_id, 2)])
+    lost = await claim_one(database, "three", lease=0.01)
+    assert (await recovered(database)).retried == 1
+    await until_due(database)
+    last = await claim_one(database, "four")
+    assert (lost.attempt, last.attempt) == (3, 4)
+    await database.complete("four", [completed(last)])
+    (record,) = await database.fetch([task_id])
+    assert [(each.attempt, each.worker, each.ending, each.exit_code) for each in record.history] == [
+        (1, "one", "failed", 1), (2, "two", "released", None), (3, "three", "lost", None),
+    ]  # fmt: skip
+    causes = [each.message and each.message.split(":")[0] for each in record.history]
+    assert causes == ["ValueError", None, "Timeout/Crash"]
+    assert all(each.started and each.started <= each.ended and each.ended.tzinfo for each in record.history)
+
+
+async def test_a_task_that_completes_at_once_has_no_history(database: Database) -> None:
+    (task_id,) = await database.submit([HELLO])
+    await database.complete("one", [completed(await claim_one(database))])
+    (record,) = await database.fetch([task_id])
+    assert record.history == ()
+
+
+async def test_a_task_remembers_its_newest_attempts(database: Database) -> None:
+    (task_id,) = await database.submit([HELLO])
+    for _ in range(HISTORY_LENGTH + 2):
+        task = await claim_one(database)
+        await database.release("one", [task.lease])
+    (record,) = await database.fetch([task_id])
+    assert [each.attempt for each in record.history] == list(range(3, HISTORY_LENGTH + 3))
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.MALICIOUS, Status.CANCELLED])
+async def test_the_attempt_with_which_a_task_ends_is_remembered(database: Database, status: Status) -> None:
+    (task_id,) = await database.submit([HELLO])
+    task = await claim_one(database)
+    await database.complete("one", [replace(failed(task), status=status, last_error="x" * 3000)])
+    (record,) = await database.fetch([task_id])
+    ((attempt, message),) = [(each.ending, each.message) for each in record.history]
+    assert (attempt, message) == (status, "x" * 2000)
+
+
+# -- trying again ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_that_has_ended_is_tried_again_as_a_copy(database: Database) -> None:
+    new = NewTask(
+        name="a name", description="words", code="print(1)", payload='{"a": 1}', priority=3, max_attempts=1, timeout=7.5,
+        tenant="acme", idempotency_key="once", webhook="https://example.com/hook",
+    )  # fmt: skip
+    (task_id,) = await database.submit([new])
+    assert await database.retry(task_id) == Retried(Retry.OPEN)
+    await database.complete("one", [failed(await claim_one(database))])
+    first = await database.retry(task_id)
+    assert first.outcome is Retry.SUBMITTED
+    assert await database.retry(task_id) == Retried(Retry.ALREADY, first.task_id)
+    assert first.task_id is not None
+    old, copy = await database.fetch([task_id, first.task_id])
+    same = ("name", "description", "code_id", "priority", "max_attempts", "timeout", "tenant", "webhook")
+    assert [getattr(copy, name) for name in same] == [getattr(old, name) for name in same]
+    assert json.loads(copy.payload or "") == {"a": 1}
+    assert (copy.status, copy.attempt, copy.idempotency_key, copy.retry_of) == ("pending", 0, None, task_id)
+    assert (old.status, old.retried_as, old.last_error) == ("failed", copy.id, "ValueError: no")
+    assert (await claim_one(database)).id == copy.id
+
+
+async def test_what_does_not_exist_is_not_tried_again(database: Database) -> None:
+    assert await database.retry(987654321) == Retried(Retry.UNKNOWN)
+
+
+async def test_many_who_try_a_task_again_at_once_make_one_copy(database: Database) -> None:
+    (task_id,) = await database.submit([HELLO])
+    await database.cancel(task_id)
+    answers: list[Retried] = []
+
+    async def ask() -> None:
+        answers.append(await database.retry(task_id))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(ask)
+    assert len({answer.task_id for answer in answers}) == 1
+    assert sorted(answer.outcome for answer in answers) == [Retry.ALREADY] * 7 + [Retry.SUBMITTED]
+
+
+# -- looking for tasks -------------------------------------------------------------------------------------------------------
+
+
+async def test_tasks_are_found_by_what_they_are(database: Database) -> None:
+    names = ["nightly report", "Report 2026", "100%_sure", "back\\slash", "other"]
+    ids = await database.submit([
+        replace(HELLO, name=name, tenant=tenant) for name, tenant in zip(names, ("a", "b", "a", "b", None), strict=True)
+    ])  # fmt: skip
+    for _ in ids[:2]:
+        await database.complete("one", [failed(await claim_one(database))])
+
+    async def found(**wanted: object) -> list[int]:
+        return [each.id for each in await database.search(TaskFilter(**wanted))]  # type: ignore[arg-type]
+
+    assert await found() == ids[::-1]
+    assert await found(text="REPORT") == [ids[1], ids[0]]
+    assert await found(text="2026") == [ids[1]]
+    assert await found(text=f" {ids[3]} ") == [ids[3]]
+    assert await found(text="0%_s") == [ids[2]]
+    assert await found(text="%") == [ids[2]]
+    assert await found(text="k\\s") == [ids[3]]
+    assert await found(text="no such name") == []
+    assert await found(text="9" * 30) == []
+    assert await found(tenant="a") == [ids[2], ids[0]]
+    assert await found(statuses=frozenset({"failed"})) == [ids[1], ids[0]]
+    assert await found(statuses=frozenset({"failed", "pending"}), tenant="b") == [ids[3], ids[1]]
+    assert await found(worker_id="one") == [ids[1], ids[0]]
+    assert await found(error="ValueError: no") == [ids[1], ids[0]]
+    assert await found(error="ValueError") == []
+    assert await found(limit=2) == [ids[4], ids[3]]
+    assert await found(limit=2, before=ids[3]) == [ids[2], ids[1]]
+    (newest,) = await database.search(TaskFilter(limit=1))
+    assert await found(since=newest.created_at - dt.timedelta(days=1)) == ids[::-1]
+    assert await found(since=newest.created_at + dt.timedelta(days=1)) == []
+
+
+async def test_a_list_shows_the_first_line_of_an_error(database: Database) -> None:
+    await database.submit([replace(HELLO, name="a", priority=2, tenant="t", max_attempts=4)])
+    task = await claim_one(database)
+    await database.complete("one", [replace(failed(task), last_error="x" * 400 + "\nmore")])
+    (found,) = await database.search(TaskFilter())
+    assert (found.name, found.status, found.priority, found.tenant) == ("a", "failed", 2, "t")
+    assert (found.attempt, found.max_attempts, found.worker_id, found.exit_code) == (1, 4, "one", 1)
+    assert found.error == "x" * 300
+    assert found.started is not None
+    assert found.finished is not None
+    assert found.created_at.tzinfo is not None
+
+
+async def test_failures_are_grouped_by_what_was_the_matter(database: Database) -> None:
+    errors = ["KeyError: 'id 17'", "KeyError: 'id 4'\nmore", "ValueError: at 0x7f3a", "ValueError: at 0x11"] + [
+        "Timeout"
+    ] * 3
+    ids = await database.submit([replace(HELLO, name=f"task {number}") for number in range(len(errors))])
+    for error in errors:
+        task = await claim_one(database)
+        await database.complete("one", [replace(failed(task), last_error=error)])
+    begin = (await database.fetch(ids[:1]))[0].created_at - dt.timedelta(minutes=1)
+    groups = await database.failures(begin)
+    assert [(group.error, group.count, group.newest_id) for group in groups] == [
+        ("Timeout", 3, ids[6]), ("ValueError: at #", 2, ids[3]), ("KeyError: 'id #'", 2, ids[1]),
+    ]  # fmt: skip
+    assert groups[0].names == ("task 4", "task 6")
+    assert groups[0].newest_at.tzinfo is not None
+    assert [group.count for group in await database.failures(begin, limit=1)] == [3]
+    assert await database.failures(begin + dt.timedelta(days=1)) == []
+    assert [each.id for each in await database.search(TaskFilter(error="KeyError: 'id #'"))] == [ids[1], ids[0]]
+
+
+async def test_open_tasks_are_counted_by_priority(database: Database) -> None:
+    assert await database.depths() == []
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    ids = await database.submit(
+        [replace(HELLO, priority=priority) for priority in (1, 1, 5)] + [replace(HELLO, priority=5, run_at=later)]
+    )
+    await database.claim("one", 1, lease=30)
+    await database.cancel(ids[2])
+    assert await database.depths() == [QueueDepth(1, 1, 0, 1), QueueDepth(5, 0, 1, 0)]
+    assert await database.depths(limit=1) == [QueueDepth(1, 1, 0, 1)]
+
+
+async def test_scripts_are_stored_read_and_listed(database: Database) -> None:
+    texts = ["print(1)", "import six\nprint(2)\n", "é" * 200]
+    ids = [await database.store_code(text, "six==1.16.0" if "six" in text else None) for text in texts]
+    assert await database.store_code("print(1)") == ids[0]
+    record = await database.fetch_code(ids[1])
+    assert record is not None
+    assert (record.id, record.code, record.requirements) == (ids[1], texts[1], "six==1.16.0\n")
+    listed = await database.codes()
+    assert [each.id for each in listed] == sorted(ids)
+    by_id = {each.id: each for each in listed}
+    assert [(by_id[each].lines, by_id[each].size, by_id[each].first_line) for each in ids] == [
+        (1, 8, "print(1)"), (2, 20, "import six"), (1, 200, "é" * 120),
+    ]  # fmt: skip
+    assert [each.id for each in await database.codes(limit=1, after=min(ids))] == [sorted(ids)[1]]
+    assert await database.fetch_code("11111111-1111-1111-1111-111111111111") is None
+    assert await database.fetch_code("no uuid") is None
+    with pytest.raises(InvalidTask, match="NUL"):
+        await database.store_code("a\0b")
+    (task_id,) = await database.submit([NewTask(code="print(1)")])
+    assert (await database.fetch([task_id]))[0].code_id == ids[0]
+
+
+# -- webhooks ----------------------------------------------------------------------------------------------------------------
+
+HOOKED = replace(HELLO, webhook="https://example.com/hook", tenant="acme", name="hooked")
+
+
+async def test_a_webhook_is_due_once_its_task_has_ended(database: Database) -> None:
+    (task_id,) = await database.submit([HOOKED])
+    task = await claim_one(database)
+    assert await database.claim_webhooks(9, lease=30) == []
+    await database.complete("one", [retry(task, 0)])
+    assert await database.claim_webhooks(9, lease=30) == []
+    await database.complete("one", [replace(failed(await claim_one(database)), last_error="ValueError: no\nmore")])
+    (delivery,) = await database.claim_webhooks(9, lease=30)
+    assert (delivery.task_id, delivery.url, delivery.tries) == (task_id, "https://example.com/hook", 1)
+    assert (delivery.name, delivery.status, delivery.tenant, delivery.attempt) == ("hooked", "failed", "acme", 2)
+    assert (delivery.exit_code, delivery.error) == (1, "ValueError: no")
+    assert delivery.started is not None
+    assert delivery.started.tzinfo is not None
+    assert delivery.finished.tzinfo is not None
+    assert await database.claim_webhooks(9, lease=30) == []
+    assert (await database.fetch([task_id]))[0].webhook == "https://example.com/hook"
+
+
+async def test_however_a_task_ends_its_webhook_is_due(database: Database) -> None:
+    ids = await database.submit([replace(HOOKED, max_attempts=1)] * 5 + [HELLO])
+    await database.cancel(ids[0])
+    tasks = {task.id: task for task in await database.claim("one", 3, lease=30)}
+    await database.complete("one", [completed(tasks[ids[1]]), replace(failed(tasks[ids[2]]), status=Status.MALICIOUS)])
+    await database.cancel(ids[3])
+    await database.release("one", [tasks[ids[3]].lease])
+    (lost,) = await database.claim("two", 1, lease=0.01)
+    assert lost.id == ids[4]
+    assert (await recovered(database)).failed == 1
+    await database.complete("one", [completed(await claim_one(database))])
+    deliveries = await database.claim_webhooks(9, lease=30)
+    assert {delivery.task_id: delivery.status for delivery in deliveries} == dict(
+        zip(ids[:5], ("cancelled", "completed", "malicious", "cancelled", "failed"), strict=True)
+    )
+
+
+async def test_a_delivery_is_made_again_until_it_is_settled(database: Database) -> None:
+    (task_id,) = await database.submit([HOOKED])
+    await database.complete("one", [completed(await claim_one(database))])
+    (first,) = await database.claim_webhooks(1, lease=0)
+    (second,) = await database.claim_webhooks(1, lease=30)
+    assert (first.tries, second.tries) == (1, 2)
+    assert not await database.settle_webhook(first, None)
+    assert await database.settle_webhook(second, 0.0)
+    (third,) = await database.claim_webhooks(1, lease=30)
+    assert await database.settle_webhook(third, 3600.0)
+    assert await database.claim_webhooks(1, lease=30) == []
+    assert await database.settle_webhook(third, None)
+    assert await database.claim_webhooks(1, lease=30) == []
+    assert (await database.fetch([task_id]))[0].status == "completed"

@@ -1,0 +1,44 @@
+"""From what somebody looks for to the conditions and parameters of `statements.search`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from continuum.model import TaskFilter
+
+LARGEST_ID = 2**63 - 1
+MOST = 1000
+"""Tasks on one page at most."""
+
+Parameters = dict[str, Any]
+
+
+def conditions(wanted: TaskFilter) -> Iterator[Parameters]:
+    """The conditions to try one after the other until something is found, each with its value: digits are an id first, and then a
+    part of a name."""
+    common = {
+        "statuses": sorted(wanted.statuses) or None,
+        "tenant": wanted.tenant,
+        "worker_id": wanted.worker_id,
+        "error": wanted.error,
+        "since": wanted.since,
+    }
+    given = {name: value for name, value in common.items() if value is not None}
+    text = wanted.text.strip()
+    if text.isascii() and text.isdecimal() and int(text) <= LARGEST_ID:
+        yield given | {"id": int(text)}
+    yield given | ({"name": f"%{_literally(text)}%"} if text else {})
+
+
+def bounds(wanted: TaskFilter) -> Parameters:
+    """Where a page begins and how long it is."""
+    return {
+        "before": LARGEST_ID if wanted.before is None else wanted.before,
+        "limit": max(1, min(wanted.limit, MOST)),
+    }
+
+
+def _literally(text: str) -> str:
+    """A text for LIKE in which nothing stands for anything else."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("\0", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import socket
 import subprocess
@@ -455,6 +456,17 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
     "purge": (statements.PURGE, {"older_than": 1e9, "limit": 1000}),
     "statistics": (statements.statistics(), {}),
+    "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),
+    "settle_webhook": (statements.SETTLE_WEBHOOK, {"id": 7, "tries": 1, "again_in": None}),
+    "retry": (statements.RETRY, {"id": 7}),
+    "find_retry": (statements.FIND_RETRY, {"id": 7}),
+    "fetch": (statements.FETCH, {"ids": [7, 8]}),
+    "search": (
+        statements.search(["name", "statuses"]),
+        {"name": "%x%", "statuses": ["failed"], "before": 2**63 - 1, "limit": 50},
+    ),
+    "failures": (statements.FAILURES, {"since": dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "limit": 50}),
+    "depths": (statements.DEPTHS, {"limit": 50}),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,13 @@ from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
 from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
-from continuum.model import Completion, NewTask, PartialOutput, Status, WorkerReport
+from continuum.model import Completion, NewTask, PartialOutput, Status, TaskFilter, WorkerReport
 from tests.conftest import require
 from tests.grammar.parser import NotBuilt, build, find_go, refused
 from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
 from tests.support.listener import listening
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 ANSWERS: dict[str, list[Answer]] = {
     statements.SCHEMA_VERSION: [[(SCHEMA_VERSION,)]],
@@ -32,6 +35,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.NEXT_DUE: [[(None,)]],
     statements.INSERT_TASKS: [[(1, "", None)]],
     statements.FIND_KEYS: [[(2, "", "key")]],
+    statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
     cockroach.COCKROACH.statistics: [psycopg.errors.UndefinedTable("it was not there five seconds ago")],
     statements.statistics(): [[(0,) * 10]],
     survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
@@ -91,6 +95,17 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.still_open([1])
     await queue.statistics()
     await queue.workers()
+    (delivery,) = await queue.claim_webhooks(1, lease=30)
+    await queue.settle_webhook(delivery, None)
+    await queue.retry(1)
+    await queue.store_code("print('hello')")
+    await queue.fetch_code("11111111-1111-1111-1111-111111111111")
+    await queue.codes()
+    await queue.search(
+        TaskFilter(text="1", statuses=frozenset({"failed"}), tenant="t", worker_id="w", error="e", since=NOW)
+    )
+    await queue.failures(NOW)
+    await queue.depths()
     await trio.sleep(RESTED + 1)
     await queue.ping()
 
@@ -145,5 +160,6 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
+        "SqlDatabase.claim_webhooks",
         "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
     }  # fmt: skip

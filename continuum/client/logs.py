@@ -24,28 +24,34 @@ class TaskLogs:
         self._shown = dict.fromkeys(Stream, "")
         self._attempt = 0
         self._pause = 0.0
-        self._ended = False
+        self.ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> tuple[Stream, str]:
         while not self._pieces:
-            if self._ended:
+            if self.ended:
                 raise StopAsyncIteration
-            await trio.sleep(self._pause)
-            self._look_at(await self._fetch())
+            _, pieces = await self.look()
+            self._pieces.extend(pieces)
         return self._pieces.popleft()
 
-    def _look_at(self, record: TaskRecord) -> None:
+    async def look(self) -> tuple[TaskRecord, list[tuple[Stream, str]]]:
+        """Look at the task again, when it is time to: how it is, and what is new of its output. For those who want to know
+        more than its output; `ended` says when there will be no more."""
+        await trio.sleep(self._pause)
+        record = await self._fetch()
         if record.attempt != self._attempt:
             self._attempt, self._shown = record.attempt, dict.fromkeys(Stream, "")
+        pieces = []
         for stream, text in ((Stream.OUTPUT, record.output or ""), (Stream.ERROR, record.error_output or "")):
             if new := what_follows(self._shown[stream], text):
-                self._pieces.append((stream, new))
+                pieces.append((stream, new))
                 self._shown[stream] = text
-        self._ended = record.finished_for_good or not self._follow
-        self._pause = SHORTEST_PAUSE if self._pieces else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 1.5))
+        self.ended = record.finished_for_good or not self._follow
+        self._pause = SHORTEST_PAUSE if pieces else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 1.5))
+        return record, pieces
 
 
 def what_follows(shown: str, text: str) -> str:

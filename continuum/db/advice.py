@@ -52,9 +52,45 @@ _ADVICE = (
     ),
     (
         r"password authentication failed|no password supplied",
-        "check DB_USER and DB_PASSWORD, or let DB_SSLCERT and DB_SSLKEY name this user's certificate and its key",
+        "check DB_USER and DB_PASSWORD (or DATABASE_URL), or let DB_SSLCERT and DB_SSLKEY name this user's certificate and key",
     ),
-    (r'database "(?P<name>[^"]*)" does not exist', "create the database {name}, or check DB_NAME"),
+    (
+        r'database "(?P<name>[^"]*)" does not exist',
+        "run `CREATE DATABASE {name}` on the server, or check DB_NAME (or DATABASE_URL)",
+    ),
+    (
+        r'role "(?P<name>[^"]*)" does not exist',
+        "check DB_USER (or DATABASE_URL), or run `CREATE ROLE {name} LOGIN` on the server",
+    ),
+    (
+        r"failed to resolve host|could not translate host name",
+        "check the name in DB_HOST (or DATABASE_URL), and whether this host can look it up",
+    ),
+    (
+        r"Connection refused|on socket .* No such file or directory",
+        "start the server, or check DB_HOST and DB_PORT (or DATABASE_URL); DB_DIALECT=embedded needs no server",
+    ),
+    (
+        r"No route to host|Network is unreachable|timeout expired|the database did not answer in time",
+        "check DB_HOST and DB_PORT (or DATABASE_URL), and whether a firewall is in between",
+    ),
+    (
+        r"invalid response to SSL negotiation|expected authentication request from server",
+        "what listens there is no PostgreSQL or CockroachDB: check DB_HOST and DB_PORT (or DATABASE_URL)",
+    ),
+    (
+        r"too many clients|too many connections|remaining connection slots",
+        "let the server have more connections (max_connections), or run fewer workers",
+    ),
+    (
+        r"permission denied for (table|relation|sequence)|does not have (SELECT|INSERT|UPDATE|DELETE) privilege",
+        "as the tables' owner run `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO` the user in DB_USER",
+    ),
+    (
+        r"permission denied for (schema|database)|does not have CREATE privilege",
+        "run `continuum migrate` as the database's owner, who can also `GRANT USAGE, CREATE ON SCHEMA public TO` this user",
+    ),
+    (r"must be owner of", "run `continuum migrate` as the user who made the tables"),
 )
 _KNOWN = tuple((re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in _ADVICE)
 

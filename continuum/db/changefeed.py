@@ -20,7 +20,7 @@ import trio
 
 from continuum.db.classify import describe
 from continuum.db.dialect import Session
-from continuum.db.errors import DatabaseUnavailable
+from continuum.db.errors import DatabaseUnavailable, NotPermitted
 from continuum.db.pool import discard
 from continuum.db.protocol import Listener
 from continuum.db.shards import Entry, ShardedClaims
@@ -200,7 +200,7 @@ class Changefeed:
         if "kv.rangefeed.enabled" in reason:
             try:
                 await self._session.run(ALLOW_FEEDS)
-            except (psycopg.Error, DatabaseUnavailable) as denied:
+            except (psycopg.Error, DatabaseUnavailable, NotPermitted) as denied:
                 reason = (
                     f"rangefeeds are off, and this user may not switch them on ({describe(denied)}): "
                     f"have an administrator run `{ALLOW_FEEDS}`"

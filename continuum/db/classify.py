@@ -20,13 +20,14 @@ class Kind(enum.Enum):
 
     UNAVAILABLE: nothing happened; later, or on another node, it may work. UNKNOWN: the same, but a write that was under way
     may have happened. CONFLICT: nothing happened, and the same again at once may work. SCHEMA: it is missing or older than
-    this version. BUG: the same again fails again.
+    this version. FORBIDDEN: this user may not do it. BUG: the same again fails again.
     """
 
     UNAVAILABLE = "unavailable"
     UNKNOWN = "unknown"
     CONFLICT = "conflict"
     SCHEMA = "schema"
+    FORBIDDEN = "forbidden"
     BUG = "bug"
 
 
@@ -42,6 +43,7 @@ BY_SQLSTATE: Mapping[str, Kind] = MappingProxyType(
         "40001": Kind.CONFLICT,
         "40003": Kind.UNKNOWN,
         "40P01": Kind.CONFLICT,
+        "42501": Kind.FORBIDDEN,
         "42703": Kind.SCHEMA,
         "42P01": Kind.SCHEMA,
         "53": Kind.UNAVAILABLE,

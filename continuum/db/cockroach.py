@@ -15,7 +15,7 @@ from continuum.db.changefeed import Changefeed
 from continuum.db.classify import describe
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect, Rows, Run, Session
-from continuum.db.errors import DatabaseUnavailable
+from continuum.db.errors import DatabaseUnavailable, NotPermitted
 from continuum.db.polling import wake_at_intervals, wake_for_everything
 from continuum.db.protocol import Listener
 from continuum.db.shards import ShardedClaims
@@ -109,7 +109,7 @@ async def expire(run: Run, older_than: float) -> bool:
         return True
     try:
         await run(EXPIRY.format(seconds=seconds))
-    except psycopg.errors.InsufficientPrivilege as error:
+    except NotPermitted as error:
         log.warning("row-level TTL is not this user's to set: workers delete finished tasks", reason=describe(error))
         return False
     log.info("set row-level TTL: the server deletes finished tasks", seconds=seconds)

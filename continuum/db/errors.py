@@ -4,6 +4,7 @@
     ├─ DatabaseUnavailable        transient: the same call may succeed later (connection lost, node draining, deadline)
     │  └─ OutcomeUnknown          transient, and the statement may or may not have taken effect: resolve it by reading
     ├─ SchemaMismatch             the schema is missing or older than this worker: run `continuum migrate`
+    ├─ NotPermitted               the database's user may not do what was asked: its owner can grant it
     ├─ DialectMismatch            DB_DIALECT names another database than the one that answers
     └─ InvalidTask                the database refused what a producer submitted, and says why
 
@@ -27,6 +28,10 @@ class OutcomeUnknown(DatabaseUnavailable):
 
 class SchemaMismatch(DatabaseError):
     """The database's schema is not the one this version needs."""
+
+
+class NotPermitted(DatabaseError):
+    """The database's user lacks a privilege; the message says which, and who can grant it."""
 
 
 class DialectMismatch(DatabaseError):

@@ -24,14 +24,12 @@ from continuum.logs import configure_logs
 from continuum.model import TaskRecord
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
-from continuum.sandbox.docker import DockerBackend
+from continuum.sandbox import prepared_backend
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.worker import run_worker
 
 log = structlog.get_logger(__name__)
 
-DOCKER_DEADLINE = 60.0
-"""Seconds for Docker to have an image for sandboxes, which may have to be pulled or prepared first."""
 START_DEADLINE = 60.0
 """Seconds for the database, the worker and its first sandbox."""
 RUN_DEADLINE = 300.0
@@ -104,22 +102,14 @@ def _demo_settings(folder: Path) -> Settings:
 
 async def _with_usable_sandbox(settings: Settings, console: Console) -> Settings:
     """With SANDBOX=auto: docker if it is ready soon, and otherwise bubblewrap, saying why. A worker would go on waiting
-    for an image; a demo should not."""
+    for an image; a demo should not. Raises `BackendUnavailable`."""
     if settings.sandbox != "auto":
         return settings
-    backend = DockerBackend(settings, f"demo-{secrets.token_hex(4)}")
-    reason = f"Docker was not ready within {DOCKER_DEADLINE:g} s"
-    with trio.move_on_after(DOCKER_DEADLINE):
-        try:
-            await backend.prepare()
-        except BackendUnavailable as error:
-            reason = str(error)
-        else:
-            return settings.model_copy(update={"sandbox": "docker"})
-        finally:
-            await backend.aclose()
-    console.print(f"Tasks run in bubblewrap and not in Docker: {reason}", highlight=False)
-    return settings.model_copy(update={"sandbox": "bubblewrap"})
+    backend, no_docker = await prepared_backend(settings, f"demo-{secrets.token_hex(4)}")
+    await backend.aclose()
+    if no_docker:
+        console.print(f"Tasks run in bubblewrap and not in Docker: {no_docker}", highlight=False)
+    return settings.model_copy(update={"sandbox": backend.name})
 
 
 def _free_port() -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import structlog
+import trio
 
 from continuum.config import Settings
 from continuum.sandbox.protocol import Backend, BackendUnavailable
@@ -13,6 +16,10 @@ WEAKER = (
     "bubblewrap shares the host's kernel and its interpreter, has no memory or CPU limit for a group of processes, "
     "no limit to the number of files and no network at all; use Docker (SANDBOX=docker) for code that you do not trust"
 )
+
+
+IMAGE_DEADLINE = 60.0
+"""Seconds for Docker to have an image for sandboxes, where somebody waits who could do without Docker."""
 
 
 async def choose_backend(settings: Settings, worker_id: str) -> Backend:
@@ -41,3 +48,34 @@ async def choose_backend(settings: Settings, worker_id: str) -> Backend:
         log.warning("tasks run in bubblewrap", because=str(no_docker), weaker=WEAKER)
         return bubblewrap
     return docker
+
+
+async def prepared_backend(settings: Settings, worker_id: str) -> tuple[Backend, str]:
+    """A backend that can start sandboxes now, for those who cannot wait until one can, and why it is not Docker (empty where
+    it is, or where SANDBOX says so): with `auto` Docker, where it is ready within `IMAGE_DEADLINE`, else bubblewrap.
+
+    Raises `BackendUnavailable`.
+    """
+    from continuum.sandbox.bubblewrap import BubblewrapBackend
+    from continuum.sandbox.docker import DockerBackend
+
+    no_docker = ""
+    if settings.sandbox != "bubblewrap":
+        docker = DockerBackend(settings, worker_id)
+        no_docker = f"Docker was not ready within {IMAGE_DEADLINE:g} s"
+        with trio.move_on_after(IMAGE_DEADLINE if settings.sandbox == "auto" else math.inf):
+            try:
+                await docker.prepare()
+            except BackendUnavailable as error:
+                if settings.sandbox == "docker":
+                    raise
+                no_docker = str(error)
+            else:
+                return docker, ""
+        await docker.aclose()
+    bubblewrap = BubblewrapBackend(settings, worker_id)
+    try:
+        await bubblewrap.prepare()
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{no_docker}; and without Docker: {error}" if no_docker else str(error)) from None
+    return bubblewrap, no_docker

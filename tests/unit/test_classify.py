@@ -136,7 +136,7 @@ def test_a_connection_that_breaks_in_the_middle_is_never_taken_for_a_bug(last: b
 @pytest.mark.parametrize(
     ("said", "advised"),
     [
-        ('FATAL:  database "tasks" does not exist', "create the database tasks, or check DB_NAME"),
+        ('FATAL:  database "tasks" does not exist', "run `CREATE DATABASE tasks` on the server, or check DB_NAME"),
         ('FATAL:  password authentication failed for user "u"', "check DB_USER and DB_PASSWORD"),
         ("fe_sendauth: no password supplied", "check DB_USER and DB_PASSWORD"),
         ("SSL error: tlsv1 alert certificate expired", "let DB_SSLCERT name"),
@@ -144,7 +144,15 @@ def test_a_connection_that_breaks_in_the_middle_is_never_taken_for_a_bug(last: b
             'FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", no encryption',
             "DB_SSLMODE=verify-full",
         ),
-        ("Connection refused\n\tIs the server running on that host?", ""),
+        ("Connection refused\n\tIs the server running on that host?", "start the server, or check DB_HOST and DB_PORT"),
+        ("failed to resolve host 'nowhere': [Errno -2] Name or service not known", "check the name in DB_HOST"),
+        ('FATAL:  role "me" does not exist', "check DB_USER (or DATABASE_URL), or run `CREATE ROLE me LOGIN`"),
+        ("FATAL:  sorry, too many clients already", "max_connections"),
+        ("received invalid response to SSL negotiation: H", "no PostgreSQL or CockroachDB"),
+        ("permission denied for table tasks", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES"),
+        ("permission denied for schema public", "run `continuum migrate` as the database's owner"),
+        ("must be owner of table tasks", "as the user who made the tables"),
+        ("server closed the connection unexpectedly", ""),
         ("no pg_hba.conf entry for host, SSL encryption\nno pg_hba.conf entry for host, no encryption", ""),
     ],
 )

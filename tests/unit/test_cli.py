@@ -78,13 +78,25 @@ def test_what_nobody_expected_is_not_hidden() -> None:
 def test_every_line_of_a_long_message_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit), explained():
         raise ConfigurationError("one\ntwo")
-    assert capsys.readouterr().err == "continuum: one\ncontinuum: two\n"
+    written = capsys.readouterr().err
+    assert (
+        written
+        == "continuum: one\ncontinuum: two\ncontinuum: change it where it is set: in the environment or in .env\n"
+    )
+
+
+def test_without_arguments_it_names_the_commands_to_start_with() -> None:
+    result = CliRunner().invoke(app, [])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.findall(r"^  continuum (\w+)", result.stdout, re.MULTILINE) == ["run", "doctor", "worker"]
+    assert "continuum --help" in result.stdout
 
 
 def test_help_lists_every_command_and_every_exit_code() -> None:
     printed = re.sub(r"\s+", " ", CliRunner().invoke(app, ["--help"]).output)
     for command in (
         "worker",
+        "run",
         "submit",
         "wait",
         "logs",
@@ -102,7 +114,7 @@ def test_help_lists_every_command_and_every_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["wait"], ["wait", "seven"], ["wait", "7", "--timeout", "soon"], []]
+    "arguments", [["nonsense"], ["wait"], ["wait", "seven"], ["wait", "7", "--timeout", "soon"], ["submit"]]
 )
 def test_wrong_usage_has_its_own_code(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == errors.USAGE

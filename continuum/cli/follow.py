@@ -1,0 +1,116 @@
+"""A task until its end: what `continuum logs`, `run` and `wait` print."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import trio
+import typer
+
+from continuum.cli import views
+from continuum.cli.errors import FAILED, OK
+from continuum.cli.output import Printer
+from continuum.client import Client
+from continuum.client.trio_client import PATIENCE
+from continuum.db.errors import DatabaseUnavailable
+from continuum.model import Status, Stream, TaskRecord
+
+UNTAKEN = 3.0
+"""Seconds for which a task is pending before those who watch it are told why that may be."""
+RETRY_PAUSE = 1.0
+"""Seconds between two looks while the database is away."""
+
+
+async def follow_task(client: Client, task_id: int, as_json: bool = False, *, to_the_end: bool = True) -> TaskRecord:
+    """Print what a task writes as it comes, until its end or until now; return it as it is then.
+
+    What is worth a person's attention comes between, on stderr: another attempt, a task that nobody takes, a database that is
+    away. Outages of up to PATIENCE are waited out.
+    """
+    printer = Printer(as_json)
+    logs = client.logs(task_id, follow=to_the_end)
+    began = trio.current_time()
+    answered: float | None = None
+    told: set[str] = set()
+    before: TaskRecord | None = None
+    while not logs.ended:
+        try:
+            record, pieces = await logs.look()
+            if before is not None and (news := _news(before, record)) and news not in told:
+                told.add(news)
+                printer.remark(news)
+            if record.status == Status.PENDING and trio.current_time() - began > UNTAKEN and "why" not in told:
+                told.add("why")
+                printer.remark(await _why_it_waits(client, record))
+        except DatabaseUnavailable as error:
+            if answered is None or trio.current_time() - answered > PATIENCE:
+                raise
+            if "away" not in told:
+                printer.remark(f"the database is away, trying again: {error}")
+            told.add("away")
+            await trio.sleep(RETRY_PAUSE)
+            continue
+        answered, before = trio.current_time(), record
+        told.discard("away")
+        for stream, text in pieces:
+            printer.piece(stream, text)
+    assert before is not None
+    if to_the_end and not as_json and (before.status != Status.COMPLETED or sys.stderr.isatty()):
+        printer.remark(ending(before))
+    return before
+
+
+def _news(before: TaskRecord, now: TaskRecord) -> str:
+    """What became of an attempt that is over while the task goes on; empty when it is not."""
+    over = now.attempt > before.attempt or (now.status, before.status) == (Status.PENDING, Status.PROCESSING)
+    if before.attempt == 0 or not over:
+        return ""
+    if now.released > before.released:
+        return f"attempt {before.attempt} was given back by its worker; another follows"
+    return f"attempt {before.attempt} failed: {cause_of(now)}; another follows"
+
+
+async def _why_it_waits(client: Client, record: TaskRecord) -> str:
+    if record.run_at is not None:
+        return f"task {record.id} is not due before {record.run_at:%Y-%m-%d %H:%M:%S} UTC"
+    alive = [worker for worker in await client.database.workers() if worker.alive]
+    if not alive:
+        return f"task {record.id} waits, and no worker is alive: start one with `continuum worker`"
+    used, slots = sum(worker.running for worker in alive), sum(worker.slots for worker in alive)
+    return f"task {record.id} waits for a worker: {len(alive)} alive, {used} of {slots} slots in use" + (
+        ""
+        if used >= slots
+        else "; does MIN_PRIORITY or MAX_PRIORITY of theirs leave it out? `continuum status` shows them"
+    )
+
+
+def print_end(record: TaskRecord, as_json: bool) -> int:
+    """Print what a task that has ended wrote, and how it ended; return the exit code that fits."""
+    if as_json:
+        typer.echo(json.dumps(views.task_as_json(record)))
+    else:
+        printer = Printer(as_json=False)
+        printer.piece(Stream.OUTPUT, record.output or "")
+        printer.piece(Stream.ERROR, record.error_output or "")
+        if record.status != Status.COMPLETED:
+            printer.remark(ending(record))
+    return code_of(record)
+
+
+def code_of(record: TaskRecord) -> int:
+    """The exit code for a task that was followed to its end."""
+    return OK if record.status == Status.COMPLETED else FAILED
+
+
+def ending(record: TaskRecord) -> str:
+    """One line on how a task ended."""
+    if record.status == Status.COMPLETED:
+        seconds = (record.finished - record.started).total_seconds() if record.finished and record.started else 0.0
+        return f"task {record.id} completed in {seconds:.2f} s"
+    return f"task {record.id} {record.status}: {cause_of(record)}; `continuum show {record.id}` tells more"
+
+
+def cause_of(record: TaskRecord) -> str:
+    """The first line of a task's last error."""
+    return next(iter((record.last_error or "").splitlines()), "no reason given")

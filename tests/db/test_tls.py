@@ -192,6 +192,7 @@ async def test_the_doctor_and_the_commands_say_what_is_wrong_and_what_to_do(
         return []
 
     monkeypatch.setattr(doctor, "_examine_sandbox", nothing)
+    monkeypatch.setenv("DB_HOST", "127.0.0.1")  # else there is but one thing to say: that none is configured
     settings = settings_of(secure, **mistake.settings)
     assert await doctor.examine(settings, as_json=False) == errors.DATABASE
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]

@@ -28,6 +28,10 @@ from tests.support.docker import require_docker
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.workers import ROOT
 
+CHECK_PASSWORD = (
+    "check DB_USER and DB_PASSWORD (or DATABASE_URL), or let DB_SSLCERT and DB_SSLKEY name this user's certificate "
+    "and key"
+)
 REFUSED = "Connection refused Is the server running on that host and accepting TCP/IP connections?"
 
 
@@ -174,7 +178,7 @@ def strict_server(shared_server: PostgresServer) -> Iterator[PostgresServer]:
             "locked:hunter2",
             "continuum",
             'FATAL:  password authentication failed for user "locked"',
-            "check DB_USER and DB_PASSWORD (or DATABASE_URL), or let DB_SSLCERT and DB_SSLKEY name this user's certificate and key",
+            CHECK_PASSWORD,
         ),
         (
             "continuum",
@@ -246,8 +250,8 @@ def test_no_right_to_migrate(empty_url: str, strict_server: PostgresServer) -> N
     guest = empty_url.replace("continuum@", "guest@", 1)
     assert said("migrate", code=3, DATABASE_URL=guest) == (
         "continuum: permission denied for schema public\n"
-        "continuum: run `continuum migrate` as the database's owner, or as the owner `GRANT USAGE, CREATE ON SCHEMA public TO` "
-        "the user in DB_USER\n"
+        "continuum: run `continuum migrate` as the database's owner, who can also "
+        "`GRANT USAGE, CREATE ON SCHEMA public TO` this user\n"
     )
 
 

@@ -49,9 +49,10 @@ def test_stderr_is_red_on_a_terminal_and_as_it_is_elsewhere(monkeypatch: pytest.
         Printer(as_json=False).piece(Stream.ERROR, "oops \x1b]0;x\n")
         assert stream.getvalue() == ("oops \x1b]0;x\n" if plain else "\x1b[31moops \\x1b]0;x\n\x1b[0m")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     Printer(as_json=False).piece(Stream.ERROR, "oops\n")
-    assert sys.stderr.getvalue() == "oops\n"  # type: ignore[attr-defined]
+    assert terminal.getvalue() == "oops\n"
 
 
 class Memory(Client):

@@ -126,3 +126,9 @@ def write(folder: Path, about: Mapping[str, object], results: Sequence[Result]) 
     ]
     path.write_text(json.dumps({"about": about, "results": kept}, indent=1, default=str) + "\n")
     return path
+
+
+def read_plots(path: Path) -> dict[str, Plot]:
+    """The plots of results that `write` kept, by their names."""
+    results = json.loads(path.read_text())["results"]
+    return {plot["name"]: Plot(**plot) for result in results for plot in result["plots"]}

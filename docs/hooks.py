@@ -1,7 +1,8 @@
 """What mkdocs does with our pages: puts in what is generated, takes out what only tests read, and looks after links.
 
-A page holds `<!-- generated: settings -->` where a part is made from the code. A link to a file of the repository that is not in
-docs/ leads there when mkdocs.yml names the repository's address (repo_url), and else becomes the file's name.
+A page holds `<!-- generated: settings -->` where a part is made from the code, and `<!-- plot: ways -->` where a plot is drawn. A
+link to a file of the repository that is not in docs/ leads there when mkdocs.yml names the repository's address (repo_url), and
+else becomes the file's name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-from docs.generators import commands, python, settings
+from docs.generators import commands, plots, python, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +31,7 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 _GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+_PLOT = re.compile(r"^<!-- plot: (\w+) -->$", re.MULTILINE)
 _FOR_TESTS = re.compile(r"^[ \t]*<!-- (?:block|page): .*? -->\n", re.MULTILINE)
 _LINK_UP = re.compile(r"\[([^\]]+)\]\((\.\.?/[^)#\s]*)(#[^)\s]*)?\)")
 
@@ -50,4 +52,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     markdown = _FOR_TESTS.sub("", markdown)
     markdown = _GENERATED.sub(lambda found: GENERATED[found[1]](), markdown)
+    markdown = _PLOT.sub(lambda found: plots.draw(found[1]), markdown)
     return _LINK_UP.sub(outside, markdown)

@@ -91,6 +91,12 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_held (worker_id) WHERE status = 'processing',
     INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
     INDEX tasks_finished (finished) WHERE finished IS NOT NULL,
+    -- Each task is tried again by one copy at most.
+    UNIQUE INDEX tasks_retry_of (retry_of) WHERE retry_of IS NOT NULL,
+    -- Who is to be told now.
+    INDEX tasks_webhooks (webhook_due) WHERE webhook_due IS NOT NULL,
+    -- What failed lately.
+    INDEX tasks_failed (finished) WHERE status IN ('failed', 'malicious'),
     UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL,
     -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
     -- would make SKIP LOCKED lock every row it reads.

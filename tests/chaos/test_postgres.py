@@ -22,8 +22,19 @@ def _postgres() -> None:
     require_postgres()
 
 
-@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
-@pytest.mark.parametrize("fault", ["refuse", "reset", "swallow", "delay", "cut", "all"])
+# What they share, a conflict within an outage, is in all of them: each fault alone needs one level of isolation.
+@pytest.mark.parametrize(
+    ("fault", "isolation"),
+    [
+        ("refuse", "serializable"),
+        ("reset", "read committed"),
+        ("swallow", "serializable"),
+        ("delay", "read committed"),
+        ("cut", "serializable"),
+        ("all", "read committed"),
+        ("all", "serializable"),
+    ],
+)
 async def test_no_law_is_broken(fault: str, isolation: str, tmp_path: Path) -> None:
     async with (
         start_postgres(f"default_transaction_isolation = '{isolation}'") as server,

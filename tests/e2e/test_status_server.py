@@ -123,7 +123,7 @@ async def test_a_port_is_free_again_as_soon_as_the_server_has_ended() -> None:
             assert await get(address) == 200
 
 
-async def test_started_and_stopped_a_hundred_times_it_leaks_nothing() -> None:
+async def test_started_and_stopped_again_and_again_it_leaks_nothing() -> None:
     async def once() -> None:
         async with serving() as address, httpx.AsyncClient(timeout=5) as client:
             assert (await client.get(address + "/status")).status_code == 200  # and stays connected
@@ -142,7 +142,7 @@ async def test_started_and_stopped_a_hundred_times_it_leaks_nothing() -> None:
         await once()  # what is set up once for the process is no leak
         gc.collect()
         before, tasks = open_files(), trio.lowlevel.current_statistics().tasks_living
-        for _ in range(100):
+        for _ in range(30):
             await once()
         gc.collect()
     await nothing_stays_open_but(before)

@@ -133,8 +133,10 @@ async def test_a_collector_that_is_away_neither_slows_the_work_nor_delays_the_en
                 await trio.lowlevel.checkpoint()
             assert await telemetry.metrics_text() is not None
             began = time.perf_counter()
-        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 0.5
-    assert slowest < 0.5
+        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 3
+    assert slowest < 5, (
+        "far less than a request to a collector that swallows it would take, far more than a busy machine needs"
+    )
     assert len(capfd.readouterr().err.splitlines()) < 50
 
 
@@ -149,4 +151,4 @@ async def test_the_end_of_telemetry_is_bounded_when_the_worker_is_cancelled_too(
                 began = time.perf_counter()
                 scope.cancel()
                 await trio.sleep_forever()
-        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 0.5
+        assert time.perf_counter() - began < SHUTDOWN_DEADLINE + 3

@@ -9,19 +9,44 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from continuum.client import BlockingClient, Client, TaskNotFound, WaitTimeout, connect, new_task
+    from continuum.client import (
+        BadResult,
+        BlockingClient,
+        Client,
+        NotShippable,
+        TaskCancelled,
+        TaskError,
+        TaskFailed,
+        TaskNotFound,
+        TaskOutOfMemory,
+        TaskRefused,
+        TaskTimedOut,
+        WaitTimeout,
+        connect,
+        connect_blocking,
+        new_task,
+    )
     from continuum.model import Cancellation, NewTask, Status, TaskRecord
 
 __all__ = [
+    "BadResult",
     "BlockingClient",
     "Cancellation",
     "Client",
     "NewTask",
+    "NotShippable",
     "Status",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFailed",
     "TaskNotFound",
+    "TaskOutOfMemory",
     "TaskRecord",
+    "TaskRefused",
+    "TaskTimedOut",
     "WaitTimeout",
     "connect",
+    "connect_blocking",
     "new_task",
 ]
 

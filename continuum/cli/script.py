@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-import tomllib
 from pathlib import Path
 
+from continuum.client.sources import inline_requirements
 from continuum.db.errors import InvalidTask
 from continuum.requirements import BadRequirements, parse_requirements
-
-# The reference implementation's, of inline script metadata (PEP 723).
-_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 
 
 def read_script(file: Path) -> str:
@@ -51,32 +47,3 @@ def read_requirements(file: Path | None, script: str) -> str | None:
     except BadRequirements as error:
         raise InvalidTask(f"--requirements {file}, {error}") from None
     return text
-
-
-def inline_requirements(script: str) -> str | None:
-    """The `dependencies` of a script's `# /// script` block, pinned as all requirements are; None without such a block.
-
-    The Python of a sandbox is the image's: `requires-python` is not looked at. Raises `InvalidTask`.
-    """
-    blocks = [match["content"] for match in _BLOCK.finditer(script) if match["type"] == "script"]
-    if not blocks:
-        return None
-    if len(blocks) > 1:
-        raise InvalidTask("the script has more than one `# /// script` block")
-    toml = "".join(line.removeprefix("#").removeprefix(" ") for line in blocks[0].splitlines(keepends=True))
-    try:
-        dependencies = tomllib.loads(toml).get("dependencies", [])
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidTask(f"the script's `# /// script` block is no TOML: {error}") from None
-    if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
-        raise InvalidTask("`dependencies` in the script's `# /// script` block is no list of texts")
-    for dependency in dependencies:
-        try:
-            parse_requirements(dependency)
-        except BadRequirements as error:
-            reason = str(error).partition(": ")[2]
-            raise InvalidTask(
-                f"the script's dependencies: {reason}; or give a pinned list with --requirements "
-                "(`uv export --script FILE.py` makes one)"
-            ) from None
-    return "\n".join(dependencies)

@@ -1,6 +1,45 @@
-"""Submitting tasks and reading their outcomes: `Client` on Trio, `BlockingClient` for everybody else."""
+"""Submitting tasks and reading their outcomes: `Client` on Trio, `BlockingClient` for everybody else.
 
-from continuum.client.blocking import BlockingClient
-from continuum.client.trio_client import Client, TaskNotFound, WaitTimeout, connect, new_task
+trio_client.py    `Client`: run, submit, wait, read, cancel
+blocking.py       `BlockingClient`: the same in a thread
+tasks.py          from a script and its payload to a task
+sources.py        scripts: text or file, and the epilogue that prints their `result`
+results.py        from a task that has ended to its result
+errors.py         what can go wrong with a task
+waiting.py        how often to ask whether tasks have ended
+logs.py           following what a task writes
+"""
 
-__all__ = ["BlockingClient", "Client", "TaskNotFound", "WaitTimeout", "connect", "new_task"]
+from continuum.client.blocking import BlockingClient, connect_blocking
+from continuum.client.errors import (
+    BadResult,
+    NotShippable,
+    TaskCancelled,
+    TaskError,
+    TaskFailed,
+    TaskNotFound,
+    TaskOutOfMemory,
+    TaskRefused,
+    TaskTimedOut,
+    WaitTimeout,
+)
+from continuum.client.tasks import new_task
+from continuum.client.trio_client import Client, connect
+
+__all__ = [
+    "BadResult",
+    "BlockingClient",
+    "Client",
+    "NotShippable",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFailed",
+    "TaskNotFound",
+    "TaskOutOfMemory",
+    "TaskRefused",
+    "TaskTimedOut",
+    "WaitTimeout",
+    "connect",
+    "connect_blocking",
+    "new_task",
+]

@@ -1,69 +1,47 @@
-"""The client for programs without Trio: scripts, notebooks, web applications with threads."""
+"""The client for programs without Trio: scripts, notebooks, web applications with threads, asyncio with its threads."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack, overload
 
-import trio
-
-from continuum.client.trio_client import NOT_GIVEN, Client
-from continuum.config import Settings
+from continuum.client.results import NOT_GIVEN
+from continuum.client.tasks import TaskOptions
+from continuum.client.thread import ClientThread
+from continuum.client.trio_client import Client
+from continuum.config import Settings, load_settings
 from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecord
 
 T = TypeVar("T")
 
 
+def connect_blocking(**settings: Any) -> BlockingClient:
+    """A `BlockingClient` with these settings over the environment's, as `connect`. Raises `ConfigurationError`."""
+    return BlockingClient(load_settings(**settings))
+
+
 class BlockingClient:
     """`Client` for everybody else: `with BlockingClient() as client:`, or `open` and `close` in a notebook.
 
-    Its connections live in a thread of their own, which ends with `close`. It may be used from several threads.
+    Its connections live in a thread of their own, which ends with `close`; it does not matter whether the caller's thread has an
+    event loop of its own. It may be used from several threads. Ctrl-C ends a call as a cancellation ends the same call of
+    `Client`, and is raised.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._client = Client(settings)
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._stop = trio.Event()
-        self._thread: Thread | None = None
+        chosen = settings or load_settings()
+        self._thread = ClientThread(lambda: Client(chosen))
 
     def open(self) -> Self:
         """Start the client's thread. Raises what opening the database raises."""
-        if self._thread is not None:
-            raise RuntimeError("this client is open already")
-        opened: SimpleQueue[BaseException | trio.lowlevel.TrioToken] = SimpleQueue()
-        self._stop = trio.Event()
-
-        async def live() -> None:
-            async with self._client:
-                opened.put(trio.lowlevel.current_trio_token())
-                await self._stop.wait()
-
-        def run() -> None:
-            try:
-                trio.run(live)
-            except BaseException as error:
-                opened.put(error)
-
-        thread = Thread(target=run, name="continuum-client", daemon=True)
-        thread.start()
-        result = opened.get()
-        if isinstance(result, BaseException):
-            thread.join()
-            raise result
-        self._token, self._thread = result, thread
+        self._thread.open()
         return self
 
     def close(self) -> None:
         """End the client's thread, and with it whatever other threads still wait for. Safe to repeat."""
-        token, thread = self._token, self._thread
-        self._token = self._thread = None
-        if token is not None and thread is not None:
-            token.run_sync_soon(self._stop.set)
-            thread.join()
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -73,47 +51,100 @@ class BlockingClient:
     ) -> None:
         self.close()
 
-    def _run(self, call: Callable[[], Awaitable[T]]) -> T:
-        if self._token is None:
-            raise RuntimeError("use `with BlockingClient() as client:`, or `open` it")
-        return trio.from_thread.run(call, trio_token=self._token)
+    @overload
+    def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: None,
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> None: ...
+    @overload
+    def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: type[T],
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> T: ...
+    @overload
+    def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: object = ...,
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> Any: ...
+    def run(
+        self,
+        code: str | Path,
+        payload: object = NOT_GIVEN,
+        *,
+        returns: object = NOT_GIVEN,
+        seconds: float | None = None,
+        cancel_on_exit: bool | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Any:
+        """See `Client.run`."""
+        return self._thread.call(
+            lambda client: client.run(
+                code, payload, returns=returns, seconds=seconds, cancel_on_exit=cancel_on_exit, **options
+            )
+        )
 
-    def submit(self, code: str | Path, payload: object = NOT_GIVEN, **values: Any) -> int:
+    @overload
+    def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...
+    @overload
+    def result(self, task_id: int, *, returns: object = ..., seconds: float | None = ...) -> Any: ...
+    def result(self, task_id: int, *, returns: object = NOT_GIVEN, seconds: float | None = None) -> Any:
+        """See `Client.result`."""
+        return self._thread.call(lambda client: client.result(task_id, returns=returns, seconds=seconds))
+
+    def submit(self, code: str | Path, payload: object = NOT_GIVEN, **options: Unpack[TaskOptions]) -> int:
         """See `Client.submit`."""
-        return self._run(lambda: self._client.submit(code, payload, **values))
+        return self._thread.call(lambda client: client.submit(code, payload, **options))
 
     def submit_many(self, tasks: Sequence[NewTask]) -> list[int]:
         """See `Client.submit_many`."""
-        return self._run(lambda: self._client.submit_many(tasks))
+        return self._thread.call(lambda client: client.submit_many(tasks))
 
     def fetch(self, task_id: int) -> TaskRecord:
         """See `Client.fetch`."""
-        return self._run(lambda: self._client.fetch(task_id))
+        return self._thread.call(lambda client: client.fetch(task_id))
 
     def fetch_many(self, task_ids: Sequence[int]) -> list[TaskRecord]:
         """See `Client.fetch_many`."""
-        return self._run(lambda: self._client.fetch_many(task_ids))
+        return self._thread.call(lambda client: client.fetch_many(task_ids))
 
     def wait(self, task_id: int, seconds: float | None = None) -> TaskRecord:
         """See `Client.wait`."""
-        return self._run(lambda: self._client.wait(task_id, seconds))
+        return self._thread.call(lambda client: client.wait(task_id, seconds))
 
     def wait_many(
         self, task_ids: Sequence[int], seconds: float | None = None, progress: Callable[[int], None] | None = None
     ) -> list[TaskRecord]:
         """See `Client.wait_many`; `progress` is called in the client's thread."""
-        return self._run(lambda: self._client.wait_many(task_ids, seconds, progress))
+        return self._thread.call(lambda client: client.wait_many(task_ids, seconds, progress))
 
     def logs(self, task_id: int, *, follow: bool = True) -> Iterator[tuple[Stream, str]]:
         """See `Client.logs`."""
-        pieces = self._client.logs(task_id, follow=follow)
-        while (piece := self._run(lambda: anext(pieces, None))) is not None:
+        pieces = self._thread.client.logs(task_id, follow=follow)
+        while (piece := self._thread.call(lambda _: anext(pieces, None))) is not None:
             yield piece
 
     def cancel(self, task_id: int) -> Cancellation:
         """See `Client.cancel`."""
-        return self._run(lambda: self._client.cancel(task_id))
+        return self._thread.call(lambda client: client.cancel(task_id))
 
     def statistics(self) -> Statistics:
         """See `Client.statistics`."""
-        return self._run(self._client.statistics)
+        return self._thread.call(lambda client: client.statistics())

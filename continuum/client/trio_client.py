@@ -2,80 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import trio
 
-from continuum.client.logs import LONGEST_PAUSE, SHORTEST_PAUSE, TaskLogs
+from continuum.client.errors import TaskError, TaskNotFound, WaitTimeout
+from continuum.client.logs import TaskLogs
+from continuum.client.results import NOT_GIVEN, decoder
+from continuum.client.sources import printing_result, read_script
+from continuum.client.tasks import TaskOptions, new_task, task_of
+from continuum.client.waiting import Watch
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
-from continuum.db.errors import DatabaseUnavailable, InvalidTask
+from continuum.db.errors import DatabaseError
 from continuum.db.protocol import Database
 from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission
 
-LATENESS = 0.1
-"""How much later an end may be seen, as part of the time that it was waited for, between the shortest and the longest pause."""
-PART_OF_THE_TIME = 0.2
-"""How much of its time a client that waits for many tasks may have the database busy with its questions; it asks every
-`SELDOM` seconds all the same, since an answer may be late for other reasons."""
-SELDOM = 1.0
-PATIENCE = 30.0
-"""Seconds that the database may be unavailable while tasks are waited for."""
+T = TypeVar("T")
+
 SUBMIT_BATCH = 1000
 SUBMIT_SIZE = 16 * 1024 * 1024
 """Tasks in one transaction, and characters of payload and code in them; larger lists are split."""
-WAIT_BATCH = 5000
-"""Tasks whose status is asked for in one query."""
 FETCH_BATCH = 200
 """Tasks read whole, with their outputs, in one query."""
 
 
-class TaskNotFound(LookupError):
-    """There is no task with this id."""
-
-
-class WaitTimeout(TimeoutError):
-    """The tasks that were waited for had not all ended in time."""
-
-
-class _NotGiven:
-    """Tells a payload of None, which is JSON's null, from no payload."""
-
-
-NOT_GIVEN = _NotGiven()
-
-
-def new_task(
-    code: str | Path, payload: object = NOT_GIVEN, *, requirements: str | Path | None = None, **values: Any
-) -> NewTask:
-    """A task that runs `code` (source text, or the path of a file that holds it) with `payload` (anything that JSON can
-    hold). values: the other fields of `continuum.model.NewTask`.
-
-    requirements: the packages that `code` imports, each pinned: the text of a requirements file, or its path.
-
-    Raises `InvalidTask` for a payload that is no JSON, OSError for a file that cannot be read.
-    """
-    text = _text_of(code)
-    required = None if requirements is None else _text_of(requirements)
-    encoded = None
-    if not isinstance(payload, _NotGiven):
-        try:
-            encoded = json.dumps(payload, allow_nan=False, ensure_ascii=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidTask(f"payload is not JSON: {error}") from None
-    return NewTask(code=text, payload=encoded, requirements=required, **values)
-
-
-def _text_of(source: str | Path) -> str:
-    return source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+GIVE_UP_DEADLINE = 5.0
+"""Seconds for telling the database that the tasks of somebody who was interrupted are not wanted any more."""
+GIVE_UP_AT_ONCE = 8
+"""How many of them are cancelled side by side."""
 
 
 def connect(**settings: Any) -> Client:
@@ -89,12 +51,17 @@ def connect(**settings: Any) -> Client:
 class Client:
     """A producer's view of the queue. `async with Client() as client:` opens and closes its connections.
 
-    settings: which database; None reads the environment and `.env`, as a worker does. All methods raise
-    `continuum.db.errors.DatabaseUnavailable` when the database cannot be reached, and the other errors of that module.
+    settings: which database; None reads the environment and `.env`, as a worker does. database: one that is open already, such as
+    a `continuum.db.memory.MemoryDatabase` in tests. All methods raise `continuum.db.errors.DatabaseUnavailable` when the database
+    cannot be reached, and the other errors of that module.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings or load_settings()
+    def __init__(self, settings: Settings | None = None, *, database: Database | None = None) -> None:
+        self._opening: Callable[[], AbstractAsyncContextManager[Database]]
+        if database is not None:
+            self._opening = lambda: nullcontext(database)
+        else:
+            self._opening = partial(open_database, settings or load_settings(), application="continuum-client")
         self._stack = AsyncExitStack()
         self._opened: Database | None = None
 
@@ -106,9 +73,7 @@ class Client:
         return self._opened
 
     async def __aenter__(self) -> Self:
-        self._opened = await self._stack.enter_async_context(
-            open_database(self._settings, application="continuum-client")
-        )
+        self._opened = await self._stack.enter_async_context(self._opening())
         return self
 
     async def __aexit__(
@@ -117,12 +82,105 @@ class Client:
         self._opened = None
         await self._stack.aclose()
 
-    async def submit(self, code: str | Path, payload: object = NOT_GIVEN, **values: Any) -> int:
+    @overload
+    async def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: None,
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> None: ...
+    @overload
+    async def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: type[T],
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> T: ...
+    @overload
+    async def run(
+        self,
+        code: str | Path,
+        payload: object = ...,
+        *,
+        returns: object = ...,
+        seconds: float | None = ...,
+        cancel_on_exit: bool | None = ...,
+        **options: Unpack[TaskOptions],
+    ) -> Any: ...
+    async def run(
+        self,
+        code: str | Path,
+        payload: object = NOT_GIVEN,
+        *,
+        returns: object = NOT_GIVEN,
+        seconds: float | None = None,
+        cancel_on_exit: bool | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Any:
+        """Run a script as a task, wait for its end and return its result: its global `result`, or else the JSON in the last
+        line of its output.
+
+        code, payload, options: as `new_task`. returns: the type that the result must have, and is returned as (what pydantic
+        takes: `int`, `list[str]`, a dataclass, a TypedDict); without it, any JSON, and None where there is none; None ships the
+        script as it is and returns None. seconds: how long to wait; without end by default.
+        cancel_on_exit: whether a wait that is cancelled, or over, cancels the task. By default it does, as it ends a function
+        that is called; a task with an `idempotency_key` goes on, because the next run of the same key finds it.
+
+        Raises `TaskFailed`, with the script's own traceback, `BadResult`, `WaitTimeout`, and what `submit` raises.
+        """
+        script = read_script(code, options.pop("requirements", None))
+        decode = decoder(returns, script)
+        text = script.text if returns is None else printing_result(script.text)
+        task = task_of(script, text, payload, options)
+        with trio.CancelScope(shield=True):  # so that a task which was submitted is known; the database has deadlines
+            (task_id,) = await self.submit_many([task])
+        try:
+            return decode(await self.wait(task_id, seconds))
+        except (TaskError, TaskNotFound):
+            raise
+        except BaseException:
+            if cancel_on_exit or (cancel_on_exit is None and task.idempotency_key is None):
+                await self.give_up([task_id])
+            raise
+
+    @overload
+    async def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...
+    @overload
+    async def result(self, task_id: int, *, returns: object = ..., seconds: float | None = ...) -> Any: ...
+    async def result(self, task_id: int, *, returns: object = NOT_GIVEN, seconds: float | None = None) -> Any:
+        """Wait until a task has ended, for at most `seconds`, and return its result, as `run` does. (The global `result` is
+        printed by scripts that `run`, `map` and functions have shipped.) Raises what `run` raises, and `TaskNotFound`."""
+        decode = decoder(returns)
+        return decode(await self.wait(task_id, seconds))
+
+    async def give_up(self, task_ids: Iterable[int]) -> None:
+        """Cancel tasks, as far as `GIVE_UP_DEADLINE` allows, whatever becomes of the caller. Never raises."""
+        waiting = iter(task_ids)
+
+        async def cancel_next() -> None:
+            for task_id in waiting:
+                with suppress(DatabaseError):
+                    await self.database.cancel(task_id)
+
+        with trio.move_on_after(GIVE_UP_DEADLINE, shield=True):
+            async with trio.open_nursery() as nursery:
+                for _ in range(GIVE_UP_AT_ONCE):
+                    nursery.start_soon(cancel_next)
+
+    async def submit(self, code: str | Path, payload: object = NOT_GIVEN, **options: Unpack[TaskOptions]) -> int:
         """Submit one task and return its id; arguments as `new_task`. Raises `InvalidTask`.
 
         `OutcomeUnknown` means that it may have been submitted: with an `idempotency_key` it is safe to try again.
         """
-        (task_id,) = await self.submit_many([new_task(code, payload, **values)])
+        (task_id,) = await self.submit_many([new_task(code, payload, **options)])
         return task_id
 
     async def submit_many(self, tasks: Sequence[NewTask]) -> list[int]:
@@ -170,28 +228,12 @@ class Client:
         """
         waiting = set(task_ids)
         total = len(waiting)
-        last_end = trio.current_time()
-        answered: float | None = None
+        watch = Watch(self.database)
         with trio.move_on_after(float("inf") if seconds is None else seconds):
             while waiting:
-                asked = trio.current_time()
-                batch = list(waiting)[:WAIT_BATCH]
-                try:
-                    ended = set(batch) - await self.database.still_open(batch)
-                except DatabaseUnavailable:
-                    if answered is None or asked - answered > PATIENCE:
-                        raise
-                    await trio.sleep(LONGEST_PAUSE)
-                    continue
-                answered = trio.current_time()
-                waiting -= ended
-                if ended:
-                    last_end = answered
-                    if progress is not None:
-                        progress(total - len(waiting))
-                if len(ended) < len(batch):
-                    pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LATENESS * (answered - last_end)))
-                    await trio.sleep(max(pause, min(SELDOM, (answered - asked) / PART_OF_THE_TIME)))
+                waiting -= await watch.some_ended(waiting)
+                if progress is not None:
+                    progress(total - len(waiting))
         if waiting:
             raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
         return await self.fetch_many(task_ids)

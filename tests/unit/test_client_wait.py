@@ -9,10 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from continuum.client.logs import LONGEST_PAUSE, SHORTEST_PAUSE
-from continuum.client.trio_client import LATENESS, SELDOM, Client
+from continuum.client.trio_client import Client
+from continuum.client.waiting import LATENESS, SELDOM
 from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask
-from tests.support.harness import settings
 
 
 class Hesitant(MemoryDatabase):
@@ -30,9 +30,8 @@ class Hesitant(MemoryDatabase):
         return await super().still_open(task_ids)
 
 
-async def seen_after(database: Hesitant, ends_after: float, monkeypatch: pytest.MonkeyPatch) -> float:
+async def seen_after(database: Hesitant, ends_after: float) -> float:
     """Seconds from a task's end, so long after the wait for it has begun, until that is over."""
-    monkeypatch.setattr(Client, "database", database)
     (task_id,) = await database.submit([NewTask(code="")])
     end = trio.current_time() + ends_after
 
@@ -42,19 +41,18 @@ async def seen_after(database: Hesitant, ends_after: float, monkeypatch: pytest.
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cancel)
-        await Client(settings()).wait(task_id)
+        async with Client(database=database) as client:
+            await client.wait(task_id)
     return trio.current_time() - end
 
 
 @pytest.mark.parametrize("ends_after", [0.001, 0.02, 1.0, 60.0])
-async def test_an_end_is_seen_no_later_than_a_tenth_of_the_wait(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, ends_after: float
-) -> None:
+async def test_an_end_is_seen_no_later_than_a_tenth_of_the_wait(autojump_clock: MockClock, ends_after: float) -> None:
     latest = max(SHORTEST_PAUSE, min(LONGEST_PAUSE, 2 * LATENESS * ends_after))
-    assert 0 <= await seen_after(Hesitant(late=0), ends_after, monkeypatch) <= latest + 1e-6
+    assert 0 <= await seen_after(Hesitant(late=0), ends_after) <= latest + 1e-6
 
 
 async def test_one_late_answer_puts_off_the_next_question_for_a_second_at_most(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
 ) -> None:
-    assert await seen_after(Hesitant(late=4.9), 5.0, monkeypatch) <= SELDOM
+    assert await seen_after(Hesitant(late=4.9), 5.0) <= SELDOM

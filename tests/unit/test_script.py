@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from continuum.cli.script import inline_requirements, read_requirements
+from continuum.cli.script import read_requirements
 from continuum.client import new_task
+from continuum.client.sources import inline_requirements
 from continuum.db.errors import InvalidTask
 
 WITH_METADATA = """\

@@ -12,7 +12,7 @@ from continuum.cli import views
 from continuum.cli.errors import FAILED, OK
 from continuum.cli.output import Printer
 from continuum.client import Client
-from continuum.client.trio_client import PATIENCE
+from continuum.client.waiting import PATIENCE
 from continuum.db.errors import DatabaseUnavailable
 from continuum.model import Status, Stream, TaskRecord
 

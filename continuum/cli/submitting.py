@@ -109,7 +109,8 @@ def run(
 def _task(file: Path | None, payload: str | None, requirements: Path | None, name: str, **values: Any) -> NewTask:
     """What the options describe. Raises `InvalidTask`."""
     from continuum.cli.script import read_payload, read_requirements, read_script
-    from continuum.client.trio_client import NOT_GIVEN, new_task
+    from continuum.client import new_task
+    from continuum.client.results import NOT_GIVEN
 
     script = "" if file is None else read_script(file)
     task = new_task(

@@ -18,7 +18,7 @@ class CommonOptions(TypedDict, total=False):
     """What may be said of each task beside its script and payload; see `continuum.model.NewTask`.
 
     timeout: seconds that one attempt may run. requirements: the packages that the script imports, each pinned: the text of a
-    requirements file, or its path.
+    requirements file, or its path. webhook: a URL that is told when the task has ended.
     """
 
     name: str
@@ -30,6 +30,7 @@ class CommonOptions(TypedDict, total=False):
     run_at: dt.datetime | None
     tenant: str | None
     traceparent: str | None
+    webhook: str | None
 
 
 class TaskOptions(CommonOptions, total=False):

@@ -119,6 +119,7 @@ def test_a_script_that_ends_too_early_stays_wrong(host: ScriptHost, script: str)
     assert ended.stdout == ""
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet="ab=:#'\"\\\n\r\t ()[]{}@;,if1+", max_size=12))
 def test_no_end_of_a_script_becomes_right_by_what_follows_it(text: str) -> None:

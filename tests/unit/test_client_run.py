@@ -58,7 +58,9 @@ async def test_a_script_is_run_and_its_result_returned(
     assert await c.run("print('Hello')") is None
     await c.run("result = 1", returns=None)
     assert await c.run("result = '2026-01-02'", returns=str) == "2026-01-02"
-    assert database.codes[database.tasks[4].code_id or ""].text == "result = 1", "shipped as it is"
+    shipped = await database.fetch_code(database.tasks[4].code_id or "")
+    assert shipped is not None
+    assert shipped.code == "result = 1", "as it is"
 
 
 async def test_a_path_is_a_script_too(autojump_clock: MockClock, c: Client, tmp_path: Path) -> None:
@@ -77,11 +79,12 @@ async def test_options_reach_the_task(autojump_clock: MockClock, client: Client,
     with trio.move_on_after(0.1):
         await client.run(
             "result = 1", name="one", priority=3, tenant="acme", timeout=5, requirements="six==1.17.0",
-            max_attempts=1, idempotency_key="k", description="d", cancel_on_exit=False,
+            max_attempts=1, idempotency_key="k", description="d", webhook="https://x.example/", cancel_on_exit=False,
         )  # fmt: skip
     (task,) = await database.claim("worker", 1, lease=30)
     assert (task.name, task.priority, task.tenant, task.timeout) == ("one", 3, "acme", 5)
     assert (task.max_attempts, task.requirements, task.description) == (1, "six==1.17.0\n", "d")
+    assert database.tasks[1].webhook == "https://x.example/"
 
 
 async def test_what_a_scripts_block_requires_is_required(

@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-from docs.generators import commands, plots, python, settings
+from docs.generators import commands, metrics, plots, python, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +26,7 @@ log = logging.getLogger(f"mkdocs.hooks.{__name__}")
 GENERATED: dict[str, Callable[[], str]] = {
     "commands": commands.generate,
     "exit-codes": commands.generate_exit_codes,
+    "metrics": metrics.generate,
     "python": python.generate,
     "settings": settings.generate,
 }

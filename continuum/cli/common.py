@@ -59,10 +59,11 @@ def log_warnings(settings: Settings) -> None:
 
 def logged_settings() -> Settings:
     """For commands whose output is their log."""
-    from continuum.logs import configure_logs
+    from continuum.logs import configure_logs, log_what_nobody_caught
 
     chosen = load()
     configure_logs(chosen)
+    log_what_nobody_caught()
     return chosen
 
 

@@ -23,7 +23,7 @@ from continuum.db import open_database
 from continuum.db.errors import DatabaseError
 from continuum.db.protocol import Database
 from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
-from continuum.telemetry import submission
+from continuum.telemetry import submission, submitted
 
 T = TypeVar("T")
 
@@ -195,6 +195,7 @@ class Client:
             traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
             for batch in _batches(traced):
                 ids += await self.database.submit(batch)
+            submitted(ids)
         return ids
 
     async def fetch(self, task_id: int) -> TaskRecord:

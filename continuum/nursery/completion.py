@@ -15,6 +15,7 @@ import trio
 
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
+from continuum.logs import trace_fields
 from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status, retry_delay
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success, until_available
 from continuum.nursery.signals import Signal
@@ -148,15 +149,21 @@ class Completions:
             if completion.lease in written:
                 self._count(completion)
             else:
-                log.warning("a finished attempt had lost its lease; nothing was written", **completion.lease._asdict())
-        self._telemetry.batch_completed(len(batch))
+                self._state.leases_lost += 1
+                log.warning(
+                    "a finished attempt had lost its lease; nothing was written",
+                    **completion.lease._asdict(),
+                    **trace_fields(self._telemetry.traceparent(completion.lease)),
+                )
         self._telemetry.outcomes_written(batch, written, trio.current_time() - began)
 
     async def _write_releases(self) -> None:
         batch = list(self._releases)
         if not batch:
             return
-        await until_available(self._state, "completion", lambda: self._database.release(self._state.id, batch))
+        self._state.given_back += await until_available(
+            self._state, "completion", lambda: self._database.release(self._state.id, batch)
+        )
         self._releases.difference_update(batch)
 
     def _next_batch(self) -> list[Completion]:

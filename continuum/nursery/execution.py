@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from continuum.config import Settings
+from continuum.logs import tell_attempt
 from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.screening import Screening, ScreeningUnusable
@@ -54,6 +55,7 @@ class Executions:
         running = self.state.held(task.lease)
         assert running is not None
         self.task_began.notify()
+        tell_attempt(task.id, task.attempt, task.traceparent)
         outcome: Outcome | None = None
         try:
             with running.scope:
@@ -66,6 +68,7 @@ class Executions:
                     outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")
                 case StopReason.LOST:
                     outcome = None
+                    self.state.leases_lost += 1
                     log.warning("the lease passed to somebody else; the run was stopped", **task.lease._asdict())
                     return
         except BackendUnavailable as error:
@@ -83,11 +86,13 @@ class Executions:
             self.completions.put(decide(task, outcome))
 
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
+        if (traceparent := current_traceparent()) is not None:
+            running.traceparent = traceparent
+            tell_attempt(task.id, task.attempt, traceparent)
         if task.code is None:
             return Outcome(Ending.INVALID, message=_missing_code(task))
         if self.screening is not None and (refusal := await self.screening.refuse(task)) is not None:
             return refusal
-        trace = current_traceparent() or task.traceparent
         request = RunRequest(
             task_id=task.id,
             attempt=task.attempt,
@@ -95,7 +100,7 @@ class Executions:
             payload=task.payload,
             timeout=time_for(task, self.settings.task_timeout),
             output_limit=self.settings.output_limit,
-            environment={"TRACEPARENT": trace} if trace else {},
+            environment={"TRACEPARENT": running.traceparent} if running.traceparent else {},
             tenant=task.tenant,
             requirements=task.requirements,
         )

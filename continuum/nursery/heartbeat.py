@@ -14,6 +14,7 @@ import trio
 
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
+from continuum.logs import trace_fields
 from continuum.model import Lease
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.completion import Completions
@@ -76,5 +77,10 @@ class Heartbeat:
         # A lease that ended while the heartbeat was under way looks lost; what runs or waits no more needs no stop.
         running = self.state.held(lease)
         if running is not None:
-            log.info("stopping a running task", task_id=lease.task_id, attempt=lease.attempt, reason=reason.value)
+            log.info(
+                "stopping a running task",
+                **lease._asdict(),
+                reason=reason.value,
+                **trace_fields(running.traceparent),
+            )
             running.stop(reason)

@@ -113,6 +113,11 @@ class Running:
     """Set once it has a slot."""
     sandbox: str | None = None
     stop_reason: StopReason | None = None
+    traceparent: str | None = None
+    """The trace that the run is part of: where it is traced, its own span, otherwise what the producer stored with it."""
+
+    def __post_init__(self) -> None:
+        self.traceparent = self.task.traceparent
 
     def begin(self) -> None:
         """It has a slot now."""
@@ -144,6 +149,9 @@ class WorkerState:
     successful: int = 0
     failed: int = 0
     database_failures: int = 0
+    leases_lost: int = 0
+    given_back: int = 0
+    """Attempts that went back to the queue without counting."""
     stopping: bool = False
     steady_since: float = -math.inf
     """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""

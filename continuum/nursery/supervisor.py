@@ -98,7 +98,7 @@ async def supervise(
                 schedule_changed,
             )
             reaper = Reaper(backend, pool, database, state, work, settings)
-            telemetry.observe(state, pool)
+            telemetry.observe(state, pool, completions)
             state.sandboxes = pool.view
             services.start_soon(heartbeat.run)
             services.start_soon(wakeups.run)

@@ -133,6 +133,16 @@ class SandboxPool:
         views = [pooled.view(busy=False) for pooled in self._idle] + [pooled.view(busy=True) for pooled in self._lent]
         return sorted(views, key=lambda view: (-view.age, view.name))
 
+    @property
+    def by_state(self) -> dict[str, int]:
+        """How many sandboxes are in each state; safe to read from any thread."""
+        return {
+            "idle": len(self._idle),
+            "busy": len(self._lent),
+            "starting": self._starting.total(),
+            "removing": self._removing,
+        }
+
     @asynccontextmanager
     async def sandbox(self, tenant: str | None = None, layer: Layer | None = None) -> AsyncIterator[Sandbox]:
         """A sandbox with a layer, or with none, to run one script of a tenant in: an unused one, or one that has run

@@ -99,7 +99,7 @@ def create_app(
 
     @app.get("/metrics")
     async def metrics() -> Response | tuple[Json, int]:
-        exposition = await telemetry.metrics_text()
+        exposition = await telemetry.metrics_text(request.headers.get("Accept", ""))
         if exposition is None:
             return _error("no metrics", telemetry.no_metrics), 501
         text, content_type = exposition

@@ -1,109 +1,231 @@
-"""Every metric of a worker. Names follow the semantic conventions where those have one, else `continuum.*`."""
+"""Every measure of a worker. Names follow the semantic conventions 1.44 where those have one, else they are `continuum.*`.
+
+Attributes have few values by nature: endings, states, verbs, kinds of errors; never a task, a tenant or a text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Protocol
 
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from continuum.model import Ending, Status
+from continuum.telemetry.measures import Counter, Histogram, Measure, Observed, Values
+from continuum.telemetry.process import process_measures
+from continuum.telemetry.tracing import CALL_BUCKETS, COMMON
 
-_TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
-_CALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10)
-_COLD_START_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200)
+TASK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+"""Seconds from what an idle worker needs for the shortest script to TASK_TIMEOUT. The conventions end at 10 s, where many tasks
+only begin."""
+DATABASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10)
+"""Those of the conventions, and two between that tell a fast database from a slow one."""
+COLD_START_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200)
+
+COMPONENTS = ("database", "heartbeat", "sandbox", "screening", "worker")
+_ENDS = [
+    (Status.COMPLETED.value, Ending.COMPLETED.value),
+    (Status.FAILED.value, Ending.FAILED.value),
+    (Status.PENDING.value, Ending.FAILED.value),
+]
+_NO_VALUES: Values = ()
 
 
 class ObservedHealth(Protocol):
     @property
     def ready(self) -> bool: ...
+    @property
+    def problems(self) -> Mapping[str, str]: ...
 
 
 class ObservedState(Protocol):
-    """What the gauges read of a worker's state, at any time and from the exporter's thread."""
+    """What is read of a worker's state, at any time and from any thread."""
 
     @property
     def slots(self) -> int: ...
     @property
     def running(self) -> Sized: ...
     @property
+    def waiting(self) -> Sized: ...
+    @property
     def health(self) -> ObservedHealth: ...
+    @property
+    def database_failures(self) -> int: ...
+    @property
+    def leases_lost(self) -> int: ...
+    @property
+    def given_back(self) -> int: ...
 
 
 class ObservedPool(Protocol):
-    """What the gauges read of a pool of sandboxes."""
+    """What is read of a pool of sandboxes."""
 
     @property
-    def idle(self) -> int: ...
+    def by_state(self) -> Mapping[str, int]: ...
 
 
 class Instruments:
-    """The instruments of one worker on one meter."""
+    """The measures of one worker."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.claimed = meter.create_counter(
-            "messaging.client.consumed.messages", "{message}", "Tasks claimed by this worker"
+    def __init__(self) -> None:
+        self._state: ObservedState | None = None
+        self._pool: ObservedPool | None = None
+        self._unwritten: Sized | None = None
+        # -- what the worker adds to -----------------------------------------------------------------------------------
+        self.claimed = Counter(
+            "messaging.client.consumed.messages",
+            "{message}",
+            "Tasks claimed by this worker",
+            constant={**COMMON, "messaging.operation.name": "claim"},
+            expected=[()],
         )
-        self.finished = meter.create_counter(
+        self.sent = Counter(
+            "messaging.client.sent.messages",
+            "{message}",
+            "Tasks that were submitted through this worker",
+            ["error.type"],
+            {**COMMON, "messaging.operation.name": "submit"},
+        )
+        self.operation = Histogram(
+            "messaging.client.operation.duration",
+            "s",
+            "Time of a call that submits, claims or settles tasks, however many",
+            CALL_BUCKETS,
+            ["messaging.operation.name", "messaging.operation.type", "error.type"],
+            COMMON,
+        )
+        self.run_time = Histogram(
+            "messaging.process.duration",
+            "s",
+            "Time a script ran, its sandbox's start included, by how it ended",
+            TASK_BUCKETS,
+            ["continuum.task.ending", "error.type"],
+            {**COMMON, "messaging.operation.name": "execute"},
+        )
+        self.queue_wait = Histogram(
+            "continuum.tasks.queue_wait", "s", "Time from a task's creation to its claim", TASK_BUCKETS
+        )
+        self.end_to_end = Histogram(
+            "continuum.tasks.end_to_end",
+            "s",
+            "Time from a task's creation to its written outcome, retries included",
+            TASK_BUCKETS,
+        )
+        self.finished = Counter(
             "continuum.tasks.finished",
             "{task}",
             "Attempts whose end was written, by the status written (pending: tried again) and by how they ended",
+            ["continuum.task.status", "continuum.task.ending"],
+            expected=_ENDS,
         )
-        self.recovered = meter.create_counter(
-            "continuum.leases.recovered", "{lease}", "Expired leases recovered, by what became of the task"
+        self.recovered = Counter(
+            "continuum.leases.recovered",
+            "{lease}",
+            "Expired leases of any worker that this one recovered, by what became of the task",
+            ["continuum.recovery.result"],
+            expected=[("retried",), ("failed",), ("cancelled",)],
         )
-        self.run_time = _histogram(
-            meter, "messaging.process.duration", "Time a script ran, its sandbox's start included", _TASK_BUCKETS
+        self.batch_size = Histogram(
+            "continuum.completion.batch_size", "{task}", "Outcomes written together", SIZE_BUCKETS
         )
-        self.queue_wait = _histogram(
-            meter, "continuum.tasks.queue_wait", "Time from a task's creation to its claim", _TASK_BUCKETS
+        self.cold_start = Histogram(
+            "continuum.sandbox.cold_start",
+            "s",
+            "Time to start a sandbox",
+            COLD_START_BUCKETS,
+            ["continuum.sandbox.backend", "error.type"],
         )
-        self.end_to_end = _histogram(
-            meter, "continuum.tasks.end_to_end", "Time from a task's creation to its written outcome", _TASK_BUCKETS
+        self.database_call = Histogram(
+            "db.client.operation.duration",
+            "s",
+            "Time of a call to the database, by verb",
+            DATABASE_BUCKETS,
+            ["db.system.name", "db.operation.name", "error.type"],
         )
-        self.cold_start = _histogram(
-            meter, "continuum.sandbox.cold_start", "Time to start a sandbox", _COLD_START_BUCKETS
-        )
-        self.database_call = _histogram(
-            meter, "db.client.operation.duration", "Time of a call to the database, by verb", _CALL_BUCKETS
-        )
-        self.batch_size = _histogram(
-            meter, "continuum.completion.batch_size", "Outcomes written together", _SIZE_BUCKETS, unit="{task}"
-        )
-        self._state: ObservedState | None = None
-        self._pool: ObservedPool | None = None
-        gauges: dict[str, tuple[str, str, Callable[[], int | None]]] = {
-            "continuum.tasks.running": ("{task}", "Tasks that hold a slot", self._running),
-            "continuum.slots": ("{slot}", "Tasks that may run at once", self._slots),
-            "continuum.sandboxes.idle": ("{sandbox}", "Started sandboxes that run nothing", self._idle),
-            "continuum.ready": ("1", "1 when nothing keeps this worker from useful work, else 0", self._ready),
-        }
-        for name, (unit, description, read) in gauges.items():
-            meter.create_observable_gauge(name, [_observer(read)], unit, description)
+        # -- what is read ----------------------------------------------------------------------------------------------
+        self._read = [
+            self._gauge("continuum.tasks.running", "{task}", "Tasks that hold a slot", lambda s: len(s.running)),
+            self._gauge(
+                "continuum.tasks.ahead",
+                "{task}",
+                "Tasks claimed ahead, which wait for a slot",
+                lambda s: len(s.waiting),
+            ),
+            self._gauge("continuum.slots", "{slot}", "Tasks that may run at once", lambda s: s.slots),
+            self._gauge(
+                "continuum.ready",
+                "1",
+                "1 when nothing keeps this worker from useful work, else 0",
+                lambda s: s.health.ready,
+            ),
+            Observed(
+                "continuum.health",
+                "1",
+                "1 when this part of the worker is well, else 0; /readyz says what is wrong",
+                self._health,
+                ["continuum.component"],
+            ),
+            Observed(
+                "continuum.sandboxes", "{sandbox}", "Sandboxes by state", self._sandboxes, ["continuum.sandbox.state"]
+            ),
+            Observed(
+                "continuum.outcomes.unwritten",
+                "{task}",
+                "Outcomes and leases to give back that the database has not confirmed yet",
+                lambda: {} if self._unwritten is None else {_NO_VALUES: len(self._unwritten)},
+            ),
+            self._count(
+                "continuum.database.failures",
+                "{call}",
+                "Calls that failed because the database was unavailable",
+                lambda s: s.database_failures,
+            ),
+            self._count(
+                "continuum.leases.lost",
+                "{lease}",
+                "Attempts whose lease had passed to somebody else before their outcome was written",
+                lambda s: s.leases_lost,
+            ),
+            self._count(
+                "continuum.tasks.given_back",
+                "{task}",
+                "Attempts given back to the queue without counting",
+                lambda s: s.given_back,
+            ),
+        ]
+        self.all: list[Measure] = [
+            self.claimed,
+            self.sent,
+            self.operation,
+            self.run_time,
+            self.queue_wait,
+            self.end_to_end,
+            self.finished,
+            self.recovered,
+            self.batch_size,
+            self.cold_start,
+            self.database_call,
+            *self._read,
+            *process_measures(),
+        ]
 
-    def observe(self, state: ObservedState, pool: ObservedPool) -> None:
-        """Read the gauges from these from now on."""
-        self._state, self._pool = state, pool
+    def observe(self, state: ObservedState, pool: ObservedPool, unwritten: Sized) -> None:
+        """Read from these from now on."""
+        self._state, self._pool, self._unwritten = state, pool, unwritten
 
-    def _running(self) -> int | None:
-        return len(self._state.running) if self._state is not None else None
+    def _gauge(self, name: str, unit: str, description: str, read: Callable[[ObservedState], int]) -> Observed:
+        return Observed(name, unit, description, lambda: self._of_state(read))
 
-    def _slots(self) -> int | None:
-        return self._state.slots if self._state is not None else None
+    def _count(self, name: str, unit: str, description: str, read: Callable[[ObservedState], int]) -> Observed:
+        return Observed(name, unit, description, lambda: self._of_state(read), kind="counter")
 
-    def _idle(self) -> int | None:
-        return self._pool.idle if self._pool is not None else None
+    def _of_state(self, read: Callable[[ObservedState], int]) -> Mapping[Values, float]:
+        return {} if self._state is None else {_NO_VALUES: int(read(self._state))}
 
-    def _ready(self) -> int | None:
-        return int(self._state.health.ready) if self._state is not None else None
+    def _health(self) -> Mapping[Values, float]:
+        if self._state is None:
+            return {}
+        problems = self._state.health.problems
+        return {(component,): int(component not in problems) for component in COMPONENTS}
 
-
-def _observer(read: Callable[[], int | None]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def observations(_: CallbackOptions) -> Iterable[Observation]:
-        value = read()
-        return [] if value is None else [Observation(value)]
-
-    return observations
-
-
-def _histogram(meter: Meter, name: str, description: str, buckets: tuple[float, ...], *, unit: str = "s") -> Histogram:
-    return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(buckets))
+    def _sandboxes(self) -> Mapping[Values, float]:
+        return {} if self._pool is None else {(state,): count for state, count in self._pool.by_state.items()}

@@ -27,8 +27,9 @@ from continuum.telemetry.environment import (
     sdk_disabled,
 )
 from continuum.telemetry.instruments import Instruments
+from continuum.telemetry.push import push
 from continuum.telemetry.recorder import Exposition, Telemetry
-from continuum.telemetry.tracing import SCOPE, own_tracer
+from continuum.telemetry.tracing import SCHEMA, SCOPE, Own, own
 
 log = structlog.get_logger(__name__)
 
@@ -71,27 +72,29 @@ async def start_telemetry(settings: Settings, worker_id: str) -> AsyncIterator[T
     problems: list[str] = []
     resource = _resource(worker_id)
     tracer_provider = _tracer_provider(resource, problems)
-    exposition, readers = _metric_readers(problems)
-    meter_provider = MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
+    instruments = Instruments()
+    meter_provider = _meter_provider(resource, problems)
+    exposition = _exposition(instruments, resource)
     if problems:
         log.warning("some telemetry is off", problems=list(dict.fromkeys(problems)))
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_seldom)
     version = metadata.version("continuum-worker")
+    if meter_provider is not None:
+        push(instruments.all, meter_provider.get_meter(SCOPE, version, SCHEMA))
     telemetry = Telemetry(
-        tracer=tracer_provider.get_tracer(SCOPE, version) if tracer_provider else None,
-        instruments=Instruments(meter_provider.get_meter(SCOPE, version)) if meter_provider else None,
+        tracer=tracer_provider.get_tracer(SCOPE, version, schema_url=SCHEMA) if tracer_provider else None,
+        instruments=instruments if meter_provider is not None or exposition is not None else None,
         exposition=exposition,
         no_metrics=PROMETHEUS_MISSING,
         contents=settings.log_payloads,
     )
-    previous = own_tracer.get()
-    if tracer_provider is not None:
-        own_tracer.set(tracer_provider.get_tracer(SCOPE, version))
+    outside = own.get()
+    own.set(Own(telemetry.tracer, telemetry.tasks_sent))
     try:
         yield telemetry
     finally:
-        own_tracer.set(previous)
+        own.set(outside)
         telemetry.close()
         await _shut_down([provider.shutdown for provider in (tracer_provider, meter_provider) if provider])
 
@@ -120,19 +123,22 @@ def _tracer_provider(resource: Resource, problems: list[str]) -> TracerProvider 
     return exporting
 
 
-def _metric_readers(problems: list[str]) -> tuple[Exposition | None, list[MetricReader]]:
+def _meter_provider(resource: Resource, problems: list[str]) -> MeterProvider | None:
     readers: list[MetricReader] = []
     for name in exporter_names("metrics"):
         if name == "prometheus":
             continue  # served at /metrics in any case
         with _noting(problems, f"metrics exporter {name!r}"):
             readers.append(PeriodicExportingMetricReader(make_exporter("metrics", name)))
+    return MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
+
+
+def _exposition(instruments: Instruments, resource: Resource) -> Exposition | None:
     try:
         from continuum.telemetry.prometheus import PrometheusExposition
     except ImportError:
-        return None, readers
-    exposition = PrometheusExposition()
-    return exposition, [exposition.reader, *readers]
+        return None
+    return PrometheusExposition(instruments.all, resource.attributes)
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar, cast
 
@@ -12,11 +11,10 @@ import structlog
 import trio
 from opentelemetry.trace import Tracer
 
-from continuum.model import ClaimedTask, Completion, Lease, Outcome, Recovered
+from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered
 from continuum.telemetry.attempts import EMPTY, Attempts
 from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState
 from continuum.telemetry.timing import Timed
-from continuum.telemetry.tracing import COMMON
 
 T = TypeVar("T")
 
@@ -30,17 +28,16 @@ DATABASE_VERBS = frozenset(
     | {"promote", "recover", "purge", "submit", "cancel", "fetch", "statistics", "workers", "ping", "check_schema"}
 )
 _DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
-_CLAIM = {**COMMON, "messaging.operation.name": "claim"}
-_EXECUTE = {**COMMON, "messaging.operation.name": "execute"}
+_OPERATIONS = {"claim": "receive", "complete": "settle", "release": "settle"}
+"""The calls that are messaging operations as well, and their types. A submit is told by `submission`."""
 
 
 class Exposition(Protocol):
     """Where `/metrics` comes from."""
 
-    content_type: str
-
-    def render(self) -> bytes:
-        """The metrics as text. Takes milliseconds: call it in a thread, one at a time."""
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics as text, in a form that an `Accept` header asks for, and its content type. Takes milliseconds: call it in
+        a thread, one at a time."""
         ...
 
 
@@ -59,7 +56,7 @@ class Telemetry:
         no_metrics: str = "metrics are off",
         contents: bool = False,
     ) -> None:
-        self._tracer = tracer
+        self.tracer = tracer
         self._instruments = instruments
         self._exposition = exposition
         self.no_metrics = no_metrics
@@ -72,18 +69,18 @@ class Telemetry:
 
     def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:
         """Tasks were claimed just now, in one call that took `seconds`."""
-        if not self._enabled:
+        if not self._enabled or not tasks:
             return
-        for task in tasks:
-            self._attempts.claimed(task, seconds)
-        if self._instruments is not None and tasks:
-            self._instruments.claimed.add(len(tasks), _CLAIM)
+        self._attempts.claimed(tasks, seconds)
+        if self._instruments is not None:
+            self._instruments.claimed.add(len(tasks))
+            now = dt.datetime.now(dt.UTC)
             for task in tasks:
-                self._instruments.queue_wait.record(_age(task.created_at))
+                self._instruments.queue_wait.record(_age(task.created_at, now))
 
     def execution(self, task: ClaimedTask) -> AbstractContextManager[None]:
         """A span around the run of a task; it is the current one inside."""
-        return nullcontext() if self._tracer is None else self._attempts.executing(task)
+        return nullcontext() if self.tracer is None else self._attempts.executing(task)
 
     def task_ended(self, task: ClaimedTask, outcome: Outcome, seconds: float) -> None:
         """A run that took `seconds` has ended so; its outcome is on its way into the database."""
@@ -99,33 +96,33 @@ class Telemetry:
         )
         if not self._enabled:
             return
-        self._attempts.ended(task, outcome, contents)
+        attempt = self._attempts.ended(task, outcome, contents)
         if self._instruments is not None:
-            self._instruments.run_time.record(seconds, {**_EXECUTE, "continuum.task.ending": outcome.ending.value})
-
-    def batch_completed(self, size: int) -> None:
-        """So many outcomes were written together."""
-        if self._instruments is not None:
-            self._instruments.batch_size.record(size)
+            ending = outcome.ending.value
+            failure = "" if outcome.ending is Ending.COMPLETED else ending
+            self._instruments.run_time.record(seconds, ending, failure, span=attempt.context if attempt else None)
 
     def outcomes_written(self, batch: Sequence[Completion], written: Collection[Lease], seconds: float = 0.0) -> None:
         """A batch of outcomes was written just now, in `seconds`; those not in `written` had lost their lease."""
         if not self._enabled:
             return
-        finished: Counter[tuple[str, str]] = Counter()
-        for completion in batch:
-            stands = completion.lease in written
-            attempt = self._attempts.written(completion, stands, seconds)
-            if not stands:
+        attempts = self._attempts.written(batch, seconds)
+        instruments = self._instruments
+        if instruments is None:
+            return
+        instruments.batch_size.record(len(batch))
+        now = dt.datetime.now(dt.UTC)
+        for completion, attempt in zip(batch, attempts, strict=True):
+            if completion.lease not in written:
                 continue
             ending = attempt.ending if attempt is not None else None
-            finished[completion.status.value, ending.value if ending is not None else "unknown"] += 1
-            if self._instruments is not None and attempt is not None and completion.retry_in is None:
-                self._instruments.end_to_end.record(_age(attempt.created_at))
-        if self._instruments is not None:
-            for (status, how), count in finished.items():
-                attributes = {"continuum.task.status": status, "continuum.task.ending": how}
-                self._instruments.finished.add(count, attributes)
+            instruments.finished.add(1, completion.status.value, ending.value if ending is not None else "unknown")
+            if attempt is not None and completion.retry_in is None:
+                instruments.end_to_end.record(_age(attempt.created_at, now), span=attempt.context)
+
+    def traceparent(self, lease: Lease) -> str | None:
+        """The trace that an attempt is part of, until its outcome is told as written."""
+        return self._attempts.traceparent(lease)
 
     def leases_recovered(self, recovered: Recovered) -> None:
         """The janitor recovered expired leases."""
@@ -134,24 +131,31 @@ class Telemetry:
         counts = {"retried": recovered.retried, "failed": recovered.failed, "cancelled": recovered.cancelled}
         for result, count in counts.items():
             if count:
-                self._instruments.recovered.add(count, {"continuum.recovery.result": result})
+                self._instruments.recovered.add(count, result)
 
-    def observe(self, state: ObservedState, pool: ObservedPool) -> None:
-        """Read the gauges (running tasks, slots, idle sandboxes, ready) from these from now on."""
+    def observe(self, state: ObservedState, pool: ObservedPool, unwritten: Sized = ()) -> None:
+        """Read what is there (tasks, slots, sandboxes, health, outcomes not written yet) from these from now on."""
         if self._instruments is not None:
-            self._instruments.observe(state, pool)
+            self._instruments.observe(state, pool, unwritten)
+
+    def tasks_sent(self, tasks: int, seconds: float, failure: str) -> None:
+        """Somebody in this process submitted tasks, in `seconds`; failure: the kind of error that it ended with, or ''."""
+        if self._instruments is not None:
+            self._instruments.sent.add(tasks, failure)
+            self._instruments.operation.record(seconds, "submit", "send", failure)
 
     def timed_database(self, database: T) -> T:
         """The same database with the time of each call recorded, by verb."""
         if self._instruments is None:
             return database
-        histogram = self._instruments.database_call
+        calls, operations = self._instruments.database_call, self._instruments.operation
         dialect = str(getattr(database, "dialect", "other_sql"))
         system = _DATABASE_SYSTEMS.get(dialect, dialect)
 
-        def record(verb: str, seconds: float, failure: str | None) -> None:
-            attributes = {"db.system.name": system, "db.operation.name": verb}
-            histogram.record(seconds, attributes if failure is None else {**attributes, "error.type": failure})
+        def record(verb: str, seconds: float, failure: str) -> None:
+            calls.record(seconds, system, verb, failure)
+            if verb in _OPERATIONS:
+                operations.record(seconds, verb, _OPERATIONS[verb], failure)
 
         return cast("T", Timed(database, DATABASE_VERBS, record))
 
@@ -162,18 +166,19 @@ class Telemetry:
         histogram = self._instruments.cold_start
         name = str(getattr(backend, "name", "unknown"))
 
-        def record(_: str, seconds: float, failure: str | None) -> None:
-            attributes = {"continuum.sandbox.backend": name}
-            histogram.record(seconds, attributes if failure is None else {**attributes, "error.type": failure})
+        def record(_: str, seconds: float, failure: str) -> None:
+            histogram.record(seconds, name, failure)
 
         return cast("T", Timed(backend, frozenset({"start"}), record))
 
-    async def metrics_text(self) -> tuple[bytes, str] | None:
-        """The metrics in Prometheus' text format and its content type; None (see `no_metrics`) without them."""
+    async def metrics_text(self, accept: str = "") -> tuple[bytes, str] | None:
+        """The metrics in the text format that an `Accept` header asks for, Prometheus' or OpenMetrics, and its content type;
+        None (see `no_metrics`) without them."""
         if self._exposition is None:
             return None
-        text = await trio.to_thread.run_sync(self._exposition.render, limiter=self._one_scrape, abandon_on_cancel=True)
-        return text, self._exposition.content_type
+        return await trio.to_thread.run_sync(
+            self._exposition.render, accept, limiter=self._one_scrape, abandon_on_cancel=True
+        )
 
     def close(self) -> None:
         """End the spans that are still open."""
@@ -191,6 +196,6 @@ def _contents(task: ClaimedTask, outcome: Outcome) -> dict[str, str]:
     return {name: text[-CONTENT_LIMIT:] for name, text in texts.items()}
 
 
-def _age(created_at: dt.datetime) -> float:
+def _age(created_at: dt.datetime, now: dt.datetime) -> float:
     """Seconds since a time on the database's clock, whose difference from ours must not make it negative."""
-    return max(0.0, (dt.datetime.now(dt.UTC) - created_at).total_seconds())
+    return max(0.0, (now - created_at).total_seconds())

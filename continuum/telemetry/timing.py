@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-Record = Callable[[str, float, str | None], None]
-"""Called with the verb, the seconds it took, and the name of the exception that ended it, if one did."""
+Record = Callable[[str, float, str], None]
+"""Called with the verb, the seconds it took, and the name of the exception that ended it, or ''."""
 
 
 class Timed:
@@ -32,7 +32,7 @@ def _timed(verb: str, method: Callable[..., Awaitable[Any]], record: Record) -> 
     @functools.wraps(method)
     async def call(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        failure: str | None = None
+        failure = ""
         try:
             return await method(*args, **kwargs)
         except BaseException as error:

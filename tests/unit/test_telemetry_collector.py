@@ -17,8 +17,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from continuum.telemetry import start_telemetry, submission
 from continuum.telemetry.providers import SHUTDOWN_DEADLINE
+from continuum.telemetry.tracing import SCHEMA
 from tests.support.harness import settings
-from tests.unit.test_telemetry import claimed, no_variables, tell_a_whole_story
+from tests.support.telemetry import claimed, tell_a_whole_story
+from tests.unit.test_telemetry import no_variables
 
 __all__ = ["no_variables"]  # the fixture holds here as well
 
@@ -80,12 +82,16 @@ async def test_a_collector_receives_one_trace_for_each_task_and_the_metrics(monk
     resources = [one for request in server.traces for one in request.resource_spans]
     spans = [span for one in resources for scope in one.scope_spans for span in scope.spans]
     assert [span.name for span in spans] == [
-        "continuum.submit",
-        "continuum.claim",
-        "continuum.execute",
-        "continuum.complete",
+        "submit tasks",
+        "claim tasks",
+        "execute tasks",
+        "complete tasks",
     ]
-    assert len({span.trace_id for span in spans}) == 1
+    submit, claim, execute, complete = spans
+    assert execute.trace_id == submit.trace_id
+    assert [link.span_id for link in execute.links] == [link.span_id for link in claim.links] == [submit.span_id]
+    assert [link.span_id for link in complete.links] == [execute.span_id]
+    assert {one.schema_url for resource in resources for one in resource.scope_spans} == {SCHEMA}
     described = {one.key: one.value.string_value for one in resources[0].resource.attributes}
     assert (described["service.name"], described["service.instance.id"]) == ("continuum", "worker-1")
     names = {

@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-from docs.generators import commands, metrics, plots, python, settings
+from docs.generators import commands, metrics, plots, python, settings, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +29,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics.generate,
     "python": python.generate,
     "settings": settings.generate,
+    "tables": tables.generate,
 }
 
 _GENERATED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)

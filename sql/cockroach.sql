@@ -5,78 +5,83 @@
 -- There is no LISTEN here, hence no trigger: workers learn of work by a changefeed, or by looking.
 
 CREATE TABLE IF NOT EXISTS codes (
-    id           UUID PRIMARY KEY DEFAULT gen_random_uuid(),
-    code         TEXT NOT NULL,
+    id           UUID PRIMARY KEY DEFAULT gen_random_uuid(),  -- named by tasks
+    code         TEXT NOT NULL,                               -- the source text of a Python script
     -- What the code imports beside the standard library: a requirements file of pinned packages. NULL: nothing.
     requirements TEXT
 );
 
 -- Which workers hold one of the cluster's few changefeeds.
 CREATE TABLE IF NOT EXISTS wakeup_feeds (
-    place      INT8 PRIMARY KEY,
-    worker_id  TEXT NOT NULL,
-    expires_at TIMESTAMPTZ NOT NULL
+    place      INT8 PRIMARY KEY,     -- one of WAKEUP_FEEDS
+    worker_id  TEXT NOT NULL,        -- who holds it
+    expires_at TIMESTAMPTZ NOT NULL  -- until when, unless it is extended
 );
 
 CREATE TABLE IF NOT EXISTS workers (
-    id                 TEXT PRIMARY KEY,
-    host               TEXT NOT NULL DEFAULT '',
-    pid                INT4 NOT NULL DEFAULT 0,
-    version            TEXT NOT NULL DEFAULT '',
-    sandbox            TEXT NOT NULL DEFAULT '',
-    slots              INT4 NOT NULL DEFAULT 0,
-    running            INT4 NOT NULL DEFAULT 0,
-    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
-    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),
-    stopped_at         TIMESTAMPTZ,
-    completed          INT8 NOT NULL DEFAULT 0,
-    failed             INT8 NOT NULL DEFAULT 0,
-    cancelled          INT8 NOT NULL DEFAULT 0,
-    execution_seconds  FLOAT8 NOT NULL DEFAULT 0,
-    finished_last_hour INT4 NOT NULL DEFAULT 0,
-    malicious          INT8 NOT NULL DEFAULT 0
+    id                 TEXT PRIMARY KEY,                    -- made anew at each start
+    host               TEXT NOT NULL DEFAULT '',            -- the name of its host
+    pid                INT4 NOT NULL DEFAULT 0,             -- its process there
+    version            TEXT NOT NULL DEFAULT '',            -- of Continuum
+    sandbox            TEXT NOT NULL DEFAULT '',            -- what it runs scripts in
+    slots              INT4 NOT NULL DEFAULT 0,             -- how many tasks it runs at once
+    running            INT4 NOT NULL DEFAULT 0,             -- how many it ran when it was last seen
+    started_at         TIMESTAMPTZ NOT NULL DEFAULT now(),  -- when it started
+    seen_at            TIMESTAMPTZ NOT NULL DEFAULT now(),  -- its last heartbeat
+    stopped_at         TIMESTAMPTZ,                         -- when it ended in order
+    completed          INT8 NOT NULL DEFAULT 0,             -- tasks that this worker brought to that state, ever: written together with the state
+    failed             INT8 NOT NULL DEFAULT 0,             -- the same for failed ones
+    cancelled          INT8 NOT NULL DEFAULT 0,             -- the same for cancelled ones
+    execution_seconds  FLOAT8 NOT NULL DEFAULT 0,           -- what its completed tasks took together
+    finished_last_hour INT4 NOT NULL DEFAULT 0,             -- tasks that it ended within an hour
+    malicious          INT8 NOT NULL DEFAULT 0              -- tasks whose code CODE_POLICY=reject refused
 );
 
 CREATE TABLE IF NOT EXISTS continuum_schema (
-    version    INT4 PRIMARY KEY,
-    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+    version    INT4 PRIMARY KEY,                   -- each that was applied
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT now()  -- when
 );
 
 -- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
 -- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
-    id               INT8 PRIMARY KEY DEFAULT unique_rowid(),
+    id               INT8 PRIMARY KEY DEFAULT unique_rowid(),  -- given by the database, never used again
     -- Which of 16 parts of the queue a task waits in, so that many workers do not claim at one place. Drawn at random: the low
     -- bits of unique_rowid() are the node's number. Hidden, so that `SELECT *` shows the columns of the first version.
     shard            INT2 NOT VISIBLE NOT NULL DEFAULT floor(random() * 16)::INT2,
-    name             TEXT NOT NULL DEFAULT '',
-    description      TEXT,
-    started          TIMESTAMP,
-    finished         TIMESTAMP,
-    locked_at        TIMESTAMP,
-    last_error       TEXT,
-    priority         INT4 NOT NULL DEFAULT 0,
-    status           VARCHAR(50) NOT NULL DEFAULT 'pending',
-    payload          JSONB,
-    code             UUID REFERENCES codes (id),
-    worker_id        TEXT,
-    output           TEXT,
-    error_output     TEXT,
-    exit_code        INT4,
-    created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
+    name             TEXT NOT NULL DEFAULT '',                 -- for people
+    description      TEXT,                                     -- for people, too
+    started          TIMESTAMP,                                -- when the current or last attempt was claimed, in UTC
+    finished         TIMESTAMP,                                -- when the terminal state was written, in UTC
+    locked_at        TIMESTAMP,                                -- when the current or last claim was made, in UTC
+    last_error       TEXT,                                     -- why the last attempt failed, the cause in its first line
+    priority         INT4 NOT NULL DEFAULT 0,                  -- lower runs first
+    status           VARCHAR(50) NOT NULL DEFAULT 'pending',   -- one of pending, processing, completed, failed, cancelled, malicious
+    payload          JSONB,                                    -- what the script is given
+    code             UUID REFERENCES codes (id),               -- the script
+    worker_id        TEXT,                                     -- who holds the lease, or held the last one
+    output           TEXT,                                     -- what it wrote to stdout, up to OUTPUT_LIMIT
+    error_output     TEXT,                                     -- what it wrote to stderr, up to OUTPUT_LIMIT
+    exit_code        INT4,                                     -- 128 + n where signal n ended the script, NULL where there was none
+    created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),       -- when it was inserted
+    -- Not before this time. NULL: now. A worker clears it when the time has come, so that claiming looks at due tasks only.
     run_at           TIMESTAMPTZ,
+    -- The fencing token: one more with every claim, never less.
     attempt          INT4 NOT NULL DEFAULT 0,
+    -- Attempts that workers gave back: they do not count against max_attempts.
     released         INT4 NOT NULL DEFAULT 0,
-    max_attempts     INT4 NOT NULL DEFAULT 3,
-    timeout_s        FLOAT8,
-    lease_expires_at TIMESTAMPTZ,
-    tenant           TEXT,
-    idempotency_key  TEXT,
-    cancel_requested BOOL NOT NULL DEFAULT false,
-    traceparent      TEXT,
-    -- Who is told when the task has ended, when that is due, and how often it was tried.
+    max_attempts     INT4 NOT NULL DEFAULT 3,                  -- how often it is tried
+    timeout_s        FLOAT8,                                   -- wall time of one attempt in seconds, where it is less than TASK_TIMEOUT
+    lease_expires_at TIMESTAMPTZ,                              -- until when the claim lasts without a heartbeat
+    tenant           TEXT,                                     -- whose task it is: no sandbox serves two tenants
+    idempotency_key  TEXT,                                     -- unique within a tenant, so that a task is not submitted twice
+    cancel_requested BOOL NOT NULL DEFAULT false,              -- its worker stops it at its next heartbeat
+    traceparent      TEXT,                                     -- the trace that it goes on with, as in W3C Trace Context
+    -- The URL that is told when the task has ended.
     webhook          TEXT,
+    -- When that is to be tried. NULL: not yet, done, or given up.
     webhook_due      TIMESTAMPTZ,
+    -- How often it was tried.
     webhook_tries    INT4 NOT NULL DEFAULT 0,
     -- The task of which this one is a copy, made to try it again.
     retry_of         INT8,

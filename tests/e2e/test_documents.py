@@ -14,6 +14,7 @@ import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
+from docs.generators.tables import ONLY_COCKROACH, tables
 from tests.support.documents import ROOT, blocks_of, pages
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.walkthrough import Walkthrough, wait_until_ready
@@ -79,6 +80,21 @@ def worker(queue: str, home: dict[str, str], tmp_path_factory: pytest.TempPathFa
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def test_the_reference_has_the_tables_and_columns_that_the_database_has(queue: str) -> None:
+    with psycopg.connect(queue) as connection:
+        rows = connection.execute(
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
+        ).fetchall()
+    documented = {
+        (name, column.name)
+        for name, columns in tables().items()
+        for column in columns
+        if ONLY_COCKROACH.get(name) != () and column.name not in ONLY_COCKROACH.get(name, ())
+    }
+    assert {(name, column) for name, column in rows} == documented
+    assert all(column.meaning for columns in tables().values() for column in columns)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -26,8 +26,8 @@ from continuum.db.protocol import Database
 from continuum.demo.run import percentile
 from continuum.model import ClaimedTask, Completion, Status
 from continuum.nursery.state import WorkerState
-from continuum.status.overview import MAXIMUM_AGE
 from continuum.status.server import serve_status
+from continuum.status.shared import MAXIMUM_AGE
 from continuum.telemetry import Telemetry
 
 ROUNDS = 5

@@ -58,6 +58,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._ring: deque[tuple[int, Interval]] = deque(maxlen=INTERVALS + 1)
+        self._began = _number()
 
     def finished(self, status: Status) -> None:
         """A task reached a terminal state."""
@@ -75,10 +76,10 @@ class Recent:
         self._now().waits.add(seconds)
 
     def intervals(self) -> list[Interval]:
-        """The last INTERVALS whole intervals, the oldest first; the one under way is not among them."""
+        """The last whole intervals since the beginning, INTERVALS at most, the oldest first; not the one under way."""
         end = _number()
         known = dict(self._ring)
-        return [known.get(number) or Interval() for number in range(end - INTERVALS, end)]
+        return [known.get(number) or Interval() for number in range(max(self._began, end - INTERVALS), end)]
 
     def _now(self) -> Interval:
         number = _number()

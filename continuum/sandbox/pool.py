@@ -7,6 +7,7 @@ nothing: the slow work (cold starts, removals) runs in the pool's own nursery.
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -46,11 +47,11 @@ class _Nobody(enum.Enum):
 class SandboxView:
     """What a pool tells of one sandbox, for those who watch it.
 
-    age: seconds since it was started. scripts: how many it was given. layer: what it was started with.
+    scripts: how many it was given. layer: what it was started with.
     """
 
     name: str
-    age: float
+    started_at: dt.datetime
     scripts: int
     busy: bool
     tenant: str | None
@@ -59,7 +60,7 @@ class SandboxView:
 
 @dataclass(eq=False, slots=True)
 class _Pooled:
-    """A started sandbox. The times are on Trio's clock; generation: of the pool, when its start began."""
+    """A started sandbox. `idle_since` is on Trio's clock; generation: of the pool, when its start began."""
 
     sandbox: Sandbox
     layer: Layer | None
@@ -67,12 +68,12 @@ class _Pooled:
     generation: int = 0
     tenant: str | _Nobody | None = _Nobody.NOBODY
     scripts: int = 0
-    started_at: float = field(default_factory=trio.current_time)
+    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
 
     def view(self, *, busy: bool) -> SandboxView:
         return SandboxView(
             name=self.sandbox.name,
-            age=trio.current_time() - self.started_at,
+            started_at=self.started_at,
             scripts=self.scripts,
             busy=busy,
             tenant=None if isinstance(self.tenant, _Nobody) else self.tenant,
@@ -131,7 +132,7 @@ class SandboxPool:
     def view(self) -> list[SandboxView]:
         """The started sandboxes, the oldest first."""
         views = [pooled.view(busy=False) for pooled in self._idle] + [pooled.view(busy=True) for pooled in self._lent]
-        return sorted(views, key=lambda view: (-view.age, view.name))
+        return sorted(views, key=lambda view: view.started_at)
 
     @property
     def by_state(self) -> dict[str, int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
 import trio
-from quart import Response, render_template, request
+from quart import Response, request
 from quart.typing import ResponseTypes
 from quart.wrappers import Request
 from quart_trio import QuartTrio
@@ -16,20 +15,26 @@ from werkzeug.exceptions import HTTPException
 from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.state import WorkerState
-from continuum.status.access import may_see_contents
+from continuum.status import assets
+from continuum.status.actions import actions
+from continuum.status.board import Board
 from continuum.status.bodies import LazyConnection, LazyRequest
-from continuum.status.overview import Overview, OverviewUnavailable
+from continuum.status.live import Streams
+from continuum.status.overview import Overview
+from continuum.status.pages import Dashboard, is_page, pages
+from continuum.status.sessions import Sessions
+from continuum.status.shared import Unavailable
 from continuum.status.views import Json, worker_status
 from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -76,16 +81,20 @@ def create_app(
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
     app.json.sort_keys = False  # type: ignore[attr-defined]
     overview = Overview(database)
+    board = Board(settings, state, database, overview)
+    dashboard = Dashboard(app, settings, board, Sessions(settings.api_token), Streams(ending))
+    app.register_blueprint(pages(dashboard))
+    app.register_blueprint(actions(dashboard, database))
 
     @app.get("/status")
     async def status() -> Json:
-        return worker_status(state, contents=_contents_allowed(settings))
+        return worker_status(state, contents=dashboard.viewer().contents)
 
     @app.get("/global-status")
     async def global_status() -> Json | tuple[Json, int]:
         try:
             return await overview.read()
-        except OverviewUnavailable as error:
+        except Unavailable as error:
             return _error("database unavailable", str(error)), 503
 
     @app.get("/healthz")
@@ -105,18 +114,10 @@ def create_app(
         text, content_type = exposition
         return Response(text, content_type=content_type)
 
-    @app.get("/")
-    async def first_page() -> str:
-        totals, problem = None, None
-        try:
-            totals = await overview.read()
-        except OverviewUnavailable as error:
-            problem = str(error)
-        worker = worker_status(state, contents=False)
-        return await render_template("index.html", worker=worker, totals=totals, problem=problem)
-
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
+        if is_page(request.path):
+            return await dashboard.error(error)
         body = app.json.dumps(_error(error.name, error.description or ""))
         response = Response(body, status=error.code or 500, content_type="application/json")
         for name, value in error.get_headers():
@@ -127,15 +128,11 @@ def create_app(
     @app.after_request
     async def secure(response: Response) -> Response:
         response.headers.update(SECURITY_HEADERS)
+        if response.status_code == 200 and assets.may_be_kept(request.path, request.args.get("v", "")):
+            response.headers["Cache-Control"] = assets.FOREVER
         return response
 
     return app
-
-
-def _contents_allowed(settings: Settings) -> bool:
-    # The client comes from the socket: `request.remote_addr` is a header, which a request could carry as well.
-    client: Any = request.scope.get("client")
-    return may_see_contents(client[0] if client else None, request.headers, settings.api_token)
 
 
 def _error(error: str, message: str) -> Json:

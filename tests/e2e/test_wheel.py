@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_schemas_the_pages_and_the_type_marker(wheel: Path) 
         "continuum/sql/cockroach.sql",
         "continuum/py.typed",
         "continuum/sandbox/runner.py",
-        "continuum/status/templates/index.html",
+        "continuum/status/templates/live/headline.html",
         "continuum/status/static/style.css",
     } <= names
     assert not [name for name in names if name.startswith("tests")]

@@ -1,3 +1,5 @@
+from urllib.parse import quote
+
 import trio
 import trio.testing
 from quart.typing import TestClientProtocol as Client
@@ -6,7 +8,7 @@ from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask, Statistics, WorkerReport
 from continuum.nursery.state import Running, WorkerState
 from continuum.status.app import create_app
-from continuum.status.overview import DEADLINE, MAXIMUM_AGE
+from continuum.status.shared import DEADLINE, MAXIMUM_AGE
 from continuum.telemetry import Telemetry
 from tests.support.harness import settings
 from tests.unit.test_status_views import claimed
@@ -154,7 +156,10 @@ async def test_the_page_shows_the_worker_its_tasks_and_the_totals() -> None:
     await database.submit([NewTask(code="hello")] * 3)
     await database.report(WorkerReport("worker-9", "host", 1, "0.1.0", 4, 0, "none"))
     page = await (await client(database, busy()).get("/")).get_data(as_text=True)
-    for text in ("worker-1", "worker-9", "report", 'id="pending">3<', "1/4"):
+    for text in ('id="waiting-count">3<', "host", "No task has failed", "Nothing runs right now"):
+        assert text in page
+    page = await (await client(database, busy()).get("/ui/workers")).get_data(as_text=True)
+    for text in ("worker-1", "worker-9", "1 of 4"):
         assert text in page
 
 
@@ -164,7 +169,7 @@ async def test_the_page_is_there_and_says_what_is_wrong_while_the_database_is_aw
     answer = await client(MemoryDatabase(unavailable=True), state).get("/")
     page = await answer.get_data(as_text=True)
     assert answer.status_code == 200
-    for text in ("worker-1", "not ready", "connection refused", "made unavailable"):
+    for text in (state.host, "not ready", "connection refused", "made unavailable"):
         assert text in page
 
 
@@ -175,17 +180,20 @@ async def test_the_page_escapes_whatever_came_from_outside() -> None:
     state.health.report(attack, attack)
     database = MemoryDatabase()
     await database.report(WorkerReport(attack, attack, 1, attack, 4, 0, attack))
-    page = await (await client(database, state).get("/")).get_data(as_text=True)
-    assert "<script" not in page
-    assert "<img" not in page
-    assert page.count("&lt;script&gt;") >= 9
+    await database.submit([NewTask(name=attack, tenant=attack, code=attack)])
+    await database.claim(attack, 1, lease=30)
+    for path in ("/", "/ui/workers", "/ui/tasks", "/ui/tasks/1", "/ui/tasks?worker=" + quote(attack)):
+        page = await (await client(database, state).get(path, scope_base=LOCAL)).get_data(as_text=True)
+        assert page.count("<script") == 1
+        assert "<img" not in page
+        assert page.count("&lt;script&gt;") >= 2
 
 
 async def test_every_answer_carries_the_security_headers() -> None:
     for path in ("/", "/status", "/global-status", "/readyz", "/metrics", "/static/style.css", "/absent"):
         headers = (await client().get(path)).headers
-        assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
-        assert "script-src" not in headers["Content-Security-Policy"]
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
 

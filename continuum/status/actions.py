@@ -1,0 +1,123 @@
+"""What a person can do from a page: sign in and out, have a task tried again, cancel one.
+
+Each is a form with a token of its session in it. It is obeyed when the token is right and the browser says that the form came
+from a page of ours; the session's cookie is not sent by other sites' pages in the first place (SameSite=Strict).
+"""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+from quart import Blueprint, Response, abort, request
+from werkzeug.exceptions import Forbidden, NotFound, ServiceUnavailable
+
+from continuum.db.errors import DatabaseError
+from continuum.db.protocol import Database
+from continuum.model import Cancellation, Retry
+from continuum.status.pages import Dashboard, task_number
+from continuum.status.sessions import LIFETIME, Guesses, Session
+from continuum.status.viewer import client_of, is_own_page
+
+log = structlog.get_logger(__name__)
+
+SIGN_IN = "/ui/sign-in"
+
+
+def actions(dashboard: Dashboard, database: Database) -> Blueprint:
+    """The routes of all forms."""
+    blueprint = Blueprint("actions", __name__)
+    sessions, guesses = dashboard.sessions, Guesses()
+
+    @blueprint.get(SIGN_IN)
+    async def sign_in_page() -> Response:
+        return await dashboard.page("sign_in", next=local_path(request.args.get("next", "")))
+
+    @blueprint.post(SIGN_IN)
+    async def sign_in() -> Response:
+        form = await request.form
+        onward = local_path(form.get("next", ""))
+        client = client_of(request) or ""
+        if not is_own_page(request.headers):
+            raise Forbidden("This form was not sent by a page of this worker.")
+        if wait := guesses.wait(client):
+            log.warning("too many attempts to sign in", client=client)
+            answer = await dashboard.page(
+                "sign_in", 429, next=onward, problem=f"Too many attempts. Try again in {wait:.0f} s."
+            )
+            answer.headers["Retry-After"] = str(math.ceil(wait))
+            return answer
+        if not sessions.is_token(form.get("token", "")):
+            guesses.wrong(client)
+            return await dashboard.page(
+                "sign_in", 403, next=onward, problem="That is not the API_TOKEN of this worker."
+            )
+        guesses.right(client)
+        answer = _see(onward)
+        set_cookie(answer, sessions.begin(), LIFETIME)
+        return answer
+
+    @blueprint.post("/ui/sign-out")
+    async def sign_out() -> Response:
+        sessions.end(await obeyed())
+        answer = _see("/")
+        set_cookie(answer, "", 0)
+        return answer
+
+    @blueprint.post("/ui/tasks/<task_id>/retry")
+    async def retry(task_id: str) -> Response:
+        await obeyed()
+        number = task_number(task_id)
+        try:
+            retried = await database.retry(number)
+        except DatabaseError as error:
+            raise ServiceUnavailable(f"It is not known whether the task was submitted: {error}") from None
+        log.info("a task was tried again from the dashboard", task_id=number, outcome=retried.outcome.value)
+        if retried.outcome is Retry.UNKNOWN:
+            raise NotFound(f"There is no task {number}, or its retention is over.")
+        dashboard.board.forget(number)
+        return _see(f"/ui/tasks/{retried.task_id or number}?said={retried.outcome.value}")
+
+    @blueprint.post("/ui/tasks/<task_id>/cancel")
+    async def cancel(task_id: str) -> Response:
+        await obeyed()
+        number = task_number(task_id)
+        try:
+            cancelled = await database.cancel(number)
+        except DatabaseError as error:
+            raise ServiceUnavailable(f"It is not known whether the task was cancelled: {error}") from None
+        log.info("a task was cancelled from the dashboard", task_id=number, outcome=cancelled.value)
+        if cancelled is Cancellation.UNKNOWN:
+            raise NotFound(f"There is no task {number}, or its retention is over.")
+        dashboard.board.forget(number)
+        return _see(f"/ui/tasks/{number}?said={cancelled.value}")
+
+    async def obeyed() -> Session:
+        """The session that sent this form. Without one it leads to the sign-in page; raises `Forbidden`."""
+        if not sessions.possible:
+            raise Forbidden("Nothing can be changed from here: set API_TOKEN, and sign in with it.")
+        session = dashboard.viewer().session
+        if session is None:
+            abort(_see(SIGN_IN))
+        form = await request.form
+        if not is_own_page(request.headers) or not sessions.is_form_token(session, form.get("form_token", "")):
+            raise Forbidden("This form is not one of your session's. Go back, reload the page and try again.")
+        return session
+
+    def set_cookie(answer: Response, value: str, seconds: int) -> None:
+        behind_tls = request.headers.get("X-Forwarded-Proto") == "https" or request.scheme == "https"
+        answer.set_cookie(
+            sessions.cookie, value, max_age=seconds, path="/", secure=behind_tls, httponly=True, samesite="Strict"
+        )
+
+    return blueprint
+
+
+def local_path(wanted: str) -> str:
+    """A path of ours to go on to, and never another site's."""
+    harmless = wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and wanted.isprintable()
+    return wanted if harmless and "\\" not in wanted else "/"
+
+
+def _see(path: str) -> Response:
+    return Response("", 303, {"Location": path})

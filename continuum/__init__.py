@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from continuum.client import (
         BadResult,
         BlockingClient,
+        BlockingResults,
         Client,
         NotShippable,
+        Results,
         TaskCancelled,
         TaskError,
         TaskFailed,
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BadResult",
     "BlockingClient",
+    "BlockingResults",
     "Cancellation",
     "Client",
     "NewTask",
     "NotShippable",
+    "Results",
     "Status",
     "TaskCancelled",
     "TaskError",

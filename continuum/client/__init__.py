@@ -10,7 +10,7 @@ waiting.py        how often to ask whether tasks have ended
 logs.py           following what a task writes
 """
 
-from continuum.client.blocking import BlockingClient, connect_blocking
+from continuum.client.blocking import BlockingClient, BlockingResults, connect_blocking
 from continuum.client.errors import (
     BadResult,
     NotShippable,
@@ -23,14 +23,17 @@ from continuum.client.errors import (
     TaskTimedOut,
     WaitTimeout,
 )
+from continuum.client.mapping import Results
 from continuum.client.tasks import new_task
 from continuum.client.trio_client import Client, connect
 
 __all__ = [
     "BadResult",
     "BlockingClient",
+    "BlockingResults",
     "Client",
     "NotShippable",
+    "Results",
     "TaskCancelled",
     "TaskError",
     "TaskFailed",

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
+from continuum.client.errors import TaskError
+from continuum.client.mapping import Results
 from continuum.client.results import NOT_GIVEN
-from continuum.client.tasks import TaskOptions
+from continuum.client.tasks import MapOptions, RunOptions, TaskOptions
 from continuum.client.thread import ClientThread
 from continuum.client.trio_client import Client
 from continuum.config import Settings, load_settings
 from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecord
 
 T = TypeVar("T")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 def connect_blocking(**settings: Any) -> BlockingClient:
     """A `BlockingClient` with these settings over the environment's, as `connect`. Raises `ConfigurationError`."""
     return BlockingClient(load_settings(**settings))
+
+
+class BlockingResults(Generic[X, T]):
+    """What becomes of each payload of `BlockingClient.map`: `for result in ...`, in the order of the payloads, or
+    `list(...)`. Once only; see `Results`. A loop that is left cancels what is still in flight."""
+
+    def __init__(self, thread: ClientThread, results: Results[X, T]) -> None:
+        self._thread = thread
+        self._results = results
+
+    def __iter__(self) -> Iterator[T]:
+        return self._each(self._results)
+
+    def as_completed(self) -> Iterator[tuple[X, T]]:
+        """Pairs of a payload and its result instead, as the tasks end."""
+        return self._each(self._results.as_completed())
+
+    def _each(self, source: AsyncIterator[Y]) -> Iterator[Y]:
+        try:
+            while not isinstance(found := self._thread.call(lambda _: anext(source, END)), _End):
+                yield found
+        finally:
+            with suppress(RuntimeError):  # where its client was closed, that has done so
+                self._thread.call(lambda _: self._results.aclose())
+
+
+class _End:
+    """No more results."""
+
+
+END = _End()
 
 
 class BlockingClient:
@@ -58,9 +94,7 @@ class BlockingClient:
         payload: object = ...,
         *,
         returns: None,
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> None: ...
     @overload
     def run(
@@ -69,9 +103,7 @@ class BlockingClient:
         payload: object = ...,
         *,
         returns: type[T],
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> T: ...
     @overload
     def run(
@@ -80,9 +112,7 @@ class BlockingClient:
         payload: object = ...,
         *,
         returns: object = ...,
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> Any: ...
     def run(
         self,
@@ -90,16 +120,55 @@ class BlockingClient:
         payload: object = NOT_GIVEN,
         *,
         returns: object = NOT_GIVEN,
-        seconds: float | None = None,
-        cancel_on_exit: bool | None = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> Any:
         """See `Client.run`."""
-        return self._thread.call(
-            lambda client: client.run(
-                code, payload, returns=returns, seconds=seconds, cancel_on_exit=cancel_on_exit, **options
-            )
+        return self._thread.call(lambda client: client.run(code, payload, returns=returns, **options))
+
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: type[T],
+        return_failures: Literal[True],
+        **options: Unpack[MapOptions[X]],
+    ) -> BlockingResults[X, T | TaskError]: ...
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: type[T],
+        return_failures: Literal[False] = ...,
+        **options: Unpack[MapOptions[X]],
+    ) -> BlockingResults[X, T]: ...
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: object = ...,
+        return_failures: bool = ...,
+        **options: Unpack[MapOptions[X]],
+    ) -> BlockingResults[X, Any]: ...
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: object = NOT_GIVEN,
+        return_failures: bool = False,
+        **options: Unpack[MapOptions[X]],
+    ) -> BlockingResults[X, Any]:
+        """See `Client.map`. `payloads`, and `idempotency_key`, are called in the client's thread."""
+        results: Results[X, Any] = self._thread.client.map(
+            code, payloads, returns=returns, return_failures=return_failures, **options
         )
+        return BlockingResults(self._thread, results)
 
     @overload
     def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from continuum.client.results import NOT_GIVEN, NotGiven
 from continuum.client.sources import Script, read_script
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
+
+X = TypeVar("X")
+
+SUBMIT_BATCH = 1000
+SUBMIT_SIZE = 16 * 1024 * 1024
+"""Tasks in one transaction, and characters of payload and code in them; larger lists are split."""
 
 
 class CommonOptions(TypedDict, total=False):
@@ -39,6 +45,32 @@ class TaskOptions(CommonOptions, total=False):
     idempotency_key: str | None
 
 
+class RunOptions(TaskOptions, total=False):
+    """What else may be said of one that is waited for.
+
+    seconds: how long to wait; without end by default. cancel_on_exit: whether a wait that is cancelled, or over, cancels the
+    task. By default it does, as it ends a function that is called; a task with an `idempotency_key` goes on, because the next run
+    with the same key finds it.
+    """
+
+    seconds: float | None
+    cancel_on_exit: bool | None
+
+
+class MapOptions(CommonOptions, Generic[X], total=False):
+    """What else may be said of many.
+
+    in_flight: at most so many are submitted and have not ended. progress: shows a bar at a terminal or in a notebook.
+    idempotency_key: makes a payload's key, by which a program that is started again finds the tasks of the first time.
+    cancel_on_exit: as for one.
+    """
+
+    in_flight: int
+    progress: bool
+    idempotency_key: Callable[[X], str] | None
+    cancel_on_exit: bool | None
+
+
 def new_task(code: str | Path, payload: object = NOT_GIVEN, **options: Unpack[TaskOptions]) -> NewTask:
     """A task that runs a script with `payload` (anything that JSON can hold).
 
@@ -64,3 +96,18 @@ def json_of(value: object, called: str) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidTask(f"{called} is not JSON: {error}") from None
+
+
+def batches_of(tasks: Iterable[NewTask]) -> Iterator[list[NewTask]]:
+    """Tasks in lists that are fit for one transaction each."""
+    batch: list[NewTask] = []
+    size = 0
+    for task in tasks:
+        added = sum(len(text) for text in (task.payload, task.code, task.requirements) if isinstance(text, str))
+        if batch and (len(batch) == SUBMIT_BATCH or size + added > SUBMIT_SIZE):
+            yield batch
+            batch, size = [], 0
+        batch.append(task)
+        size += added
+    if batch:
+        yield batch

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import trio
 
 from continuum.client.errors import TaskError, TaskNotFound, WaitTimeout
 from continuum.client.logs import TaskLogs
+from continuum.client.mapping import IN_FLIGHT, Flight, Manner, Results, Work
 from continuum.client.results import NOT_GIVEN, decoder
-from continuum.client.sources import printing_result, read_script
-from continuum.client.tasks import TaskOptions, new_task, task_of
+from continuum.client.sources import Script, printing_result, read_script
+from continuum.client.tasks import MapOptions, RunOptions, TaskOptions, batches_of, new_task, task_of
 from continuum.client.waiting import Watch
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
@@ -26,10 +27,8 @@ from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission, submitted
 
 T = TypeVar("T")
+X = TypeVar("X")
 
-SUBMIT_BATCH = 1000
-SUBMIT_SIZE = 16 * 1024 * 1024
-"""Tasks in one transaction, and characters of payload and code in them; larger lists are split."""
 FETCH_BATCH = 200
 """Tasks read whole, with their outputs, in one query."""
 
@@ -64,6 +63,7 @@ class Client:
             self._opening = partial(open_database, settings or load_settings(), application="continuum-client")
         self._stack = AsyncExitStack()
         self._opened: Database | None = None
+        self.flights: set[Flight[Any, Any]] = set()
 
     @property
     def database(self) -> Database:
@@ -79,6 +79,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for flight in list(self.flights):
+            await flight.abandon()
         self._opened = None
         await self._stack.aclose()
 
@@ -89,9 +91,7 @@ class Client:
         payload: object = ...,
         *,
         returns: None,
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> None: ...
     @overload
     async def run(
@@ -100,9 +100,7 @@ class Client:
         payload: object = ...,
         *,
         returns: type[T],
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> T: ...
     @overload
     async def run(
@@ -111,9 +109,7 @@ class Client:
         payload: object = ...,
         *,
         returns: object = ...,
-        seconds: float | None = ...,
-        cancel_on_exit: bool | None = ...,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> Any: ...
     async def run(
         self,
@@ -121,35 +117,97 @@ class Client:
         payload: object = NOT_GIVEN,
         *,
         returns: object = NOT_GIVEN,
-        seconds: float | None = None,
-        cancel_on_exit: bool | None = None,
-        **options: Unpack[TaskOptions],
+        **options: Unpack[RunOptions],
     ) -> Any:
         """Run a script as a task, wait for its end and return its result: its global `result`, or else the JSON in the last
         line of its output.
 
-        code, payload, options: as `new_task`. returns: the type that the result must have, and is returned as (what pydantic
-        takes: `int`, `list[str]`, a dataclass, a TypedDict); without it, any JSON, and None where there is none; None ships the
-        script as it is and returns None. seconds: how long to wait; without end by default.
-        cancel_on_exit: whether a wait that is cancelled, or over, cancels the task. By default it does, as it ends a function
-        that is called; a task with an `idempotency_key` goes on, because the next run of the same key finds it.
+        code, payload, options: as `new_task`, and `RunOptions`. returns: the type that the result must have, and is returned as
+        (what pydantic takes: `int`, `list[str]`, a dataclass, a TypedDict); without it, any JSON, and None where there is none;
+        None ships the script as it is and returns None.
 
         Raises `TaskFailed`, with the script's own traceback, `BadResult`, `WaitTimeout`, and what `submit` raises.
         """
-        script = read_script(code, options.pop("requirements", None))
+        return await self.run_script(read_script(code, options.pop("requirements", None)), payload, returns, options)
+
+    async def run_script(self, script: Script, payload: object, returns: object, options: RunOptions) -> Any:
+        """`run` for a script that was read already."""
+        seconds, wanted = options.pop("seconds", None), options.pop("cancel_on_exit", None)
         decode = decoder(returns, script)
         text = script.text if returns is None else printing_result(script.text)
         task = task_of(script, text, payload, options)
-        with trio.CancelScope(shield=True):  # so that a task which was submitted is known; the database has deadlines
-            (task_id,) = await self.submit_many([task])
+        (task_id,) = await self.submit_known([task])
         try:
             return decode(await self.wait(task_id, seconds))
         except (TaskError, TaskNotFound):
             raise
         except BaseException:
-            if cancel_on_exit or (cancel_on_exit is None and task.idempotency_key is None):
+            if task.idempotency_key is None if wanted is None else wanted:
                 await self.give_up([task_id])
             raise
+
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: type[T],
+        return_failures: Literal[True],
+        **options: Unpack[MapOptions[X]],
+    ) -> Results[X, T | TaskError]: ...
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: type[T],
+        return_failures: Literal[False] = ...,
+        **options: Unpack[MapOptions[X]],
+    ) -> Results[X, T]: ...
+    @overload
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: object = ...,
+        return_failures: bool = ...,
+        **options: Unpack[MapOptions[X]],
+    ) -> Results[X, Any]: ...
+    def map(
+        self,
+        code: str | Path,
+        payloads: Iterable[X],
+        *,
+        returns: object = NOT_GIVEN,
+        return_failures: bool = False,
+        **options: Unpack[MapOptions[X]],
+    ) -> Results[X, Any]:
+        """Run a script once for each payload: `await` it for the list of results, or go through it with `async for`, in the
+        order of the payloads; `as_completed()` has pairs of payload and result as tasks end. See `Results`.
+
+        code, returns: as `run`. payloads: taken as they are needed, so that they may be endless. return_failures: returns a
+        `TaskError` in the place of a result, where the first would be raised otherwise. options: see `MapOptions`.
+        """
+        script = read_script(code, options.pop("requirements", None))
+        return self.map_script(script, payloads, returns, return_failures, options)
+
+    def map_script(
+        self, script: Script, payloads: Iterable[X], returns: object, return_failures: bool, options: MapOptions[X]
+    ) -> Results[X, Any]:
+        """`map` for a script that was read already."""
+        how = Manner(return_failures, options.pop("cancel_on_exit", None), options.pop("in_flight", IN_FLIGHT))
+        shown_as = (options.get("name") or script.shown_as) if options.pop("progress", False) else None
+        key = options.pop("idempotency_key", None)
+        text = script.text if returns is None else printing_result(script.text)
+
+        def task(payload: X) -> NewTask:
+            own = {} if key is None else {"idempotency_key": key(payload)}
+            return task_of(script, text, payload, {**options, **own})
+
+        return Results(self, Work(payloads, task, key is not None, decoder(returns, script), how, shown_as))
 
     @overload
     async def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...
@@ -160,6 +218,14 @@ class Client:
         printed by scripts that `run`, `map` and functions have shipped.) Raises what `run` raises, and `TaskNotFound`."""
         decode = decoder(returns)
         return decode(await self.wait(task_id, seconds))
+
+    async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
+        """`submit_many` which is not cancelled half-way, so that whoever is cancelled knows what there is to give up. The
+        database has deadlines of its own."""
+        ids: list[int] = []
+        with trio.CancelScope(shield=True):
+            ids += await self.submit_many(tasks)
+        return ids
 
     async def give_up(self, task_ids: Iterable[int]) -> None:
         """Cancel tasks, as far as `GIVE_UP_DEADLINE` allows, whatever becomes of the caller. Never raises."""
@@ -193,7 +259,7 @@ class Client:
         ids: list[int] = []
         with submission(len(tasks)) as traceparent:
             traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
-            for batch in _batches(traced):
+            for batch in batches_of(traced):
                 ids += await self.database.submit(batch)
             submitted(ids)
         return ids
@@ -257,17 +323,3 @@ class Client:
     async def statistics(self) -> Statistics:
         """Totals over the whole system."""
         return await self.database.statistics()
-
-
-def _batches(tasks: Iterable[NewTask]) -> Iterator[list[NewTask]]:
-    batch: list[NewTask] = []
-    size = 0
-    for task in tasks:
-        added = sum(len(text) for text in (task.payload, task.code, task.requirements) if isinstance(text, str))
-        if batch and (len(batch) == SUBMIT_BATCH or size + added > SUBMIT_SIZE):
-            yield batch
-            batch, size = [], 0
-        batch.append(task)
-        size += added
-    if batch:
-        yield batch

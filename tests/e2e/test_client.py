@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 import continuum
+from continuum.client import tasks as tasks_module
 from continuum.client import trio_client
 from continuum.client.logs import what_follows
 from continuum.config import Settings
@@ -123,17 +124,17 @@ async def test_an_idempotency_key_yields_the_first_task_again(client: continuum.
 async def test_many_tasks_go_in_batches_and_keep_their_order(
     client: continuum.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trio_client, "SUBMIT_BATCH", 100)
+    monkeypatch.setattr(tasks_module, "SUBMIT_BATCH", 100)
     monkeypatch.setattr(trio_client, "FETCH_BATCH", 100)
     ids = await client.submit_many([continuum.new_task("pass", number) for number in range(1050)])
     assert [record.payload for record in await client.fetch_many(ids)] == [str(number) for number in range(1050)]
 
 
 def test_batches_are_limited_in_number_and_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trio_client, "SUBMIT_BATCH", 3)
-    monkeypatch.setattr(trio_client, "SUBMIT_SIZE", 100)
+    monkeypatch.setattr(tasks_module, "SUBMIT_BATCH", 3)
+    monkeypatch.setattr(tasks_module, "SUBMIT_SIZE", 100)
     tasks = [NewTask(code="x" * size) for size in (10, 10, 10, 10, 95, 200, 1, 1)]
-    sizes = [[len(task.code or "") for task in batch] for batch in trio_client._batches(tasks)]
+    sizes = [[len(task.code or "") for task in batch] for batch in tasks_module.batches_of(tasks)]
     assert sizes == [[10, 10, 10], [10], [95], [200], [1, 1]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import signal
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import assert_type
 
 import pytest
 import trio
 
 import continuum
-from continuum.client.blocking import BlockingClient
+from continuum.client.blocking import BlockingClient, BlockingResults
 from continuum.client.thread import ClientThread
 from continuum.client.trio_client import Client
 from continuum.db.memory import MemoryDatabase
@@ -89,14 +91,14 @@ async def test_within_trio_it_says_what_to_use_instead(database: MemoryDatabase)
 
 
 class Interrupter:
-    """Sends Ctrl-C to this process once a task is there, and knows whether it was needed."""
+    """Sends Ctrl-C to this process once so many tasks are there."""
 
-    def __init__(self, database: MemoryDatabase) -> None:
-        self.thread = threading.Thread(target=self._interrupt, args=(database,))
+    def __init__(self, database: MemoryDatabase, tasks: int = 1) -> None:
+        self.thread = threading.Thread(target=self._interrupt, args=(database, tasks))
 
-    def _interrupt(self, database: MemoryDatabase) -> None:
+    def _interrupt(self, database: MemoryDatabase, tasks: int) -> None:
         deadline = time.monotonic() + DEADLINE
-        while not database.tasks and time.monotonic() < deadline:
+        while len(database.tasks) < tasks and time.monotonic() < deadline:
             time.sleep(0.005)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -118,6 +120,34 @@ def test_ctrl_c_ends_a_wait_and_cancels_its_task_unless_told_otherwise(
             c.run("pass", cancel_on_exit=cancel_on_exit)
         assert c.fetch(1).status == status
         assert c.submit("pass") == 2, "the client goes on"
+
+
+def test_many_are_gone_through_and_a_loop_that_is_left_cancels_the_rest(
+    database: MemoryDatabase, host: ScriptHost
+) -> None:
+    double = "import json\nresult = 2 * json.loads(payload)"
+    with blocking(database, host) as c:
+        results = c.map(double, range(5), returns=int)
+        assert_type(results, BlockingResults[int, int])
+        assert list(results) == [0, 2, 4, 6, 8]
+        assert sorted(c.map(double, [1, 2]).as_completed()) == [(1, 2), (2, 4)]
+        assert list(c.map(double, [])) == []
+        with pytest.raises(continuum.TaskFailed):
+            list(c.map("1 / 0", [1], max_attempts=1))
+        assert len(database.tasks) == 8
+    with blocking(database) as c:
+        with Interrupter(database, tasks=10), pytest.raises(KeyboardInterrupt):
+            list(c.map(double, [1, 2]))
+        assert [database.tasks[number].status for number in (9, 10)] == [Status.CANCELLED] * 2
+
+
+def test_a_loop_that_is_left_by_break_cancels_the_rest_at_once(database: MemoryDatabase, host: ScriptHost) -> None:
+    with blocking(database, host) as c:
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(days=9999)
+        c.submit("result = 1", idempotency_key="0")
+        for _ in c.map("result = 1", range(3), idempotency_key=str, cancel_on_exit=True, run_at=later):
+            break
+        assert [database.tasks[number].status for number in (1, 2, 3)] == ["completed", "cancelled", "cancelled"]
 
 
 def test_closing_ends_what_other_threads_wait_for(database: MemoryDatabase) -> None:
@@ -179,6 +209,7 @@ def test_ctrl_c_while_it_opens_leaves_no_thread() -> None:
     program = """
 import signal, threading, trio
 from contextlib import asynccontextmanager
+from typing import assert_type
 from continuum.client.thread import ClientThread
 
 @asynccontextmanager

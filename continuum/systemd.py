@@ -7,6 +7,10 @@ import socket
 import time
 
 
+PATIENCE = 0.5
+"""Seconds for a supervisor that has ten messages waiting already to take one of them."""
+
+
 def tell_ready() -> None:
     """Started, or done with a reload."""
     _tell("READY=1")
@@ -47,7 +51,7 @@ def _tell(message: str) -> None:
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
+            sender.settimeout(PATIENCE)
             sender.sendto(message.encode(), address)
     except OSError:
         pass

@@ -21,6 +21,7 @@ import h11
 import structlog
 import trio
 
+from continuum import systemd
 from continuum.config import Settings, load_settings
 from continuum.reload import Reloads
 from continuum.sandbox.docker_calls import VERSION, Call, check
@@ -59,6 +60,7 @@ async def run_proxy(settings: Settings, path: Path) -> None:
                 await nursery.start(serve_proxy, settings, endpoint, path)
             except OSError as error:
                 raise BackendUnavailable(f"no socket can be made at {path} (--listen): {error}") from error
+            systemd.tell_ready()
             log.info("the socket proxy listens", listen=f"unix://{path}", daemon=endpoint.url)
             async for _ in signals:
                 nursery.cancel_scope.cancel()

@@ -7,6 +7,8 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -26,11 +28,29 @@ async def until_said(worker: WorkerProcess, text: str, times: int = 1) -> None:
             await trio.sleep(0.02)
 
 
+@asynccontextmanager
+async def listening(path: Path, told: list[str]) -> AsyncIterator[None]:
+    """As systemd does."""
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as systemd:
+        await systemd.bind(str(path))
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                while True:
+                    told.append((await systemd.recv(4096)).decode())
+
+            nursery.start_soon(hear)
+            yield
+            nursery.cancel_scope.cancel()
+
+
 async def test_limits_change_under_load_and_mistakes_change_nothing(light: Installation, tmp_path: Path) -> None:
     file = tmp_path / "limits.env"
     file.write_text("SLOTS=1\nCONTAINER_MEMORY_MB=256\n")
     environment = {**light.environment, "CONTINUUM_ENV_FILE": str(file), "SLOTS": "7"}
-    async with start_worker(environment) as worker:
+    environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+    told: list[str] = []
+    async with listening(tmp_path / "notify", told), start_worker(environment) as worker:
         assert (await worker.get("/status")).json()["slots"] == 1, "the file wins"
         tasks = await light.database.submit([NewTask(code=SLEEP.format(3))] * 4)
         file.write_text("SLOTS=4\nCONTAINER_MEMORY_MB=300\n")
@@ -46,6 +66,9 @@ async def test_limits_change_under_load_and_mistakes_change_nothing(light: Insta
             worker.send(signal.SIGHUP)
             await until_said(worker, "settings are not reloaded, and stay as they are", number)
         assert (await worker.get("/status")).json()["slots"] == 4
+        assert {"READY=1", "WATCHDOG=1"} <= set(told)
+        assert [line for line in told if line.startswith("STATUS=ready, 1 slots, bubblewrap")]
+        assert sum(line.startswith("RELOADING=1") for line in told) == 5
 
         file.write_text("SLOTS=2\nCONTAINER_MEMORY_MB=300\nAPI_PORT=1\n")
         for _ in range(200):
@@ -68,6 +91,7 @@ async def test_limits_change_under_load_and_mistakes_change_nothing(light: Insta
             worker.send(signal.SIGHUP)
             await trio.sleep(0.01)
         assert await worker.wait() == 0
+    assert told.index("STOPPING=1") > told.index("READY=1")
     assert "Traceback" not in worker.output
     assert (await light.database.statistics()).running == 0
 

@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,25 @@ from tests.support.workers import start_worker
 @pytest.fixture
 async def socket(full: Installation, tmp_path: Path) -> AsyncIterator[Path]:
     """Served by the command, for workers with the settings of `full`; it ends in order on SIGTERM."""
-    path = tmp_path / "docker.sock"
+    async with proxy(full.environment, tmp_path) as (path, _):
+        yield path
+
+
+@asynccontextmanager
+async def proxy(environment: Mapping[str, str], folder: Path) -> AsyncIterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The socket, and the process that serves it."""
+    path = folder / "docker.sock"
     process = subprocess.Popen(
         [sys.executable, "-m", "continuum", "socket-proxy", "--listen", str(path)],
-        env={**PLAIN, **full.environment},
-        cwd=tmp_path,
+        env={**PLAIN, **environment},
+        cwd=folder,
     )
     try:
         with trio.fail_after(30):
             while not path.exists():
                 assert process.poll() is None
                 await trio.sleep(0.02)
-        yield path
+        yield path, process
         process.send_signal(signal.SIGTERM)
         assert await trio.to_thread.run_sync(process.wait, 20) == 0
         assert not path.exists()
@@ -64,6 +72,33 @@ async def test_tasks_are_done_through_the_proxy_and_the_doctor_sees_it(
     assert filtered["sandbox"] == bare["sandbox"]
     assert str(bare["sandbox"]["detail"]).startswith("docker (runc: shares the host's kernel, seccomp ")
     assert "kernel " in str(bare["isolation"]["detail"])
+
+
+async def test_proxy_and_worker_reload_their_limits_and_tasks_wait_until_both_have(
+    full: Installation, tmp_path: Path
+) -> None:
+    limits = tmp_path / "limits.env"
+    limits.write_text("CONTAINER_DISK_MB=16\n")
+    environment = {**full.environment, "CONTINUUM_ENV_FILE": str(limits), "SLOTS": "1"}
+    look = NewTask(code="import os; v = os.statvfs('.'); print(v.f_blocks * v.f_frsize // 2**20)")
+
+    async def disk_mb(ids: list[int]) -> str | None:
+        (record,) = await wait_for_all(full.database, ids, 60)
+        return record.output
+
+    async with (
+        proxy(environment, tmp_path) as (socket, process),
+        start_worker(environment | {"DOCKER_HOST": f"unix://{socket}"}) as worker,
+    ):
+        assert await disk_mb(await full.database.submit([look])) == "16\n"
+        limits.write_text("CONTAINER_DISK_MB=24\n")
+        worker.send(signal.SIGHUP)
+        ids = await full.database.submit([look])
+        with trio.fail_after(30):
+            while "refused by continuum socket-proxy: HostConfig.Tmpfs" not in worker.output:
+                await trio.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        assert await disk_mb(ids) == "24\n"
 
 
 async def test_a_place_where_no_socket_can_be_is_told(full: Installation, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWhatT
 
 
 CANNOT_EXIST_IN_CI = {
+    "kubectl": "no package has one that knows components; the GitHub workflow's machines do",
     "cockroach": "no registry that CI reaches carries a CockroachDB binary; the GitHub workflow downloads one",
     "cockroach-image": "no registry that CI reaches carries CockroachDB's image; the GitHub workflow pulls it",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,15 +11,12 @@ from pathlib import Path
 import pytest
 
 from continuum.db.dialect import SCHEMA_VERSION
-from tests.conftest import require
-
-ROOT = Path(__file__).parents[2]
-UV = shutil.which("uv") or str(ROOT / ".cache/uv/bin/uv")
+from tests.support.uv import ROOT, UV, require_uv, run
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("uv", Path(UV).exists(), "uv builds and installs the wheel; make venv puts it into .cache")
+    require_uv()
     folder = tmp_path_factory.mktemp("wheel")
     run(UV, "build", "--quiet", "--wheel", "--out-dir", str(folder), cwd=ROOT)
     (built,) = folder.glob("*.whl")
@@ -35,15 +31,6 @@ def continuum(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = str(folder / "venv/bin/python")
     run(UV, "pip", "install", "--quiet", "--python", python, f"{wheel}[embedded,bubblewrap]")
     return folder / "venv/bin/continuum"
-
-
-def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def test_the_wheel_holds_the_schemas_the_pages_and_the_type_marker(wheel: Path) -> None:

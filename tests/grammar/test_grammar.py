@@ -23,6 +23,7 @@ from continuum.model import Completion, NewTask, PartialOutput, Status, TaskFilt
 from tests.conftest import require
 from tests.grammar.parser import NotBuilt, build, find_go, refused
 from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
+from tests.support.kubernetes import queue_depth
 from tests.support.listener import listening
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -143,6 +144,7 @@ async def test_the_grammar_accepts_every_statement(recorder: Recorder, program: 
     for make in (survey_statement, claim_shard_statement):
         for marks in range(MARKED_PRIORITIES + 1):
             said[numbered(make(marks))] = f"{make.__name__}({marks})"
+    said[queue_depth()[0]] = "deploy/kubernetes/keda"
     problems = {said[statement]: why for statement, why in refused(program, list(said)).items()}
     assert not problems
 

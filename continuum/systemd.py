@@ -6,7 +6,6 @@ import os
 import socket
 import time
 
-
 PATIENCE = 0.5
 """Seconds for a supervisor that has ten messages waiting already to take one of them."""
 

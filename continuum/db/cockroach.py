@@ -48,7 +48,11 @@ HAS_COLUMN = """
 SELECT 1 FROM information_schema.columns
 WHERE table_schema = current_schema() AND table_name = %(table)s AND column_name = %(column)s
 """
-"""Whether a column need not be added: that would take a privilege, even where there is nothing to do."""
+NEW_INDEX = re.compile(r"CREATE (UNIQUE )?INDEX IF NOT EXISTS (?P<index>\w+) ON (?P<table>\w+)")
+HAS_INDEX = """
+SELECT 1 FROM pg_indexes WHERE schemaname = current_schema() AND tablename = %(table)s AND indexname = %(index)s
+"""
+"""Whether a column or an index need not be added: that would take a privilege, even where there is nothing to do."""
 
 OPTIONAL = "CONFIGURE ZONE"
 """A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
@@ -90,8 +94,10 @@ async def migrate(connection: TrioConnection, schema: str) -> None:
     """Apply the schema file. Each statement may be repeated; concurrent changes are waited for by the server."""
     text = "\n".join(line.split("--", 1)[0] for line in schema.splitlines())
     for statement in filter(None, map(str.strip, text.split(";"))):
-        addition = ADDITION.match(statement)
-        if addition and await (await connection.execute(HAS_COLUMN, addition.groupdict())).fetchall():
+        column, index = ADDITION.match(statement), NEW_INDEX.match(statement)
+        if column and await (await connection.execute(HAS_COLUMN, column.groupdict())).fetchall():
+            continue
+        if index and await (await connection.execute(HAS_INDEX, index.groupdict())).fetchall():
             continue
         try:
             await connection.execute(statement.encode())

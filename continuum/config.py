@@ -292,7 +292,12 @@ class Settings(BaseSettings):
     api_port: int = Field(default=8080, ge=0, le=65535)
     """Its port; 0 takes a free one."""
     api_token: SecretStr | None = None
-    """What other hosts than this one must show to see payloads, code and outputs (`Authorization: Bearer ...`)."""
+    """What a client must show (`Authorization: Bearer ...`) to submit and cancel tasks over HTTP, and a client on another host to
+    see payloads, code and outputs. Without one, nothing can be changed over HTTP."""
+    api_max_body_mb: int = Field(default=16, ge=1, le=64)
+    """The largest body that the HTTP API takes."""
+    api_max_pending: int = Field(default=100_000, ge=0)
+    """Pending tasks from which on the HTTP API takes no more; 0: no limit."""
     log_format: Literal["auto", "json", "console"] = "auto"
     """`auto` is for people on a terminal and JSON elsewhere."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"

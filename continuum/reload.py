@@ -38,6 +38,8 @@ RELOADABLE = frozenset(
         "container_disk_mb",
         "container_idle_timeout",
         "max_tasks_per_sandbox",
+        "api_max_body_mb",
+        "api_max_pending",
         "log_level",
     }
 )

@@ -8,10 +8,11 @@ from typing import Self
 
 import trio
 
+from continuum.following import LONGEST_PAUSE as LONGEST_PAUSE
+from continuum.following import SHORTEST_PAUSE as SHORTEST_PAUSE
+from continuum.following import Transcript
+from continuum.following import what_follows as what_follows
 from continuum.model import Stream, TaskRecord
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
-"""Seconds between two looks at a task: the shortest while it writes or has just begun, up to the longest while nothing comes."""
 
 
 class TaskLogs:
@@ -21,8 +22,7 @@ class TaskLogs:
         self._fetch = fetch
         self._follow = follow
         self._pieces: deque[tuple[Stream, str]] = deque()
-        self._shown = dict.fromkeys(Stream, "")
-        self._attempt = 0
+        self._transcript = Transcript()
         self._pause = 0.0
         self.ended = False
 
@@ -42,21 +42,7 @@ class TaskLogs:
         more than its output; `ended` says when there will be no more."""
         await trio.sleep(self._pause)
         record = await self._fetch()
-        if record.attempt != self._attempt:
-            self._attempt, self._shown = record.attempt, dict.fromkeys(Stream, "")
-        pieces = []
-        for stream, text in ((Stream.OUTPUT, record.output or ""), (Stream.ERROR, record.error_output or "")):
-            if new := what_follows(self._shown[stream], text):
-                pieces.append((stream, new))
-                self._shown[stream] = text
+        pieces = self._transcript.news(record)
         self.ended = record.finished_for_good or not self._follow
         self._pause = SHORTEST_PAUSE if pieces else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 1.5))
         return record, pieces
-
-
-def what_follows(shown: str, text: str) -> str:
-    """The part of `text` that is new. It may not simply be longer: at the end a mark may stand where it was cut."""
-    if text.startswith(shown):
-        return text[len(shown) :]
-    same = next((at for at, (one, other) in enumerate(zip(shown, text, strict=False)) if one != other), len(text))
-    return text[same:]

@@ -18,11 +18,13 @@ def may_see_contents(client: str | None, headers: Headers, token: SecretStr | No
 
     client: the address at the other end of the socket.
     """
-    return _has_token(headers.get("Authorization", ""), token) or _is_local(client, headers)
+    return may_change(headers, token) or _is_local(client, headers)
 
 
-def _has_token(authorization: str, token: SecretStr | None) -> bool:
-    scheme, _, given = authorization.partition(" ")
+def may_change(headers: Headers, token: SecretStr | None) -> bool:
+    """Whether a request may submit, cancel and store: with the token, wherever it comes from."""
+    authorizations = headers.getlist("Authorization")
+    scheme, _, given = authorizations[0].partition(" ") if len(authorizations) == 1 else ("", "", "")
     if token is None or not token.get_secret_value() or scheme.lower() != "bearer":
         return False
     return hmac.compare_digest(given.strip().encode(), token.get_secret_value().encode())

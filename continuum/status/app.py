@@ -17,6 +17,7 @@ from continuum.db.protocol import Database
 from continuum.nursery.state import WorkerState
 from continuum.status import assets
 from continuum.status.actions import actions
+from continuum.status.api import create_api
 from continuum.status.board import Board
 from continuum.status.bodies import LazyConnection, LazyRequest
 from continuum.status.live import Streams
@@ -79,12 +80,16 @@ def create_app(
     app = StatusApp(__name__)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+    app.url_map.merge_slashes = False  # no redirect: a path is right or wrong
     app.json.sort_keys = False  # type: ignore[attr-defined]
     overview = Overview(database)
     board = Board(settings, state, database, overview)
     dashboard = Dashboard(app, settings, board, Sessions(settings.api_token), Streams(ending))
     app.register_blueprint(pages(dashboard))
     app.register_blueprint(actions(dashboard, database))
+    api, waits = create_api(settings, database, overview, ending)
+    app.register_blueprint(api)
+    app.services.append(waits.run)
 
     @app.get("/status")
     async def status() -> Json:

@@ -8,7 +8,6 @@ from stopping, and ends with the first exception of any connection.
 from __future__ import annotations
 
 import logging
-import resource
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,18 +24,11 @@ from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.state import WorkerState
 from continuum.status.app import create_app
+from continuum.status.limits import CONNECTIONS
 from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
-
-def _connections(descriptors: int) -> int:
-    """How many connections to have at once: a quarter of the file descriptors that the process may have."""
-    return 1024 if descriptors == resource.RLIM_INFINITY else min(1024, descriptors // 4)
-
-
-CONNECTIONS = _connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-"""Connections at once; more are closed as they come, so that nobody can use up the worker's file descriptors."""
 KEEP_ALIVE = 5.0
 """Seconds that a connection may be idle, which is also how long a request's head may take to arrive."""
 SEND_DEADLINE = 10.0

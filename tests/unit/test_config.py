@@ -84,6 +84,8 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "api_host": "127.0.0.1",
         "api_port": 8080,
         "api_token": None,
+        "api_max_body_mb": 16,
+        "api_max_pending": 100_000,
         "log_format": "auto",
         "log_level": "info",
         "log_payloads": False,

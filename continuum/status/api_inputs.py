@@ -1,0 +1,228 @@
+"""What the HTTP API takes, as pydantic models: the OpenAPI document is made of them, too."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from continuum.config import parse_duration
+from continuum.db.validation import INTEGER, LARGEST, LONGEST
+from continuum.model import NewTask
+from continuum.requirements import BadRequirements, parse_requirements
+
+MOST_TASKS = 1000
+"""Tasks in one request, which is one transaction."""
+LATEST = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+"""Times from here on do not survive the way through every time zone."""
+LONGEST_TIMEOUT = 1e9
+SHORT = LONGEST["tenant"]
+LARGEST_ID = 2**63 - 1
+MOST_LISTED = 200
+LONGEST_WAIT = 60.0
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+_TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_NO_NUL: dict[str, Any] = {"pattern": "^[^\\u0000]*$"}
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError(f"a text without the character NUL, which is at position {text.index(chr(0))}")
+    return text
+
+
+def parse_time(value: object) -> dt.datetime:
+    """Read `2026-01-31T12:00:00Z`. Raises ValueError for anything without a zone, and for years beyond `LATEST`."""
+    allowed = "a time with its zone, such as 2026-01-31T12:00:00Z"
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
+        raise ValueError(allowed)
+    try:
+        time = dt.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", value.upper()))
+    except ValueError:
+        raise ValueError(allowed) from None
+    if time >= LATEST:
+        raise ValueError(f"{allowed}, before the year {LATEST.year}")
+    return time
+
+
+def _not_before(value: object) -> dt.datetime:
+    """A time to run at; one that is long past is as good as now, and would not survive the way through every time zone."""
+    return max(parse_time(value), dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).astimezone(dt.UTC)
+
+
+def _since(value: object) -> dt.datetime:
+    """A time, or a length of time before now."""
+    try:
+        return max(parse_time(value), dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).astimezone(dt.UTC)
+    except ValueError:
+        pass
+    try:
+        return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=parse_duration(value))
+    except ValueError:
+        raise ValueError("a time with its zone, such as 2026-01-31T12:00:00Z, or how long ago, such as 1h30m") from None
+
+
+def _number(kind: type[int] | type[float], pattern: str) -> BeforeValidator:
+    """A number in a URL."""
+
+    def read(value: object) -> object:
+        return kind(value) if isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) else value
+
+    return BeforeValidator(read)
+
+
+def _flag(value: object) -> object:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def _pinned(text: str) -> str:
+    try:
+        parse_requirements(text)
+    except BadRequirements as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Id = Annotated[int, Field(ge=1, le=LARGEST_ID), _number(int, r"\d{1,19}")]
+Limit = Annotated[int, Field(ge=1, le=MOST_LISTED), _number(int, r"\d{1,9}")]
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_WAIT), _number(float, r"\d{1,9}(\.\d{0,99})?([eE]-?\d{1,3})?")]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+StatusName = Literal["pending", "processing", "completed", "failed", "cancelled", "malicious"]
+CodeId = Annotated[str, Field(pattern=UUID, json_schema_extra={"format": "uuid"})]
+Short = Annotated[str, Field(max_length=SHORT, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+Long = Annotated[str, Field(max_length=LARGEST, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+Key = Annotated[str, Field(min_length=1, max_length=SHORT, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+Requirements = Annotated[Long, AfterValidator(_pinned)]
+RunAt = Annotated[dt.datetime, BeforeValidator(_not_before), WithJsonSchema({"type": "string", "format": "date-time"})]
+AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
+"""A JSON value as its text. In the document it is the value."""
+
+
+class Input(BaseModel):
+    """Something that a client sends: no conversions, and no fields that are not known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _code_or_its_id(schema: dict[str, Any]) -> None:
+    """JSON Schema for the rule of `NewTaskInput.names_its_code`."""
+    null, text = {"type": "null"}, {"type": "string"}
+    schema["oneOf"] = [
+        {"required": ["code"], "properties": {"code": text, "code_id": null}},
+        {"required": ["code_id"], "properties": {"code_id": text, "code": null, "requirements": null}},
+    ]
+
+
+class NewTaskInput(Input):
+    """A task to submit. It needs `code` or `code_id`."""
+
+    model_config = ConfigDict(json_schema_extra=_code_or_its_id, title="NewTask")
+
+    name: Long = ""
+    description: Long | None = None
+    code: Long | None = Field(default=None, description="The text of a Python script.")
+    code_id: CodeId | None = Field(default=None, description="A script that `POST /codes` stored.")
+    requirements: Requirements | None = Field(
+        default=None, description="What `code` imports beside the standard library: lines of `NAME==VERSION`."
+    )
+    payload: AnyJson | None = Field(default=None, description="Any JSON value; the script gets it.")
+    priority: int = Field(default=0, ge=INTEGER.start, lt=INTEGER.stop, description="Lower numbers run first.")
+    max_attempts: int = Field(default=3, ge=1, lt=INTEGER.stop)
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_TIMEOUT,
+        allow_inf_nan=False,
+        description="Seconds; null is the worker's TASK_TIMEOUT.",
+    )
+    run_at: RunAt | None = Field(default=None, description="Not before this time.")
+    tenant: Short | None = None
+    idempotency_key: Key | None = Field(
+        default=None,
+        description="The same key of the same tenant again yields the first task. For one task, the header `Idempotency-Key` "
+        "says the same.",
+    )
+    traceparent: Annotated[str, Field(pattern=_TRACEPARENT)] | None = Field(
+        default=None, description="W3C Trace Context; the header of this name says the same for all tasks of a request."
+    )
+
+    @model_validator(mode="after")
+    def names_its_code(self) -> Self:
+        if (self.code is None) == (self.code_id is None):
+            raise ValueError("code, the text of a script, or code_id, the id of a stored one; one of the two")
+        if self.code_id is not None and self.requirements is not None:
+            raise ValueError("requirements only with code; those of a stored script are stored with it")
+        return self
+
+    def task(self, traceparent: str | None) -> NewTask:
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return NewTask(**values | {"traceparent": self.traceparent or traceparent})
+
+
+class NewTasks(Input):
+    """Several tasks, submitted together or not at all."""
+
+    tasks: list[NewTaskInput] = Field(min_length=1, max_length=MOST_TASKS)
+
+
+class NewCode(Input):
+    """A script to store."""
+
+    code: Long
+    requirements: Requirements | None = Field(
+        default=None, description="What it imports beside the standard library: lines of `NAME==VERSION`."
+    )
+
+
+class TaskPath(Input):
+    id: Id
+
+
+class CodePath(Input):
+    id: CodeId
+
+
+class SearchQuery(Input):
+    """Which tasks to list."""
+
+    text: Short = Field(default="", description="An id, or a part of a name in any case.")
+    status: list[StatusName] = Field(default=[], description="Any of these; repeat the parameter for several.")
+    tenant: Short | None = None
+    worker: Short | None = Field(default=None, description="The id of the worker that has, or had, the task.")
+    error: Short | None = Field(default=None, description="The first line of an error, with `#` for its numbers.")
+    since: Annotated[
+        dt.datetime | None,
+        BeforeValidator(_since),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": "^[0-9]{1,6}[hms]$"}]}
+        ),
+    ] = Field(
+        default=None, description="Created since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `90s`."
+    )
+    before: Id | None = Field(default=None, description="Only ids below this one: `next` of the page before.")
+    limit: Limit = 50
+
+
+class WaitQuery(Input):
+    seconds: Seconds = Field(default=30.0, description="How long to wait.")
+
+
+class LogsQuery(Input):
+    follow: Flag = Field(default=True, description="Go on until the task has ended; else what there is now.")
+
+
+class CodesQuery(Input):
+    limit: Limit = 50
+    after: CodeId | None = Field(default=None, description="Only ids after this one: `next` of the page before.")

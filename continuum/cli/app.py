@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from continuum.cli import operating, submitting, tasks
+from continuum.cli import codes, operating, submitting, tasks
 
 GREETING = """\
 Continuum runs Python tasks from a SQL table in hardened sandboxes.
@@ -38,7 +38,11 @@ app.command()(submitting.run)
 app.command()(submitting.submit)
 app.command("wait")(tasks.wait_for)
 app.command()(tasks.logs)
+app.command("tasks")(tasks.list_tasks)
+app.command()(tasks.show)
 app.command()(tasks.cancel)
+app.command()(tasks.retry)
+app.add_typer(codes.app, name="codes")
 app.command()(operating.status)
 app.command()(operating.worker)
 app.command()(operating.migrate)

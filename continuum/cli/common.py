@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from continuum.cli.complete import complete_code, complete_task
+
 if TYPE_CHECKING:
     from continuum.config import Settings
 
@@ -25,8 +27,9 @@ def duration(text: str | float) -> float:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.")]
-TaskIds = Annotated[list[int], typer.Argument(metavar="ID...", help="The tasks' ids.")]
+TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.", autocompletion=complete_task)]
+TaskIds = Annotated[list[int], typer.Argument(metavar="ID...", help="The tasks' ids.", autocompletion=complete_task)]
+CodeId = Annotated[str, typer.Argument(metavar="ID", help="The code's id.", autocompletion=complete_code)]
 Seconds = Annotated[
     float | None, typer.Option("--timeout", parser=duration, metavar="DURATION", help="Wait at most so long: 90, 5m.")
 ]

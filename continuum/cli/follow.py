@@ -32,13 +32,13 @@ async def follow_task(client: Client, task_id: int, as_json: bool = False, *, to
     logs = client.logs(task_id, follow=to_the_end)
     began = trio.current_time()
     answered: float | None = None
-    told: set[str] = set()
+    told: set[str | int] = set()
     before: TaskRecord | None = None
     while not logs.ended:
         try:
             record, pieces = await logs.look()
-            if before is not None and (news := _news(before, record)) and news not in told:
-                told.add(news)
+            if before is not None and before.attempt not in told and (news := _news(before, record)):
+                told.add(before.attempt)
                 printer.remark(news)
             if record.status == Status.PENDING and trio.current_time() - began > UNTAKEN and "why" not in told:
                 told.add("why")

@@ -10,6 +10,7 @@ import typer
 
 from continuum.cli.common import AsJson, Seconds, duration, settings
 from continuum.cli.common import run as run_command
+from continuum.cli.complete import complete_code
 
 if TYPE_CHECKING:
     from continuum.model import NewTask
@@ -38,7 +39,7 @@ def submit(
     requirements: RequirementsFile = None,
     code: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Stored code instead of a script (codes add)."),
+        typer.Option(metavar="ID", help="Stored code instead of a script (codes add).", autocompletion=complete_code),
     ] = None,
     name: Name = "",
     priority: Annotated[int, typer.Option(help="Lower runs first.")] = 0,

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
-from continuum.cli.common import AsJson, Seconds, TaskId, TaskIds, run, settings
+from continuum.cli.common import AsJson, Seconds, TaskId, TaskIds, duration, run, settings
+from continuum.cli.complete import STATUSES, complete_status
+
+
+def since_when(text: str | dt.datetime) -> dt.datetime:
+    """A parser for options: so long ago, or a date or time, which is UTC unless it says otherwise."""
+    if isinstance(text, dt.datetime):
+        return text
+    try:
+        when = dt.datetime.fromisoformat(text)
+        return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+    except ValueError:
+        days = re.fullmatch(r"(\d+)d", text)
+        seconds = int(days[1]) * 86400 if days else _ago(text)
+    return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
+
+
+def _ago(text: str) -> float:
+    try:
+        return duration(text)
+    except typer.BadParameter:
+        raise typer.BadParameter(f"{text!r}: use 90s, 5m, 1h30m or 7d, or a date such as 2026-11-29") from None
 
 
 def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) -> None:
@@ -41,6 +65,62 @@ def logs(
     run(command)
 
 
+def list_tasks(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A part of a name, or an id.", show_default=False)] = "",
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--status", "-s", help="One or more, by commas: failed,malicious.", autocompletion=complete_status
+        ),
+    ] = None,
+    since: Annotated[
+        dt.datetime | None,
+        typer.Option(parser=since_when, metavar="WHEN", help="Created since: 1h, 7d, 2026-11-29, 2026-11-29T08:00."),
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose tasks.")] = None,
+    name: Annotated[str, typer.Option(help="A part of a name, in any case.")] = "",
+    worker: Annotated[str | None, typer.Option(metavar="ID", help="Those a worker runs, or ran last.")] = None,
+    error: Annotated[str | None, typer.Option(help="The group of an error, as `continuum top` names it.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    before: Annotated[int | None, typer.Option(metavar="ID", help="Older than this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List tasks, newest first. --json prints one line for each."""
+    from continuum.cli.listing import list_tasks
+    from continuum.db import open_database
+    from continuum.model import TaskFilter
+
+    statuses = {one.strip().lower() for each in status or [] for one in each.split(",") if one.strip()}
+    if unknown := statuses - set(STATUSES):
+        raise typer.BadParameter(f"{min(unknown)!r} is no status; use {', '.join(STATUSES)}", param_hint="--status")
+    if text and name:
+        raise typer.BadParameter("give the text or --name, not both")
+    wanted = TaskFilter(text or name, frozenset(statuses), tenant, worker, error, since, before, limit)
+
+    async def command() -> None:
+        async with open_database(settings(), application="continuum-tasks") as database:
+            await list_tasks(database, wanted, as_json)
+
+    run(command)
+
+
+def show(task_id: TaskId, as_json: AsJson = False) -> None:
+    """Show a task: its attempts, its error with the place in its code, the end of its output."""
+    from continuum.cli import views
+    from continuum.cli.story import tell_story
+    from continuum.client import Client
+
+    async def command() -> None:
+        async with Client(settings()) as client:
+            record = await client.fetch(task_id)
+            if as_json:
+                typer.echo(json.dumps(views.task_as_json(record)))
+            else:
+                await tell_story(client.database, record)
+
+    run(command)
+
+
 def cancel(task_ids: TaskIds, as_json: AsJson = False) -> None:
     """Cancel pending tasks, and stop running ones."""
     from continuum.cli import views
@@ -56,6 +136,30 @@ def cancel(task_ids: TaskIds, as_json: AsJson = False) -> None:
                 )
 
             return await for_each(task_ids, cancel_one)
+
+    run(command)
+
+
+def retry(task_ids: TaskIds, as_json: AsJson = False) -> None:
+    """Try tasks again that have ended: a copy of each is submitted, once, under an id of its own."""
+    from continuum.cli import views
+    from continuum.client import Client, TaskNotFound
+    from continuum.model import Retry
+
+    async def command() -> int:
+        async with Client(settings()) as client:
+
+            async def retry_one(task_id: int) -> None:
+                answer = await client.database.retry(task_id)
+                if answer.outcome is Retry.UNKNOWN:
+                    raise TaskNotFound(f"there is no task {task_id}")
+                views.say(
+                    as_json,
+                    {"id": task_id, "result": answer.outcome.value, "task_id": answer.task_id},
+                    f"task {task_id}: {views.RETRIES[answer.outcome].format(answer.task_id)}",
+                )
+
+            return await for_each(task_ids, retry_one)
 
     run(command)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import trio
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, Statistics, TaskRecord, WorkerRecord
+from continuum.model import Cancellation, Retry, Statistics, TaskRecord, WorkerRecord
 
 REFRESH = 1.0
 """Seconds between two looks of a live view."""
@@ -26,18 +26,32 @@ CANCELLATIONS = {
     Cancellation.FINISHED: "had already ended; nothing was changed",
 }
 
+RETRIES = {
+    Retry.SUBMITTED: "tried again as task {}",
+    Retry.ALREADY: "had been tried again before, as task {}",
+    Retry.OPEN: "has not ended yet; `continuum cancel` ends it",
+}
+
 
 def say(as_json: bool, values: dict[str, Any], sentence: str) -> None:
     """One result, for a script or for a person."""
     typer.echo(json.dumps(values) if as_json else sentence)
 
 
+def jsonable(value: Any) -> Any:
+    """A value of `continuum.model` as JSON can hold it."""
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, tuple | list):
+        return [jsonable(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
 def task_as_json(record: TaskRecord) -> dict[str, Any]:
     """A record as JSON can hold it; an id that JavaScript would round is a string as well."""
-    values = asdict(record)
-    for name, value in values.items():
-        if isinstance(value, dt.datetime):
-            values[name] = value.isoformat()
+    values: dict[str, Any] = jsonable(record)
     if record.payload is not None:
         values["payload"] = json.loads(record.payload)
     return values | {"id_str": str(record.id)}
@@ -46,14 +60,7 @@ def task_as_json(record: TaskRecord) -> dict[str, Any]:
 def print_system(statistics: Statistics, workers: list[WorkerRecord], as_json: bool) -> None:
     """The queue and the workers, once."""
     if as_json:
-        living = [
-            {
-                name: value.isoformat() if isinstance(value, dt.datetime) else value
-                for name, value in asdict(each).items()
-            }
-            for each in workers
-        ]
-        typer.echo(json.dumps(asdict(statistics) | {"total": statistics.total, "worker_list": living}))
+        typer.echo(json.dumps(asdict(statistics) | {"total": statistics.total, "worker_list": jsonable(workers)}))
         return
     console = Console()
     if console.is_terminal:

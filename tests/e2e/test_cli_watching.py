@@ -211,3 +211,62 @@ async def test_without_a_command_it_is_the_worker(url: str) -> None:
         ) as process:
             code, _, errors = await finished(process)
         assert (code, errors.splitlines()[0][:25]) == (2, "continuum: SLOTS='none': ")
+
+
+class Bash:
+    """An interactive bash at a terminal, with the completion of `continuum` loaded."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self.shown = ""
+
+    async def read_until(self, expected: str) -> None:
+        with trio.fail_after(DEADLINE):
+            while expected not in self.shown:
+                await trio.lowlevel.wait_readable(self._terminal)
+                self.shown += os.read(self._terminal, 65536).decode()
+        self.shown = self.shown.partition(expected)[2]
+
+
+async def test_bash_completes_commands_options_statuses_and_ids(
+    client: continuum.Client, url: str, tmp_path: Path
+) -> None:
+    first, second = [await client.submit("pass") for _ in range(2)]
+    await client.cancel(first)
+    program = tmp_path / "continuum"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m continuum "$@"\n')
+    program.chmod(0o755)
+    variables = environment(url, TERM="dumb", PS1="$ ")
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        env=variables,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        cwd=tmp_path,
+    )
+    try:
+        os.close(theirs)
+        bash = Bash(ours)
+        os.write(
+            ours, b'bind "set enable-bracketed-paste off"; eval "$(continuum --show-completion bash)"; echo loaded $?\n'
+        )
+        await bash.read_until("loaded 0\r\n")
+        for line, completed in (
+            ("continuum doc", "continuum doctor"),
+            ("continuum codes sh", "continuum codes show"),
+            ("continuum submit --idem", "continuum submit --idempotency-key"),
+            ("continuum tasks --status canc", "continuum tasks --status cancelled"),
+            ("continuum cancel ", f"continuum cancel {second}"),
+            ("continuum retry ", f"continuum retry {first}"),
+        ):
+            os.write(ours, f"{line}\t".encode())
+            await bash.read_until(f"{completed} ")
+            os.write(ours, b"\x15")  # the line is taken away
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

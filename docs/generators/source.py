@@ -7,6 +7,7 @@ import inspect
 import itertools
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -31,10 +32,14 @@ def attribute_docstrings(kind: type) -> dict[str, str]:
     return found
 
 
-def docstring(thing: Any) -> str:
-    """A docstring as Markdown: `name: meaning` at the beginning of a line becomes an item of a list."""
+def docstring(thing: Any, names: Iterable[str] = ()) -> str:
+    """A docstring as Markdown. What it says of parameters or fields of these names, as `name: meaning`, becomes a list."""
     text = inspect.getdoc(thing) or ""
-    return re.sub(r"^(\w+(?:, \w+)*): ", lambda found: f"\n- **{found[1]}**: ", text, flags=re.MULTILINE)
+    if not (known := "|".join(sorted(names, key=len, reverse=True))):
+        return text
+    return re.sub(
+        rf"(?:^|(?<=[.\n]) |(?<=\) ))((?:{known})(?:, (?:{known}))*): ", r"\n- **\1**: ", text, flags=re.MULTILINE
+    )
 
 
 def cell(text: str) -> str:

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from continuum.client import (
         BadResult,
         BlockingClient,
+        BlockingFunction,
         BlockingResults,
         Client,
+        Function,
         NotShippable,
+        RemoteFunction,
         Results,
         TaskCancelled,
         TaskError,
@@ -27,17 +30,21 @@ if TYPE_CHECKING:
         connect,
         connect_blocking,
         new_task,
+        task,
     )
     from continuum.model import Cancellation, NewTask, Status, TaskRecord
 
 __all__ = [
     "BadResult",
     "BlockingClient",
+    "BlockingFunction",
     "BlockingResults",
     "Cancellation",
     "Client",
+    "Function",
     "NewTask",
     "NotShippable",
+    "RemoteFunction",
     "Results",
     "Status",
     "TaskCancelled",
@@ -52,6 +59,7 @@ __all__ = [
     "connect",
     "connect_blocking",
     "new_task",
+    "task",
 ]
 
 _IN_MODEL = {"Cancellation", "NewTask", "Status", "TaskRecord"}

@@ -23,6 +23,7 @@ from continuum.client.errors import (
     TaskTimedOut,
     WaitTimeout,
 )
+from continuum.client.functions import BlockingFunction, Function, RemoteFunction, task
 from continuum.client.mapping import Results
 from continuum.client.tasks import new_task
 from continuum.client.trio_client import Client, connect
@@ -30,9 +31,12 @@ from continuum.client.trio_client import Client, connect
 __all__ = [
     "BadResult",
     "BlockingClient",
+    "BlockingFunction",
     "BlockingResults",
     "Client",
+    "Function",
     "NotShippable",
+    "RemoteFunction",
     "Results",
     "TaskCancelled",
     "TaskError",
@@ -45,4 +49,5 @@ __all__ = [
     "connect",
     "connect_blocking",
     "new_task",
+    "task",
 ]

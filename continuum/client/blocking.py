@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from continuum.client.errors import TaskError
+from continuum.client.functions import BlockingFunction, Shippable
 from continuum.client.mapping import Results
 from continuum.client.results import NOT_GIVEN
 from continuum.client.tasks import MapOptions, RunOptions, TaskOptions
@@ -20,6 +21,7 @@ from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecor
 T = TypeVar("T")
 X = TypeVar("X")
 Y = TypeVar("Y")
+P = ParamSpec("P")
 
 
 def connect_blocking(**settings: Any) -> BlockingClient:
@@ -169,6 +171,21 @@ class BlockingClient:
             code, payloads, returns=returns, return_failures=return_failures, **options
         )
         return BlockingResults(self._thread, results)
+
+    @overload
+    def task(self, function: Callable[P, T], /) -> BlockingFunction[P, T]: ...
+    @overload
+    def task(self, /, **options: Unpack[RunOptions]) -> Callable[[Callable[P, T]], BlockingFunction[P, T]]: ...
+    def task(
+        self, function: Callable[P, T] | None = None, /, **options: Unpack[RunOptions]
+    ) -> BlockingFunction[P, T] | Callable[[Callable[P, T]], BlockingFunction[P, T]]:
+        """Make a plain function one that runs in a sandbox when it is called. See `Client.task`."""
+        if function is not None:
+            return self.bound(Shippable(function, options))
+        return lambda function: self.bound(Shippable(function, options))
+
+    def bound(self, shippable: Shippable[P, T]) -> BlockingFunction[P, T]:
+        return BlockingFunction(self._thread, shippable)
 
     @overload
     def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...

@@ -66,6 +66,10 @@ _ENDS_IN_NOTHING = re.compile(r"(?:^|[\r\n])[ \t\f]*\\(?:\r\n|\r|\n)?\Z")
 # The reference implementation's, of inline script metadata (PEP 723).
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 _FRAME = re.compile(r'File "[^"\n]*/task/script\.py", line (\d+)')
+_CALLING_FRAME = re.compile(
+    r'  File "[^"\n]*/task/script\.py", line \d+, in <module>\n    result = \w+\(\*_call\["args"\].*\n(?:    [ ^~]+\n)?'
+)
+"""Of what calls a function that was shipped (see `shipping`)."""
 _PLACE = re.compile(r'File "([^"\n]+)", line (\d+)')
 
 
@@ -83,7 +87,8 @@ class Script:
 
     def as_written(self, traceback: str) -> str:
         """A traceback from a sandbox with the names and lines of the file that the script came from."""
-        return _FRAME.sub(lambda found: f'File "{self.shown_as}", line {int(found[1]) + self.shift}', traceback)
+        own = _CALLING_FRAME.sub("", traceback)
+        return _FRAME.sub(lambda found: f'File "{self.shown_as}", line {int(found[1]) + self.shift}', own)
 
     def last_place_in(self, traceback: str) -> str:
         """The innermost place of this script's that a traceback (`as_written`) names: `report.py, line 3`."""

@@ -8,16 +8,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 import trio
 
+from continuum.client.calls import map_script, result_of, run_script
 from continuum.client.errors import TaskError, TaskNotFound, WaitTimeout
+from continuum.client.functions import RemoteFunction, Shippable
 from continuum.client.logs import TaskLogs
-from continuum.client.mapping import IN_FLIGHT, Flight, Manner, Results, Work
-from continuum.client.results import NOT_GIVEN, decoder
-from continuum.client.sources import Script, printing_result, read_script
-from continuum.client.tasks import MapOptions, RunOptions, TaskOptions, batches_of, new_task, task_of
+from continuum.client.mapping import Flight, Results
+from continuum.client.results import NOT_GIVEN
+from continuum.client.sources import Script, read_script
+from continuum.client.tasks import CommonOptions, MapOptions, RunOptions, TaskOptions, batches_of, new_task
 from continuum.client.waiting import Watch
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
@@ -28,6 +30,7 @@ from continuum.telemetry import submission, submitted
 
 T = TypeVar("T")
 X = TypeVar("X")
+P = ParamSpec("P")
 
 FETCH_BATCH = 200
 """Tasks read whole, with their outputs, in one query."""
@@ -128,23 +131,7 @@ class Client:
 
         Raises `TaskFailed`, with the script's own traceback, `BadResult`, `WaitTimeout`, and what `submit` raises.
         """
-        return await self.run_script(read_script(code, options.pop("requirements", None)), payload, returns, options)
-
-    async def run_script(self, script: Script, payload: object, returns: object, options: RunOptions) -> Any:
-        """`run` for a script that was read already."""
-        seconds, wanted = options.pop("seconds", None), options.pop("cancel_on_exit", None)
-        decode = decoder(returns, script)
-        text = script.text if returns is None else printing_result(script.text)
-        task = task_of(script, text, payload, options)
-        (task_id,) = await self.submit_known([task])
-        try:
-            return decode(await self.wait(task_id, seconds))
-        except (TaskError, TaskNotFound):
-            raise
-        except BaseException:
-            if task.idempotency_key is None if wanted is None else wanted:
-                await self.give_up([task_id])
-            raise
+        return await run_script(self, _script_of(code, options), payload, returns, options)
 
     @overload
     def map(
@@ -191,23 +178,7 @@ class Client:
         code, returns: as `run`. payloads: taken as they are needed, so that they may be endless. return_failures: returns a
         `TaskError` in the place of a result, where the first would be raised otherwise. options: see `MapOptions`.
         """
-        script = read_script(code, options.pop("requirements", None))
-        return self.map_script(script, payloads, returns, return_failures, options)
-
-    def map_script(
-        self, script: Script, payloads: Iterable[X], returns: object, return_failures: bool, options: MapOptions[X]
-    ) -> Results[X, Any]:
-        """`map` for a script that was read already."""
-        how = Manner(return_failures, options.pop("cancel_on_exit", None), options.pop("in_flight", IN_FLIGHT))
-        shown_as = (options.get("name") or script.shown_as) if options.pop("progress", False) else None
-        key = options.pop("idempotency_key", None)
-        text = script.text if returns is None else printing_result(script.text)
-
-        def task(payload: X) -> NewTask:
-            own = {} if key is None else {"idempotency_key": key(payload)}
-            return task_of(script, text, payload, {**options, **own})
-
-        return Results(self, Work(payloads, task, key is not None, decoder(returns, script), how, shown_as))
+        return map_script(self, _script_of(code, options), payloads, returns, return_failures, options)
 
     @overload
     async def result(self, task_id: int, *, returns: type[T], seconds: float | None = ...) -> T: ...
@@ -216,8 +187,23 @@ class Client:
     async def result(self, task_id: int, *, returns: object = NOT_GIVEN, seconds: float | None = None) -> Any:
         """Wait until a task has ended, for at most `seconds`, and return its result, as `run` does. (The global `result` is
         printed by scripts that `run`, `map` and functions have shipped.) Raises what `run` raises, and `TaskNotFound`."""
-        decode = decoder(returns)
-        return decode(await self.wait(task_id, seconds))
+        return await result_of(self, task_id, returns, None, seconds)
+
+    @overload
+    def task(self, function: Callable[P, T], /) -> RemoteFunction[P, T]: ...
+    @overload
+    def task(self, /, **options: Unpack[RunOptions]) -> Callable[[Callable[P, T]], RemoteFunction[P, T]]: ...
+    def task(
+        self, function: Callable[P, T] | None = None, /, **options: Unpack[RunOptions]
+    ) -> RemoteFunction[P, T] | Callable[[Callable[P, T]], RemoteFunction[P, T]]:
+        """Make a plain function one that runs in a sandbox when it is awaited: `@client.task`, or `@client.task(timeout=5)`. The
+        client may be opened later. See `RemoteFunction`. Raises `NotShippable` for what is no plain function."""
+        if function is not None:
+            return self.bound(Shippable(function, options))
+        return lambda function: self.bound(Shippable(function, options))
+
+    def bound(self, shippable: Shippable[P, T]) -> RemoteFunction[P, T]:
+        return RemoteFunction(self, shippable)
 
     async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
         """`submit_many` which is not cancelled half-way, so that whoever is cancelled knows what there is to give up. The
@@ -323,3 +309,7 @@ class Client:
     async def statistics(self) -> Statistics:
         """Totals over the whole system."""
         return await self.database.statistics()
+
+
+def _script_of(code: str | Path, options: CommonOptions) -> Script:
+    return read_script(code, options.pop("requirements", None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,10 @@ if order["quantity"] < 0:
     raise ValueError("a negative quantity")
 result = {"total": order["quantity"] * order["price"], "python": sys.version_info[:2], "on": datetime.date(2026, 1, 2)}
 """
+
+
+def word_count(text: str, least: int = 1) -> dict[str, int]:
+    return {word: count for word, count in Counter(re.findall(r"\w+", text)).items() if count >= least}
 
 
 async def use(installation: Installation, folder: Path) -> None:
@@ -47,6 +53,9 @@ async def use(installation: Installation, folder: Path) -> None:
                 await c.run("hoard = []\nwhile True:\n    hoard.append(bytearray(2**24))", max_attempts=1)
             with pytest.raises(continuum.BadResult, match="its result was lost: output cut"):
                 await c.run("print('x' * 2**21)\nresult = 1")
+            shipped = c.task(word_count)
+            assert await shipped("to be or not to be", least=2) == {"to": 2, "be": 2}
+            assert await shipped.map(["a a", "b"]) == [{"a": 2}, {"b": 1}]
             with trio.move_on_after(1) as scope:
                 await c.run("import time\nprint('began', flush=True)\ntime.sleep(600)", name="asleep")
             assert scope.cancelled_caught

@@ -75,6 +75,7 @@ class ClaimedTask:
     timeout: seconds, None where the task leaves it to the worker.
     created_at: on the database's clock, UTC.
     description, last_error: shown to those who watch; last_error is the attempt's before this one.
+    waited: seconds for which it could have been claimed, on the database's clock; None where it is not known.
     """
 
     id: int
@@ -93,6 +94,7 @@ class ClaimedTask:
     description: str | None = None
     last_error: str | None = field(default=None, repr=False)
     requirements: str | None = None
+    waited: float | None = None
 
     @property
     def lease(self) -> Lease:

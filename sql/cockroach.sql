@@ -87,6 +87,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     retry_of         INT8,
     -- How attempts ended so far, oldest first, but for one that completed: an array of objects.
     history          JSONB,
+    -- Since when it waits: when it was created, came due, or was given back.
+    queued_at        TIMESTAMPTZ NOT NULL DEFAULT now(),
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -118,6 +120,7 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS webhook_due TIMESTAMPTZ;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS webhook_tries INT4 NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry_of INT8;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS history JSONB;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS queued_at TIMESTAMPTZ NOT NULL DEFAULT now();
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry_of IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_webhooks ON tasks (webhook_due) WHERE webhook_due IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (finished) WHERE status IN ('failed', 'malicious');

@@ -77,7 +77,9 @@ ALTER TABLE tasks
     -- The task of which this one is a copy, made to try it again.
     ADD COLUMN IF NOT EXISTS retry_of         BIGINT,
     -- How attempts ended so far, oldest first, but for one that completed: an array of objects.
-    ADD COLUMN IF NOT EXISTS history          JSONB;
+    ADD COLUMN IF NOT EXISTS history          JSONB,
+    -- Since when it waits: when it was created, came due, or was given back.
+    ADD COLUMN IF NOT EXISTS queued_at        TIMESTAMPTZ NOT NULL DEFAULT now();
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks

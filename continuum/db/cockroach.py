@@ -10,7 +10,6 @@ import psycopg
 import structlog
 import trio
 
-from continuum.db import statements
 from continuum.db.changefeed import Changefeed
 from continuum.db.classify import describe
 from continuum.db.connection import TrioConnection
@@ -126,7 +125,7 @@ COCKROACH = Dialect(
     name="cockroach",
     title="CockroachDB",
     schema_file="cockroach.sql",
-    statistics=statements.statistics("AS OF SYSTEM TIME follower_read_timestamp()"),
+    as_of="AS OF SYSTEM TIME follower_read_timestamp()",
     open_queue=CockroachQueue,
     migrate=migrate,
     # Under READ COMMITTED, and with the lock operator, SKIP LOCKED locks whole parts of the queue.

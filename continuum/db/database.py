@@ -417,14 +417,23 @@ class SqlDatabase:
         return frozenset(row[0] for row in await self._read(statements.STILL_OPEN, {"ids": list(task_ids)}))
 
     async def statistics(self, *, latest: bool = False) -> Statistics:
-        undisturbing = (await self._known_dialect()).statistics
+        as_of = "" if latest else (await self._known_dialect()).as_of
+        return Statistics(*await self._count(statements.statistics, as_of))
+
+    async def oldest_pending(self, *, latest: bool = False) -> float | None:
+        as_of = "" if latest else (await self._known_dialect()).as_of
+        (seconds,) = await self._count(statements.oldest_pending, as_of)
+        return None if seconds is None else max(0.0, seconds)
+
+    async def _count(self, statement: Callable[[str], str], as_of: str) -> tuple[Any, ...]:
+        """The one row of a statement about a moment; about now where the schema was not there at that moment."""
         try:
-            (row,) = await self._read(statements.statistics() if latest else undisturbing, deadline=self.long_deadline)
+            (row,) = await self._read(statement(as_of), deadline=self.long_deadline)
         except (SchemaMismatch, DatabaseUnavailable) as error:
-            if latest or not isinstance(error.__cause__, _NOT_YET_THERE):
+            if not as_of or not isinstance(error.__cause__, _NOT_YET_THERE):
                 raise
-            (row,) = await self._read(statements.statistics(), deadline=self.long_deadline)
-        return Statistics(*row)
+            (row,) = await self._read(statement(""), deadline=self.long_deadline)
+        return row
 
     async def workers(self) -> list[WorkerRecord]:
         return [WorkerRecord(*row) for row in await self._read(statements.WORKERS)]

@@ -74,13 +74,13 @@ class Dialect:
     migrate: applies a schema file's text. prepare_session: statements for a new connection. prepare_reading: more of them for
     one that only reads, where reading takes sessions of another kind to wait for nobody. prepares_by_itself: whether the driver
     may prepare any statement that comes often; else only those are prepared that find their rows by keys.
-    statistics: the statement that counts, and disturbs nobody. expire: as `Database.expire`, where there is such a thing.
+    as_of: the clause by which a statement that counts disturbs nobody. expire: as `Database.expire`, where there is such a thing.
     """
 
     name: str
     title: str
     schema_file: str
-    statistics: str
+    as_of: str
     open_queue: Callable[[Session], Queue]
     migrate: Callable[[TrioConnection, str], Awaitable[None]]
     prepare_session: tuple[str, ...] = ()

@@ -84,6 +84,8 @@ class MemoryDatabase:
     _listeners: list[Listener] = field(default_factory=list)
     _webhooks: dict[int, tuple[dt.datetime | None, int]] = field(default_factory=dict)
     """When each task's webhook is due, and how often it was tried."""
+    _queued_at: dict[int, dt.datetime] = field(default_factory=dict)
+    """Since when tasks wait that did not begin to when they were created."""
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -150,6 +152,7 @@ class MemoryDatabase:
             tenant=task.tenant,
             traceparent=task.traceparent,
             created_at=task.created_at,
+            waited=(_now() - self._queued_at.get(task.id, task.created_at)).total_seconds(),
             description=task.description,
             last_error=task.last_error,
             requirements=code.requirements if code else None,
@@ -229,6 +232,7 @@ class MemoryDatabase:
         await self._answer()
         held = [task for task in (self._holds(worker_id, lease) for lease in leases) if task is not None]
         for task in held:
+            self._queued_at[task.id] = _now()
             self._end(replace(task, released=task.released + 1), Status.PENDING, task.last_error, None, "released")
         return len(held)
 
@@ -297,6 +301,7 @@ class MemoryDatabase:
         due = [task_id for run_at, task_id in parked if run_at <= _now()]
         promoted = due[:limit]
         for task_id in promoted:
+            self._queued_at[task_id] = self.tasks[task_id].run_at or _now()
             self.tasks[task_id] = replace(self.tasks[task_id], run_at=None)
         if promoted:
             self._notify(Wakeup.PENDING)
@@ -509,6 +514,20 @@ class MemoryDatabase:
             avg_execution_seconds=self._execution_seconds / completed if completed else 0.0,
             throughput_tasks_per_hour=float(sum(worker.finished_last_hour for worker in alive)),
             workers=len(alive),
+        )
+
+    async def oldest_pending(self, *, latest: bool = False) -> float | None:
+        await self._answer()
+        next_in_line: dict[int, TaskRecord] = {}
+        for task in sorted(self.tasks.values(), key=lambda task: task.id):
+            if task.status == Status.PENDING and task.run_at is None:
+                next_in_line.setdefault(task.priority, task)
+        return max(
+            (
+                (_now() - self._queued_at.get(task.id, task.created_at)).total_seconds()
+                for task in next_in_line.values()
+            ),
+            default=None,
         )
 
     async def workers(self) -> list[WorkerRecord]:

@@ -198,6 +198,12 @@ class Database(Protocol):
         as of about five seconds ago, which disturbs nobody, unless the `latest` are asked for."""
         ...
 
+    async def oldest_pending(self, *, latest: bool = False) -> float | None:
+        """For how many seconds the task has waited that has waited longest, of those that come next in each priority; None
+        when none waits. Time before it was due, and of earlier attempts, is no waiting. Costs as much as `statistics`, and is of
+        the same moment."""
+        ...
+
     async def workers(self) -> list[WorkerRecord]:
         """The workers seen within the last day, newest first."""
         ...

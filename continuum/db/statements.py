@@ -35,7 +35,7 @@ _CLAIMED = """
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements
+           codes.requirements, claimed.waited
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -52,7 +52,8 @@ _TAKE = f"""
 
 _TAKEN = """
         RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
-                  tenant, traceparent, created_at, description, last_error
+                  tenant, traceparent, created_at, description, last_error,
+                  extract(epoch FROM now() - queued_at)::float8 AS waited
 """
 
 
@@ -157,7 +158,7 @@ _GIVE_BACK = f"""
             status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
             finished = CASE WHEN cancel_requested THEN {_UTC} END,
             worker_id = CASE WHEN cancel_requested THEN worker_id END,
-            released = released + 1, lease_expires_at = NULL, run_at = NULL,
+            released = released + 1, lease_expires_at = NULL, run_at = NULL, queued_at = now(),
             webhook_due = CASE WHEN cancel_requested THEN {_WEBHOOK_DUE} END,
             history = {_history("CASE WHEN cancel_requested THEN 'cancelled' ELSE 'released' END", "NULL::text")}
 """
@@ -226,7 +227,7 @@ WITH due AS (
         SELECT id FROM tasks WHERE status = 'pending' AND run_at <= now()
         ORDER BY run_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ),
-    promoted AS (UPDATE tasks SET run_at = NULL WHERE id IN (SELECT id FROM due) RETURNING 1)
+    promoted AS (UPDATE tasks SET run_at = NULL, queued_at = run_at WHERE id IN (SELECT id FROM due) RETURNING 1)
 SELECT count(*) FROM promoted
 """
 """Make what has come due claimable."""
@@ -404,6 +405,17 @@ SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
        coalesce(sum(finished_last_hour) FILTER (WHERE seen_at > now() - interval '2 minutes'), 0)::float8,
        count(*) FILTER (WHERE stopped_at IS NULL AND seen_at > now() - interval '90 seconds' AND slots > 0)
 FROM workers {of}
+"""
+
+
+def oldest_pending(of: str = "") -> str:
+    """How long the longest waiting task has waited, of those that come next in each priority: found by the claim's index.
+
+    of: a clause that says of which moment.
+    """
+    return f"""
+WITH next AS (SELECT min(id) AS id FROM tasks WHERE status = 'pending' AND run_at IS NULL GROUP BY priority)
+SELECT extract(epoch FROM now() - min(tasks.queued_at))::float8 FROM next JOIN tasks ON tasks.id = next.id {of}
 """
 
 

@@ -30,6 +30,7 @@ from continuum.nursery.execution import Executions
 from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
+from continuum.nursery.queue_watch import QueueWatch
 from continuum.nursery.reaper import Reaper
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
@@ -105,6 +106,8 @@ async def supervise(
             services.start_soon(janitor.run)
             services.start_soon(reaper.run)
             services.start_soon(Progress(database, state, task_began).run)
+            if telemetry.has_metrics:
+                services.start_soon(QueueWatch(database, telemetry).run)
             if screening is not None:
                 services.start_soon(screening.run, state.health, work)
             services.start_soon(_announce_shutdown, state, shutdown, work)

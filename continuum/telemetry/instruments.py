@@ -5,10 +5,11 @@ Attributes have few values by nature: endings, states, verbs, kinds of errors; n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sized
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from continuum.model import Ending, Status
+from continuum.model import Ending, Statistics, Status
 from continuum.telemetry.measures import Counter, Histogram, Measure, Observed, Values
 from continuum.telemetry.process import process_measures
 from continuum.telemetry.tracing import CALL_BUCKETS, COMMON
@@ -63,6 +64,14 @@ class ObservedPool(Protocol):
     def by_state(self) -> Mapping[str, int]: ...
 
 
+class QueueSeen(NamedTuple):
+    """The whole queue as it was counted, and until when (on the monotonic clock) that is worth telling."""
+
+    statistics: Statistics
+    oldest_pending: float
+    worth_telling_until: float
+
+
 class Instruments:
     """The measures of one worker."""
 
@@ -70,6 +79,9 @@ class Instruments:
         self._state: ObservedState | None = None
         self._pool: ObservedPool | None = None
         self._unwritten: Sized | None = None
+        self.queue: QueueSeen | None = None
+        self.queue_wanted = True
+        """Whether somebody has read what is told of the queue since this was last set to False."""
         # -- what the worker adds to -----------------------------------------------------------------------------------
         self.claimed = Counter(
             "messaging.client.consumed.messages",
@@ -102,7 +114,7 @@ class Instruments:
             {**COMMON, "messaging.operation.name": "execute"},
         )
         self.queue_wait = Histogram(
-            "continuum.tasks.queue_wait", "s", "Time from a task's creation to its claim", TASK_BUCKETS
+            "continuum.tasks.queue_wait", "s", "Time from when a task was due to its claim", TASK_BUCKETS
         )
         self.end_to_end = Histogram(
             "continuum.tasks.end_to_end",
@@ -192,6 +204,34 @@ class Instruments:
                 lambda s: s.given_back,
             ),
         ]
+        self._queue = [
+            Observed(
+                "continuum.queue.tasks",
+                "{task}",
+                "Tasks that have not ended, of all workers: due and waiting (pending), waiting for their time (scheduled), "
+                "running (processing)",
+                lambda: self._of_queue(
+                    lambda seen: {
+                        ("pending",): seen.statistics.pending,
+                        ("scheduled",): seen.statistics.scheduled,
+                        ("processing",): seen.statistics.running,
+                    }
+                ),
+                ["continuum.task.status"],
+            ),
+            Observed(
+                "continuum.queue.oldest_pending",
+                "s",
+                "How long the longest waiting task has waited since it was due, of those that come next in each priority",
+                lambda: self._of_queue(lambda seen: {_NO_VALUES: seen.oldest_pending}),
+            ),
+            Observed(
+                "continuum.queue.workers",
+                "{worker}",
+                "Workers of this queue that live",
+                lambda: self._of_queue(lambda seen: {_NO_VALUES: seen.statistics.workers}),
+            ),
+        ]
         self.all: list[Measure] = [
             self.claimed,
             self.sent,
@@ -205,6 +245,7 @@ class Instruments:
             self.cold_start,
             self.database_call,
             *self._read,
+            *self._queue,
             *process_measures(),
         ]
 
@@ -220,6 +261,11 @@ class Instruments:
 
     def _of_state(self, read: Callable[[ObservedState], int]) -> Mapping[Values, float]:
         return {} if self._state is None else {_NO_VALUES: int(read(self._state))}
+
+    def _of_queue(self, tell: Callable[[QueueSeen], Mapping[Values, float]]) -> Mapping[Values, float]:
+        self.queue_wanted = True
+        seen = self.queue
+        return {} if seen is None or time.monotonic() > seen.worth_telling_until else tell(seen)
 
     def _health(self) -> Mapping[Values, float]:
         if self._state is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Collection, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar, cast
@@ -11,22 +12,49 @@ import structlog
 import trio
 from opentelemetry.trace import Tracer
 
-from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered
+from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered, Statistics
 from continuum.telemetry.attempts import EMPTY, Attempts
-from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState
+from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState, QueueSeen
 from continuum.telemetry.timing import Timed
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+QUEUE_LATENESS = 10.0
+"""Seconds by which counting the queue may be late before what was counted last is told no more."""
 CONTENT_LIMIT = 2000
 """Characters of a payload or an output that are told."""
 
 DATABASE_VERBS = frozenset(
-    {"claim", "complete", "release", "release_except", "heartbeat", "progress", "report", "sign_off"}
-    | {"promote", "recover", "purge", "submit", "cancel", "fetch", "statistics", "workers", "ping", "check_schema"}
+    {
+        "claim",
+        "complete",
+        "release",
+        "release_except",
+        "heartbeat",
+        "progress",
+        "report",
+        "sign_off",
+        "promote",
+        "recover",
+    }
+    | {
+        "expire",
+        "purge",
+        "claim_webhooks",
+        "settle_webhook",
+        "submit",
+        "cancel",
+        "retry",
+        "store_code",
+        "fetch",
+        "fetch_code",
+    }
+    | {"still_open", "statistics", "oldest_pending", "workers", "search", "failures", "depths", "codes", "ping"}
+    | {"migrate", "check_schema"}
 )
+"""All that a database is asked, but for `listen`, which never ends."""
 _DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
 _OPERATIONS = {"claim": "receive", "complete": "settle", "release": "settle"}
 """The calls that are messaging operations as well, and their types. A submit is told by `submission`."""
@@ -67,6 +95,11 @@ class Telemetry:
         self._log = log.bind()
         self._one_scrape = trio.CapacityLimiter(1)
 
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anybody could read metrics."""
+        return self._instruments is not None
+
     def tasks_claimed(self, tasks: Sequence[ClaimedTask], seconds: float = 0.0) -> None:
         """Tasks were claimed just now, in one call that took `seconds`."""
         if not self._enabled or not tasks:
@@ -76,7 +109,9 @@ class Telemetry:
             self._instruments.claimed.add(len(tasks))
             now = dt.datetime.now(dt.UTC)
             for task in tasks:
-                self._instruments.queue_wait.record(_age(task.created_at, now))
+                self._instruments.queue_wait.record(
+                    _age(task.created_at, now) if task.waited is None else max(0.0, task.waited)
+                )
 
     def execution(self, task: ClaimedTask) -> AbstractContextManager[None]:
         """A span around the run of a task; it is the current one inside."""
@@ -137,6 +172,24 @@ class Telemetry:
         """Read what is there (tasks, slots, sandboxes, health, outcomes not written yet) from these from now on."""
         if self._instruments is not None:
             self._instruments.observe(state, pool, unwritten)
+
+    def queue_is_wanted(self) -> bool:
+        """Whether somebody has read what is told of the whole queue since this was last asked; yes the first time."""
+        if self._instruments is None:
+            return False
+        wanted, self._instruments.queue_wanted = self._instruments.queue_wanted, False
+        return wanted
+
+    def queue_seen(self, statistics: Statistics, oldest_pending: float | None, pause: float) -> None:
+        """The whole queue was counted just now, and will be again in `pause` seconds if somebody wants it."""
+        if self._instruments is not None:
+            until = time.monotonic() + 2 * pause + QUEUE_LATENESS
+            self._instruments.queue = QueueSeen(statistics, oldest_pending or 0.0, until)
+
+    def queue_unseen(self) -> None:
+        """The queue could not be counted: what was seen before is told no more."""
+        if self._instruments is not None:
+            self._instruments.queue = None
 
     def tasks_sent(self, tasks: int, seconds: float, failure: str) -> None:
         """Somebody in this process submitted tasks, in `seconds`; failure: the kind of error that it ended with, or ''."""

@@ -438,6 +438,37 @@ async def test_statistics_count_open_tasks_and_total_the_finished_ones(database:
     assert seen.avg_execution_seconds >= 0
 
 
+async def test_a_task_waits_from_when_it_could_be_claimed(database: Database) -> None:
+    """Neither an earlier attempt nor the time before it was due is waiting."""
+    assert await database.oldest_pending(latest=True) is None
+    await database.submit([HELLO])
+    began = trio.current_time()
+    first = await claim_one(database)
+    await trio.sleep(0.2)
+    await database.complete("one", [retry(first, 0.3)])
+    assert await database.oldest_pending(latest=True) is None, "it waits for its time, not for a worker"
+    await until_due(database)
+    waited = await database.oldest_pending(latest=True)
+    second = await claim_one(database)
+    assert waited is not None
+    assert second.waited is not None
+    assert 0 <= waited <= second.waited <= trio.current_time() - began - 0.4
+    await trio.sleep(0.2)
+    await database.release("one", [second.lease])
+    third = await claim_one(database)
+    assert third.waited is not None
+    assert 0 <= third.waited <= trio.current_time() - began - 0.6
+
+
+async def test_the_oldest_of_each_priority_counts(database: Database) -> None:
+    await database.submit([replace(HELLO, priority=9)])
+    await trio.sleep(0.2)
+    await database.submit([replace(HELLO, priority=1)])
+    waited = await database.oldest_pending(latest=True)
+    assert waited is not None
+    assert waited >= 0.2, "the urgent task comes first, the other waits longer"
+
+
 async def test_finished_tasks_are_purged_when_they_are_old_and_open_ones_never(database: Database) -> None:
     await database.submit([HELLO] * 3)
     tasks = await database.claim("one", 2, lease=30)

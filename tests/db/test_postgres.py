@@ -456,6 +456,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
     "purge": (statements.PURGE, {"older_than": 1e9, "limit": 1000}),
     "statistics": (statements.statistics(), {}),
+    "oldest_pending": (statements.oldest_pending(), {}),
     "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),
     "settle_webhook": (statements.SETTLE_WEBHOOK, {"id": 7, "tries": 1, "again_in": None}),
     "retry": (statements.RETRY, {"id": 7}),

@@ -37,8 +37,11 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.INSERT_TASKS: [[(1, "", None)]],
     statements.FIND_KEYS: [[(2, "", "key")]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
-    cockroach.COCKROACH.statistics: [psycopg.errors.UndefinedTable("it was not there five seconds ago")],
+    statements.statistics(cockroach.COCKROACH.as_of): [
+        psycopg.errors.UndefinedTable("it was not there five seconds ago")
+    ],
     statements.statistics(): [[(0,) * 10]],
+    statements.oldest_pending(cockroach.COCKROACH.as_of): [[(None,)]],
     survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
     cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)]],
     changefeed.TAKE_PLACE: [[(1,)]],
@@ -95,6 +98,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.fetch([1])
     await queue.still_open([1])
     await queue.statistics()
+    await queue.oldest_pending()
     await queue.workers()
     (delivery,) = await queue.claim_webhooks(1, lease=30)
     await queue.settle_webhook(delivery, None)

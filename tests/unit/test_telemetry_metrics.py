@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
+import time
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,12 +17,15 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.db.memory import MemoryDatabase
-from continuum.model import Ending, NewTask, Outcome, Recovered, Status, Wakeup
+from continuum.db.protocol import Database
+from continuum.model import Ending, NewTask, Outcome, Recovered, Statistics, Status, Wakeup, WorkerReport
+from continuum.nursery.queue_watch import INTERVAL, QueueWatch
 from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
 from continuum.telemetry import Telemetry, submission, tracing
 from continuum.telemetry.measures import OTHER, SERIES_LIMIT, Counter, Histogram
+from continuum.telemetry.recorder import DATABASE_VERBS, QUEUE_LATENESS
 from continuum.telemetry.tracing import Own, own
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import settings
@@ -68,6 +73,20 @@ def test_recovered_leases_are_counted_by_what_became_of_them(recorded: Recorded)
     recorded.telemetry.leases_recovered(Recovered(retried=2, failed=1))
     assert recorded.value("continuum.leases.recovered", continuum__recovery__result="retried") == 2
     assert recorded.value("continuum.leases.recovered") == 3
+
+
+class CountingDatabase(MemoryDatabase):
+    """Counts how often it counts. takes: seconds for a count."""
+
+    def __init__(self, takes: float = 0.0) -> None:
+        super().__init__()
+        self.counts = 0
+        self._takes = takes
+
+    async def statistics(self, *, latest: bool = False) -> Statistics:
+        self.counts += 1
+        await trio.sleep(self._takes)
+        return await super().statistics()
 
 
 class Pool:
@@ -246,3 +265,58 @@ def test_a_measure_keeps_only_so_many_series_apart(kind: str) -> None:
     assert len(series) == SERIES_LIMIT + 1
     assert series[OTHER, OTHER] == 50
     assert series["0", "x"] == 1
+
+
+# -- the whole queue ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_queue_is_counted_while_somebody_reads_it(
+    recorded: Recorded, autojump_clock: trio.testing.MockClock
+) -> None:
+    database = CountingDatabase()
+    await database.submit([NewTask(code="pass"), NewTask(code="pass", priority=7)])
+    watch = QueueWatch(database, recorded.telemetry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await trio.sleep(5 * INTERVAL - 1)
+        assert database.counts == 1, "once for who comes first, and then not for nobody"
+        assert recorded.value("continuum.queue.tasks", continuum__task__status="pending") == 2
+        assert recorded.value("continuum.queue.oldest_pending") == 0, "as it was counted"
+        await trio.sleep(2)
+        assert database.counts == 2
+        assert recorded.value("continuum.queue.oldest_pending") == pytest.approx(5 * INTERVAL)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_old_or_could_not_be_counted_is_not_told(
+    recorded: Recorded, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = CountingDatabase()
+    watch = QueueWatch(database, recorded.telemetry)
+    assert await watch.look() == INTERVAL
+    assert recorded.points("continuum.queue.tasks")
+    assert recorded.value("continuum.queue.oldest_pending") == 0, "nobody waits"
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * INTERVAL + QUEUE_LATENESS + 1)
+    assert recorded.points("continuum.queue.tasks") == []
+    monkeypatch.undo()
+    assert recorded.points("continuum.queue.tasks")
+    database.unavailable = True
+    assert await watch.look() == INTERVAL
+    assert recorded.points("continuum.queue.tasks") == []
+    assert recorded.points("continuum.queue.workers") == []
+
+
+async def test_many_workers_and_a_long_queue_are_counted_more_seldom(
+    recorded: Recorded, autojump_clock: trio.testing.MockClock
+) -> None:
+    """All workers together keep the database busy with it for a twentieth of the time at most."""
+    database = CountingDatabase(takes=0.5)
+    for number in range(10):
+        await database.report(WorkerReport(f"w{number}", "host", 1, "0", 4, 0, "fake"))
+    assert await QueueWatch(database, recorded.telemetry).look() == pytest.approx(0.5 * 10 / 0.05)
+
+
+def test_every_verb_of_the_protocol_is_timed() -> None:
+    verbs = {name for name, method in vars(Database).items() if inspect.iscoroutinefunction(method)}
+    assert verbs - {"listen"} == DATABASE_VERBS

@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-from docs.generators import commands, metrics, plots, python, settings, tables
+from docs.generators import commands, http, metrics, plots, python, settings, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +26,7 @@ log = logging.getLogger(f"mkdocs.hooks.{__name__}")
 GENERATED: dict[str, Callable[[], str]] = {
     "commands": commands.generate,
     "exit-codes": commands.generate_exit_codes,
+    "http": http.generate,
     "metrics": metrics.generate,
     "python": python.generate,
     "settings": settings.generate,

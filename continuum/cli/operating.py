@@ -67,6 +67,18 @@ def status(
     run(command)
 
 
+def top() -> None:
+    """Watch the queue on the whole screen: throughput, workers, running tasks and their output, failures."""
+    from continuum.cli.top.screen import run_top
+    from continuum.db import open_database
+
+    async def command() -> int:
+        async with open_database(settings(), application="continuum-top") as database:
+            return await run_top(database)
+
+    run(command)
+
+
 def doctor(as_json: AsJson = False) -> None:
     """Check configuration, database and sandbox, and say what to do about what is wrong."""
     from continuum.cli.doctor import examine

@@ -37,6 +37,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from continuum.cpus import usable_cpus
 from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
+from continuum.webhook import parse_secrets
 
 ENV_FILE = ".env"
 NAMED_FILE = "CONTINUUM_ENV_FILE"
@@ -123,6 +124,13 @@ def _connection_string(value: SecretStr | None) -> SecretStr | None:
             "use a connection string such as postgresql://user:password@localhost:5432/continuum, "
             "with what is special in the password escaped (@ is %40)"
         ) from None
+    return value
+
+
+def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
+    """Checked without showing it."""
+    if value is not None:
+        parse_secrets(value.get_secret_value())
     return value
 
 
@@ -286,6 +294,12 @@ class Settings(BaseSettings):
     code_policy_confidence: Annotated[Literal["low", "medium", "high"], BeforeValidator(_lower)] = "low"
     """The least confidence of a finding that counts."""
 
+    # Webhooks
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_webhook_secret)] = None
+    """What deliveries of webhooks are signed with: `whsec_` and the base64 of 24 to 64 random bytes, or several of them
+    while one is replaced. `continuum webhook-secret` makes one. A worker without it makes no deliveries, nor does one with
+    EGRESS=none."""
+
     # Status server and logs
     api_host: str = "127.0.0.1"
     """The address that the status server listens on."""
@@ -342,6 +356,11 @@ class Settings(BaseSettings):
     def take_over(self, others: Settings, names: Iterable[str]) -> None:
         """Change some settings to what they are in others, for all who hold these: the one way in which they ever change."""
         vars(self).update({name: getattr(others, name) for name in names})
+
+    @property
+    def webhook_secrets(self) -> tuple[bytes, ...]:
+        """What deliveries are signed with; empty where none are made."""
+        return () if self.webhook_secret is None else parse_secrets(self.webhook_secret.get_secret_value())
 
     @property
     def package_index(self) -> PackageIndex | None:

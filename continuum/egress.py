@@ -144,6 +144,45 @@ def is_within(network: Network, blocks: Iterable[Network]) -> bool:
     return any(network.version == block.version and network.subnet_of(block) for block in blocks)  # type: ignore[arg-type]
 
 
+def host_name(text: str) -> str | None:
+    """A host's name in lower case and without a last dot; None for what is no name, old forms of an IPv4 address included."""
+    host = text.lower().removesuffix(".")
+    if not _HOST.fullmatch(host) or len(host) > 253 or _NUMERIC.fullmatch(host.rpartition(".")[2]):
+        return None
+    return host
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the worker itself connects to where a task says so: the rules of sandboxes, for one connection by TCP.
+
+    allow: None opens everything public. host: the machine's own addresses, which nothing opens.
+    """
+
+    allow: tuple[AllowEntry, ...] | None = None
+    host: tuple[Address, ...] = ()
+
+    def refusal(self, name: str | None, address: Address, port: int) -> str | None:
+        """Why an address, which `name` has (None: it was given as an address), is closed at this port; None where it is open."""
+        network = ipaddress.ip_network(address)
+        if is_within(network, NEVER[address.version]) or address in self.host:
+            return f"{address} is loopback, link-local, multicast, metadata or this machine, which nothing opens"
+        private = is_within(network, PRIVATE[address.version])
+        if self.allow is None:
+            return f"{address} is private" if private else None
+        if any(entry.port in (None, port) and _opens(entry, name, network, private) for entry in self.allow):
+            return None
+        return f"EGRESS_ALLOW does not name {'the private address ' if private else ''}{address}, port {port}"
+
+
+def _opens(entry: AllowEntry, name: str | None, network: Network, private: bool) -> bool:
+    if isinstance(entry.target, str):
+        # Whoever answers for a name decides what it means: it opens nothing that is private.
+        return entry.target == name and not private
+    # A network that is wider than a private range means its public addresses.
+    return is_within(network, [entry.target]) and (not private or is_within(entry.target, PRIVATE[network.version]))
+
+
 def _parse(text: str) -> AllowEntry:
     target, port = _split_port(text)
     network = _network(text, target)
@@ -156,8 +195,8 @@ def _parse(text: str) -> AllowEntry:
         return AllowEntry(network, port)
     if "*" in target:
         raise ValueError(f"{text} cannot be used: a sandbox is told the addresses of each name, so list every name")
-    host = target.lower().removesuffix(".")
-    if not _HOST.fullmatch(host) or len(host) > 253 or _NUMERIC.fullmatch(host.rpartition(".")[2]):
+    host = host_name(target)
+    if host is None:
         raise ValueError(f"{text!r} cannot be used: {_ALLOWED}")
     if host in REDIRECTED_HOSTS or host.rpartition(".")[2] == "localhost":
         raise ValueError(f"{text} can never be opened: in a sandbox this name means the sandbox itself")

@@ -76,6 +76,7 @@ class ClaimedTask:
     created_at: on the database's clock, UTC.
     description, last_error: shown to those who watch; last_error is the attempt's before this one.
     waited: seconds for which it could have been claimed, on the database's clock; None where it is not known.
+    webhook: whether somebody is to be told when the task has ended.
     """
 
     id: int
@@ -95,6 +96,7 @@ class ClaimedTask:
     last_error: str | None = field(default=None, repr=False)
     requirements: str | None = None
     waited: float | None = None
+    webhook: bool = False
 
     @property
     def lease(self) -> Lease:
@@ -154,7 +156,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What to write for one attempt. `status` is terminal, or PENDING to have the task tried again
-    `retry_in` seconds from now, on the database's clock."""
+    `retry_in` seconds from now, on the database's clock. webhook: whether somebody is to be told of the end."""
 
     task_id: int
     attempt: int
@@ -164,6 +166,7 @@ class Completion:
     error_output: str = field(repr=False)
     last_error: str | None = field(repr=False)
     retry_in: float | None = None
+    webhook: bool = False
 
     @property
     def lease(self) -> Lease:

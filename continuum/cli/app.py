@@ -53,6 +53,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
     operating.bench
 )
 app.command("socket-proxy")(operating.socket_proxy)
+app.command("webhook-secret")(operating.webhook_secret)
 
 
 def main(arguments: list[str] | None = None) -> None:

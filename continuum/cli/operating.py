@@ -1,4 +1,4 @@
-"""The operator's commands: worker, status, top, migrate, doctor, demo, bench, socket-proxy."""
+"""The operator's commands: worker, status, top, migrate, doctor, demo, bench, socket-proxy, webhook-secret."""
 
 from __future__ import annotations
 
@@ -128,3 +128,27 @@ def bench(context: typer.Context) -> None:
         raise typer.Exit(2)
     command = [sys.executable, "-m", "benchmarks", *context.args]
     raise typer.Exit(subprocess.run(command, cwd=checkout, check=False).returncode)  # noqa: S603 - our own
+
+
+def webhook_secret(
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this tenant's, made of WEBHOOK_SECRET.")
+    ] = None,
+) -> None:
+    """Make a secret for WEBHOOK_SECRET, or print the one that a tenant verifies its webhooks with."""
+    import secrets
+
+    from continuum.config import ConfigurationError
+    from continuum.webhook import format_secret, tenant_secret
+
+    async def command() -> None:
+        if tenant is None:
+            typer.echo(format_secret(secrets.token_bytes(32)))
+            return
+        known = settings().webhook_secrets
+        if not known:
+            raise ConfigurationError("WEBHOOK_SECRET is not set; `continuum webhook-secret` makes one")
+        for secret in known:
+            typer.echo(format_secret(tenant_secret(secret, tenant)))
+
+    run(command)

@@ -47,6 +47,7 @@ def submit(
     max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
     tenant: Tenant = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and print its output.")] = False,
     seconds: Seconds = None,
     as_json: AsJson = False,
@@ -72,6 +73,7 @@ def submit(
             timeout=task_timeout,
             tenant=tenant,
             idempotency_key=idempotency_key,
+            webhook=webhook,
         )
         async with Client(settings()) as client:
             (task_id,) = await client.submit_many([task])

@@ -156,6 +156,7 @@ class MemoryDatabase:
             description=task.description,
             last_error=task.last_error,
             requirements=code.requirements if code else None,
+            webhook=task.webhook is not None,
         )
 
     def _holds(self, worker_id: str, lease: Lease) -> TaskRecord | None:

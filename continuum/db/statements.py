@@ -35,7 +35,7 @@ _CLAIMED = """
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements, claimed.waited
+           codes.requirements, claimed.waited, claimed.told
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -53,7 +53,8 @@ _TAKE = f"""
 _TAKEN = """
         RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
                   tenant, traceparent, created_at, description, last_error,
-                  extract(epoch FROM now() - queued_at)::float8 AS waited
+                  extract(epoch FROM now() - queued_at)::float8 AS waited,
+                  webhook IS NOT NULL AS told
 """
 
 
@@ -363,7 +364,7 @@ WITH due AS (
     )
 UPDATE tasks SET webhook_due = now() + %(lease)s * interval '1 second', webhook_tries = webhook_tries + 1
 WHERE id IN (SELECT id FROM due)
-RETURNING id, webhook, webhook_tries, name, status, tenant, attempt, exit_code, {_FIRST_LINE}, created_at,
+RETURNING id, webhook, webhook_tries, left(name, 300), status, tenant, attempt, exit_code, {_FIRST_LINE}, created_at,
           started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc'
 """
 """Take deliveries that are due, for as long as a lease."""

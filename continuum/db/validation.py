@@ -9,6 +9,7 @@ from types import NoneType
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
+from continuum.webhook import LONGEST_URL, parse_url
 
 INTEGER = range(-(2**31), 2**31)
 LARGEST = 64 * 1024 * 1024
@@ -21,7 +22,7 @@ LONGEST = {
     "tenant": 255,
     "idempotency_key": 255,
     "traceparent": 255,
-    "webhook": 2048,
+    "webhook": LONGEST_URL,
 }
 """The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
 NUMBERS: dict[str, tuple[type, ...]] = {"priority": (int,), "max_attempts": (int,), "timeout": (int, float, NoneType)}
@@ -53,6 +54,7 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield "give code, the script's text, or code_id, the id of a row of CODES"
     if task.code_id is not None and task.requirements is not None:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
+    yield from (f"webhook {problem}" for problem in _url_problems(task.webhook))
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
     if task.code_id is not None and not is_uuid(task.code_id):
         yield f"code_id {task.code_id!r:.60} is no UUID"
@@ -78,6 +80,14 @@ def _text_problems(text: object, limit: int) -> Iterator[str]:
         yield f"holds a NUL character at position {text.index(chr(0))}; a database text cannot"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         yield "holds a lone surrogate; it is no valid Unicode text"
+
+
+def _url_problems(url: object) -> Iterator[str]:
+    if isinstance(url, str) and len(url) <= LONGEST_URL:  # what is none has been told
+        try:
+            parse_url(url)
+        except ValueError as error:
+            yield str(error)
 
 
 def _requirements_problems(requirements: object) -> Iterator[str]:

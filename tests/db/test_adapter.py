@@ -741,6 +741,7 @@ HOOKED = replace(HELLO, webhook="https://example.com/hook", tenant="acme", name=
 async def test_a_webhook_is_due_once_its_task_has_ended(database: Database) -> None:
     (task_id,) = await database.submit([HOOKED])
     task = await claim_one(database)
+    assert task.webhook
     assert await database.claim_webhooks(9, lease=30) == []
     await database.complete("one", [retry(task, 0)])
     assert await database.claim_webhooks(9, lease=30) == []
@@ -754,6 +755,17 @@ async def test_a_webhook_is_due_once_its_task_has_ended(database: Database) -> N
     assert delivery.finished.tzinfo is not None
     assert await database.claim_webhooks(9, lease=30) == []
     assert (await database.fetch([task_id]))[0].webhook == "https://example.com/hook"
+
+
+async def test_a_worker_knows_which_of_its_tasks_somebody_is_told_of(database: Database) -> None:
+    await database.submit([HELLO, HOOKED])
+    assert [task.webhook for task in await database.claim("one", 2, lease=30)] == [False, True]
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/", "https://me:pw@example.com/", "https://[::1%25lo]/", "x" * 3000])
+async def test_what_is_no_url_to_deliver_to_is_refused(database: Database, url: str) -> None:
+    with pytest.raises(InvalidTask, match=r"^webhook "):
+        await database.submit([replace(HELLO, webhook=url)])
 
 
 async def test_however_a_task_ends_its_webhook_is_due(database: Database) -> None:

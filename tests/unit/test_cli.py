@@ -22,6 +22,7 @@ from continuum.logs import configure_logs
 from continuum.model import NewTask, Statistics, TaskRecord, WorkerRecord
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
+from continuum.webhook import parse_secrets, tenant_secret
 
 
 @pytest.fixture
@@ -217,3 +218,16 @@ def test_logs_are_for_people_when_asked_for(capsys: pytest.CaptureFixture[str]) 
     (line,) = capsys.readouterr().err.splitlines()
     assert "loud" in line
     assert "tasks=3" in line
+
+
+@pytest.mark.usefixtures("_logs")
+def test_secrets_of_webhooks_are_made_and_tenants_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, other = (CliRunner().invoke(app, ["webhook-secret"]).stdout.strip() for _ in range(2))
+    assert made != other
+    refused = CliRunner().invoke(app, ["webhook-secret", "--tenant", "acme"])
+    assert (refused.exit_code, "WEBHOOK_SECRET is not set" in refused.output) == (2, True)
+    monkeypatch.setenv("WEBHOOK_SECRET", f"{made},{other}")
+    printed = CliRunner().invoke(app, ["webhook-secret", "--tenant", "acme"]).stdout.split()
+    assert parse_secrets(",".join(printed)) == tuple(
+        tenant_secret(key, "acme") for key in parse_secrets(f"{made},{other}")
+    )

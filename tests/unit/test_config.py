@@ -77,6 +77,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "requirements_cache_mb": 4096,
         "requirements_timeout": 300.0,
         "output_limit": 1024 * 1024,
+        "webhook_secret": None,
         "code_policy": "off",
         "code_policy_config": None,
         "code_policy_severity": "high",
@@ -309,3 +310,16 @@ def test_a_heartbeat_may_fail_twice_before_the_lease_expires() -> None:
 def test_a_database_url_names_several_hosts_with_or_without_ports(hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f"postgresql://user@{hosts}/continuum")
     assert load_settings().database_url is not None
+
+
+def test_a_webhook_secret_is_checked_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in (SECRET, "whsec_" + "A" * 20, f"whsec_{'A' * 32},{SECRET}"):
+        monkeypatch.setenv("WEBHOOK_SECRET", text)
+        (line,) = complaints()
+        assert line.startswith("WEBHOOK_SECRET=(hidden): use whsec_")
+        assert SECRET not in line
+    monkeypatch.setenv("WEBHOOK_SECRET", f"whsec_{'A' * 32}, {'B' * 32}")
+    assert len(load_settings().webhook_secrets) == 2
+    assert "AAAA" not in repr(load_settings())
+    monkeypatch.setenv("WEBHOOK_SECRET", "")
+    assert load_settings().webhook_secrets == ()

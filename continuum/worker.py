@@ -19,6 +19,7 @@ from continuum.nursery.screening import open_screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState, new_worker_id
 from continuum.nursery.supervisor import supervise
+from continuum.nursery.webhooks import Sender
 from continuum.reload import Reloads
 from continuum.sandbox import choose_backend
 from continuum.status.server import serve_status
@@ -65,6 +66,7 @@ async def run_worker(
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
         database = telemetry.timed_database(database)
         backend = telemetry.timed_backend(await choose_backend(settings, state.id))
+        sender = sender_of(settings)
         # Before anybody can ask, who would be told that it is ready.
         state.health.report("sandbox", f"{backend.name} is starting")
         async with trio.open_nursery() as nursery:
@@ -79,10 +81,22 @@ async def run_worker(
 
             with _seldom_collecting():
                 await supervise(
-                    settings, state, database, backend, telemetry, shutdown, report_start, screening, reloaded
+                    settings, state, database, backend, telemetry, shutdown, report_start, screening, reloaded, sender
                 )
             nursery.cancel_scope.cancel()
         listening.cancel_scope.cancel()
+
+
+def sender_of(settings: Settings) -> Sender | None:
+    """What makes the deliveries of webhooks, where any are made; its imports take a tenth of a start."""
+    if settings.webhook_secret is None:
+        return None
+    if settings.egress == "none":
+        log.warning("this worker delivers no webhooks: EGRESS=none; name receivers with EGRESS=allowlist")
+        return None
+    from continuum.nursery.webhook_sender import open_sender
+
+    return open_sender(settings)
 
 
 @contextmanager

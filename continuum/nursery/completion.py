@@ -62,6 +62,7 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
         error_output=outcome.error_output,
         last_error=_tellable(outcome.message) or None,
         retry_in=retry_in,
+        webhook=task.webhook,
     )
 
 
@@ -76,13 +77,20 @@ class Completions:
     """The outcomes and releases that wait to be written."""
 
     def __init__(
-        self, database: Database, state: WorkerState, telemetry: Telemetry, retry_scheduled: Signal, work: Signal
+        self,
+        database: Database,
+        state: WorkerState,
+        telemetry: Telemetry,
+        retry_scheduled: Signal,
+        work: Signal,
+        webhook_due: Signal | None = None,
     ) -> None:
         self._database = database
         self._state = state
         self._telemetry = telemetry
         self._retry_scheduled = retry_scheduled
         self._claim_again = work
+        self._webhook_due = webhook_due
         self._outcomes: dict[Lease, Completion] = {}
         self._releases: set[Lease] = set()
         self._limit = BATCH_LIMIT
@@ -181,3 +189,5 @@ class Completions:
             self._retry_scheduled.notify()
         else:
             self._state.count_finished(completion.status)
+            if completion.webhook and self._webhook_due is not None:
+                self._webhook_due.notify()

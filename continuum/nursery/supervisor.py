@@ -2,8 +2,8 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening, those who follow shutdowns and reloads:
-        │            alive until the last outcome is written
+    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening, webhooks, those who follow shutdowns and
+        │            reloads: alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
                 └─ claim       ends as soon as shutdown is requested
@@ -36,6 +36,7 @@ from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import StopReason, WorkerState
 from continuum.nursery.wakeup import WakeUps
+from continuum.nursery.webhooks import Sender, Webhooks
 from continuum.sandbox.limits import sandbox_bounds
 from continuum.sandbox.pool import SandboxPool, open_pool
 from continuum.sandbox.protocol import Backend
@@ -59,10 +60,12 @@ async def supervise(
     on_up: Callable[[], None] = lambda: None,
     screening: Screening | None = None,
     reloaded: Signal | None = None,
+    sender: Sender | None = None,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
     screening: looks at code before it runs; None lets all of it run.
+    sender: makes the deliveries of webhooks; None leaves them to others.
     on_up: called once the schema is found to fit; sandboxes may still be starting then.
     reloaded: raised when `settings` have changed (`continuum.reload`). Services read them at each turn; who would not look by
     himself is told here.
@@ -72,8 +75,11 @@ async def supervise(
     state.health.report("sandbox", f"{backend.name} is starting")
     if not await _schema_fits(state, database, shutdown):
         return
-    work, heartbeat_now, schedule_changed, task_began = Signal(), Signal(), Signal(), Signal()
-    completions = Completions(database, state, telemetry, schedule_changed, work)
+    work, heartbeat_now, schedule_changed, task_began, webhook_due = (Signal() for _ in range(5))
+    completions = Completions(database, state, telemetry, schedule_changed, work, webhook_due)
+    webhooks: Webhooks | None = None
+    if sender is not None:
+        webhooks = Webhooks(database, state, telemetry, sender, settings.lease_seconds / 2, webhook_due)
     try:
         async with (
             open_pool(backend, settings.slots, settings.max_tasks_per_sandbox) as pool,
@@ -110,6 +116,8 @@ async def supervise(
                 services.start_soon(QueueWatch(database, telemetry).run)
             if screening is not None:
                 services.start_soon(screening.run, state.health, work)
+            if webhooks is not None:
+                services.start_soon(webhooks.run)
             services.start_soon(_announce_shutdown, state, shutdown, work)
             if reloaded is not None:
                 told = (work, schedule_changed, heartbeat_now)
@@ -134,6 +142,8 @@ async def supervise(
                     await claims.run(executions.run, executing)
                 completions.close()
                 completing.cancel_scope.deadline = trio.current_time() + max(WRITE_DEADLINE, settings.shutdown_grace)
+            if webhooks is not None:
+                await webhooks.finish(shutdown)
             services.cancel_scope.cancel()
     finally:
         await _hand_back(state, database, completions)

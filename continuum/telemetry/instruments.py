@@ -136,6 +136,13 @@ class Instruments:
             ["continuum.recovery.result"],
             expected=[("retried",), ("failed",), ("cancelled",)],
         )
+        self.webhooks = Counter(
+            "continuum.webhooks",
+            "{delivery}",
+            "Tries to deliver a webhook, by what came of them",
+            ["continuum.webhook.result"],
+            expected=[("delivered",), ("failed",), ("given_up",), ("gone",), ("refused",)],
+        )
         self.batch_size = Histogram(
             "continuum.completion.batch_size", "{task}", "Outcomes written together", SIZE_BUCKETS
         )
@@ -241,6 +248,7 @@ class Instruments:
             self.end_to_end,
             self.finished,
             self.recovered,
+            self.webhooks,
             self.batch_size,
             self.cold_start,
             self.database_call,

@@ -168,6 +168,11 @@ class Telemetry:
             if count:
                 self._instruments.recovered.add(count, result)
 
+    def webhook_tried(self, result: str) -> None:
+        """A delivery was tried with this result."""
+        if self._instruments is not None:
+            self._instruments.webhooks.add(1, result)
+
     def observe(self, state: ObservedState, pool: ObservedPool, unwritten: Sized = ()) -> None:
         """Read what is there (tasks, slots, sandboxes, health, outcomes not written yet) from these from now on."""
         if self._instruments is not None:

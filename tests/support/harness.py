@@ -16,6 +16,7 @@ from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
+from continuum.nursery.webhooks import Sender
 from continuum.reload import Reloads
 from continuum.telemetry import Telemetry
 from tests.support.fake_sandbox import FakeBackend
@@ -78,6 +79,7 @@ async def worker(
     backend: FakeBackend | None = None,
     *,
     screening: Screening | None = None,
+    sender: Sender | None = None,
     **values: object,
 ) -> AsyncIterator[RunningWorker]:
     """A running worker on `database`; it is shut down, with its grace, when the block ends."""
@@ -106,6 +108,7 @@ async def worker(
                 Telemetry(),
                 running.shutdown,
                 screening=screening,
+                sender=sender,
                 reloaded=reloaded,
             )
         finally:

@@ -24,6 +24,7 @@ from continuum.status.api_inputs import (
     NewTaskInput,
     NewTasks,
     SearchQuery,
+    TaskList,
     TaskPath,
     WaitQuery,
 )
@@ -43,7 +44,7 @@ from continuum.status.api_outputs import (
     TaskPage,
 )
 from continuum.status.api_pressure import Pressure
-from continuum.status.api_tasks import TaskHandlers
+from continuum.status.api_tasks import LONGEST_KEY, TaskHandlers
 from continuum.status.api_waits import Waits
 from continuum.status.overview import Overview
 
@@ -53,11 +54,14 @@ SUBMIT = Operation(
     "/tasks",
     "Submit a task, or several together",
     {201: Submitted | SubmittedTasks},
-    body=(NewTaskInput, list[NewTaskInput], NewTasks),
+    body=(NewTaskInput, TaskList, NewTasks),
     changes=True,
     headers={
-        "Idempotency-Key": "For one task: the same key again yields the first task.",
-        "Traceparent": "W3C Trace Context: the tasks continue this trace.",
+        "Idempotency-Key": (
+            "For one task: the same key again yields the first task.",
+            {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]+$"},
+        ),
+        "Traceparent": ("W3C Trace Context: the tasks continue this trace.", {"type": "string"}),
     },
     failures={409: "A `code_id` names no stored script."},
 )

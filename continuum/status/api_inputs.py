@@ -16,7 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-from continuum.config import parse_duration
 from continuum.db.validation import INTEGER, LARGEST, LONGEST
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
@@ -34,6 +33,13 @@ LONGEST_WAIT = 60.0
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
 _TRACEPARENT = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_AGO = "^[0-9]{1,5}[smhd]$"
+_UNITS = {
+    "s": dt.timedelta(seconds=1),
+    "m": dt.timedelta(minutes=1),
+    "h": dt.timedelta(hours=1),
+    "d": dt.timedelta(days=1),
+}
 _NO_NUL: dict[str, Any] = {"pattern": "^[^\\u0000]*$"}
 
 
@@ -68,10 +74,9 @@ def _since(value: object) -> dt.datetime:
         return max(parse_time(value), dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).astimezone(dt.UTC)
     except ValueError:
         pass
-    try:
-        return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=parse_duration(value))
-    except ValueError:
-        raise ValueError("a time with its zone, such as 2026-01-31T12:00:00Z, or how long ago, such as 1h30m") from None
+    if not isinstance(value, str) or not re.fullmatch(_AGO, value):
+        raise ValueError("a time with its zone, such as 2026-01-31T12:00:00Z, or how long ago: 90s, 5m, 1h, 7d")
+    return dt.datetime.now(dt.UTC) - _UNITS[value[-1]] * int(value[:-1])
 
 
 def _number(kind: type[int] | type[float], pattern: str) -> BeforeValidator:
@@ -81,6 +86,11 @@ def _number(kind: type[int] | type[float], pattern: str) -> BeforeValidator:
         return kind(value) if isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) else value
 
     return BeforeValidator(read)
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of numbers: 5.0 is a whole one, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _flag(value: object) -> object:
@@ -103,8 +113,14 @@ StatusName = Literal["pending", "processing", "completed", "failed", "cancelled"
 CodeId = Annotated[str, Field(pattern=UUID, json_schema_extra={"format": "uuid"})]
 Short = Annotated[str, Field(max_length=SHORT, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
 Long = Annotated[str, Field(max_length=LARGEST, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 Key = Annotated[str, Field(min_length=1, max_length=SHORT, json_schema_extra=_NO_NUL), AfterValidator(_without_nul)]
-Requirements = Annotated[Long, AfterValidator(_pinned)]
+Requirements = Annotated[
+    str,
+    Field(max_length=LARGEST, json_schema_extra=_NO_NUL | {"format": "requirements"}),
+    AfterValidator(_without_nul),
+    AfterValidator(_pinned),
+]
 RunAt = Annotated[dt.datetime, BeforeValidator(_not_before), WithJsonSchema({"type": "string", "format": "date-time"})]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
@@ -138,8 +154,8 @@ class NewTaskInput(Input):
         default=None, description="What `code` imports beside the standard library: lines of `NAME==VERSION`."
     )
     payload: AnyJson | None = Field(default=None, description="Any JSON value; the script gets it.")
-    priority: int = Field(default=0, ge=INTEGER.start, lt=INTEGER.stop, description="Lower numbers run first.")
-    max_attempts: int = Field(default=3, ge=1, lt=INTEGER.stop)
+    priority: Whole = Field(default=0, ge=INTEGER.start, lt=INTEGER.stop, description="Lower numbers run first.")
+    max_attempts: Whole = Field(default=3, ge=1, lt=INTEGER.stop)
     timeout: float | None = Field(
         default=None,
         gt=0,
@@ -171,10 +187,13 @@ class NewTaskInput(Input):
         return NewTask(**values | {"traceparent": self.traceparent or traceparent})
 
 
+TaskList = Annotated[list[NewTaskInput], Field(min_length=1, max_length=MOST_TASKS)]
+
+
 class NewTasks(Input):
     """Several tasks, submitted together or not at all."""
 
-    tasks: list[NewTaskInput] = Field(min_length=1, max_length=MOST_TASKS)
+    tasks: TaskList
 
 
 class NewCode(Input):
@@ -205,11 +224,9 @@ class SearchQuery(Input):
     since: Annotated[
         dt.datetime | None,
         BeforeValidator(_since),
-        WithJsonSchema(
-            {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": "^[0-9]{1,6}[hms]$"}]}
-        ),
+        WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
     ] = Field(
-        default=None, description="Created since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `90s`."
+        default=None, description="Created since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `7d`."
     )
     before: Id | None = Field(default=None, description="Only ids below this one: `next` of the page before.")
     limit: Limit = 50

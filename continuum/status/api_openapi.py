@@ -113,8 +113,7 @@ def _parameters(operation: Operation) -> Iterator[Json]:
                 "schema": bare,
                 **({"description": schema["description"]} if "description" in schema else {}),
             }
-    for name, description in operation.headers.items():
-        schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
+    for name, (description, schema) in operation.headers.items():
         yield {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
 
 

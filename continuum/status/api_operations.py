@@ -28,7 +28,8 @@ class Operation:
     """One method of one path.
 
     path: with `{id}` where it has one. changes: whether it needs the token from everywhere, or only reads. body: what it takes;
-    several where it may be any of them. query: its parameters. answers: what it answers when all is well: for each status
+    several where it may be any of them. query: its parameters.
+    headers: its own, each with its description and schema. answers: what it answers when all is well: for each status
     the model (None for no body), or for other media types a model for each. failures: beside those that all have.
     """
 
@@ -41,7 +42,7 @@ class Operation:
     query: type[Input] | None = None
     body: tuple[Any, ...] = ()
     changes: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     failures: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -64,7 +65,9 @@ class Operations:
                 return _refusal(error, self._settings).response()
 
         rule = operation.path.replace("{id}", "<id>")
-        self.blueprint.add_url_rule(rule, operation.name, serve, methods=[operation.method])
+        self.blueprint.add_url_rule(
+            rule, operation.name, serve, methods=[operation.method], provide_automatic_options=False
+        )
         self.all.append(operation)
 
     def _authorise(self, operation: Operation) -> None:

@@ -22,6 +22,10 @@ class Output(BaseModel):
     )
 
 
+class Sparse(BaseModel):
+    """Something that a client receives, without the fields that are None."""
+
+
 class Submitted(Output):
     """The id of a task. `id_str` is the same, for readers that have no integers beyond 2^53."""
 
@@ -170,7 +174,7 @@ class CodePage(Output):
     next: CodeId | None
 
 
-class LogEvent(Output):
+class LogEvent(Sparse):
     """One line of a log in NDJSON; in an event stream, `type` is the event's name, too."""
 
     model_config = ConfigDict(title="LogEvent")
@@ -192,7 +196,7 @@ class Problem(Output):
     allowed: str
 
 
-class Failure(Output):
+class Failure(Sparse):
     """An answer that is none."""
 
     error: str = Field(description="What kind of failure it is, in a word or two.")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests need besides Python: Docker with compose, gVisor and a sandbox image, PostgreSQL, Chromium.
+# What the tests need besides Python: Docker with compose, gVisor and a sandbox image, PostgreSQL, Chromium, promtool.
 # On Debian as root it installs and starts them; elsewhere it says what is missing, and the tests say what they skip.
 # `install-services.sh stop` stops a dockerd that this script started.
 set -eu
@@ -74,6 +74,18 @@ if ! command -v runsc >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/d
     apt-cache show runsc >/dev/null 2>&1 || apt-get -qq update
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends runsc </dev/null >/dev/null 2>&1 ||
         echo "continuum: this system has no package runsc; tests on gVisor are skipped (gvisor.dev/docs/user_guide/install)" >&2
+fi
+
+# Only the program: its package would start Prometheus.
+if ! command -v promtool >/dev/null && [ ! -x "$state/promtool" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "fetching promtool"
+    mkdir -p "$state/download"
+    apt-cache show prometheus >/dev/null 2>&1 || apt-get -qq update
+    if (cd "$state/download" && apt-get -qq -o APT::Sandbox::User=root download prometheus &&
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >promtool && chmod +x promtool && mv promtool ..); then :; else
+        echo "continuum: no promtool (Debian's package prometheus has it); tests of the alert rules are skipped" >&2
+    fi
+    rm -rf "$state/download"
 fi
 
 if ! docker_answers; then

@@ -22,13 +22,16 @@ from tests.support.docker import require_docker
 SLOW = "import time; time.sleep(0.2); print('done')"
 
 
-def understood(file: str, **environment: str) -> dict[str, Any]:
-    """A file as `docker compose config` gives it back."""
+OBSERVED = "observability/compose.yml"
+
+
+def understood(*files: str, **environment: str) -> dict[str, Any]:
+    """A file as `docker compose config` gives it back, with others over it."""
     program = find_compose()
     require("compose", program is not None, "no `docker compose`: install the plugin, or Debian's docker-compose")
     assert program is not None
     done = subprocess.run(
-        [*program, "-f", str(ROOT / "deploy" / file), "config"],
+        [*program, *(f"--file={ROOT / 'deploy' / file}" for file in files), "config"],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -36,9 +39,11 @@ def understood(file: str, **environment: str) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.parametrize("over", [(), (OBSERVED,)])
 @pytest.mark.parametrize("file", ["cockroach-compose.yml", "postgres-compose.yml"])
-def test_compose_understands_the_file_and_nothing_in_it_is_without_bounds(file: str) -> None:
-    services = understood(file, DOCKER_GID="4711")["services"]
+def test_compose_understands_the_file_and_nothing_in_it_is_without_bounds(file: str, over: tuple[str, ...]) -> None:
+    services = understood(file, *over, DOCKER_GID="4711")["services"]
+    assert ("prometheus" in services) is bool(over)
     assert all(service.get("mem_limit") for service in services.values()), "memory limits"
     for name, service in services.items():
         for port in service.get("ports", []):

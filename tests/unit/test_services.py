@@ -56,12 +56,12 @@ def database() -> MemoryDatabase:
 
 
 @pytest.fixture
-def state() -> WorkerState:
+async def state() -> WorkerState:
     return WorkerState(id="worker", slots=4)
 
 
 @pytest.fixture
-def completions(database: MemoryDatabase, state: WorkerState) -> Completions:
+async def completions(database: MemoryDatabase, state: WorkerState) -> Completions:
     return Completions(database, state, Telemetry(), Signal(), Signal())
 
 

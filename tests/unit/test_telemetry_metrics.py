@@ -93,7 +93,7 @@ class Pool:
     by_state: ClassVar = {"idle": 3, "busy": 1, "starting": 0, "removing": 0}
 
 
-def test_gauges_show_the_worker_as_it_is(recorded: Recorded) -> None:
+async def test_gauges_show_the_worker_as_it_is(recorded: Recorded) -> None:
     assert recorded.points("continuum.slots") == []
     state = WorkerState(id="w", slots=8)
     recorded.telemetry.observe(state, Pool(), [1, 2])
@@ -106,7 +106,7 @@ def test_gauges_show_the_worker_as_it_is(recorded: Recorded) -> None:
     assert recorded.value("continuum.health", continuum__component="sandbox") == 1
 
 
-def test_what_the_services_count_is_read_from_where_they_count_it(recorded: Recorded) -> None:
+async def test_what_the_services_count_is_read_from_where_they_count_it(recorded: Recorded) -> None:
     state = WorkerState(id="w", slots=8, database_failures=3, leases_lost=2, given_back=1)
     recorded.telemetry.observe(state, Pool())
     names = ("database.failures", "leases.lost", "tasks.given_back")

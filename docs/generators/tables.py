@@ -75,15 +75,16 @@ def _table(name: str, columns: list[Column]) -> str:
         "| column | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    for column in columns:
+    only = ONLY_COCKROACH.get(name, ())
+    for column in sorted(columns, key=lambda column: column.name in only):
         kind = (
             f"`{column.kind}`"
             + (" not null" if "NOT NULL" in column.rest else "")
             + (" key" if "KEY" in column.rest else "")
         )
-        default = f"`{column.default}`" if column.default else ""
+        default = f"`{column.default}`" if column.default and column.name != "id" else ""
         meaning = column.meaning[:1].upper() + column.meaning[1:].rstrip(".")
-        if column.name in ONLY_COCKROACH.get(name, ()):
+        if column.name in only:
             meaning = f"CockroachDB only. {meaning}"
         lines.append(f"| `{column.name}` | {kind} | {default} | {cell(meaning)} |")
     return "\n".join([*lines, ""])

@@ -32,7 +32,7 @@ from continuum.status.api_parsing import parse_tasks
 from continuum.status.api_pressure import SOON, Pressure
 from continuum.status.api_waits import Waits
 from continuum.status.limits import HELD
-from continuum.telemetry.tracing import context_of, submission
+from continuum.telemetry.tracing import context_of, submission, submitted
 
 LONGEST_KEY = 255
 MOST_STREAMS = min(64, HELD // 2)
@@ -67,7 +67,9 @@ class TaskHandlers:
             with submission(len(given)) as traceparent:
                 tasks = [one.task(traceparent) for one in given]
                 async with self._pressure.turn():
-                    return await self._database.submit(tasks)
+                    ids = await self._database.submit(tasks)
+                submitted(ids)
+                return ids
         except OutcomeUnknown as error:
             raise _perhaps_submitted(error, given) from None
         except InvalidTask:

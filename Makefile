@@ -50,8 +50,9 @@ format: venv ## Format, and mend what can be mended
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# Not quietly: a warning that is not said does not count as one.
 docs: venv ## Build the documentation site into build/site; every link and anchor must lead somewhere
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: venv ## Show the documentation site at http://127.0.0.1:8000, and again whenever a page changes
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict

@@ -39,6 +39,13 @@ def test_the_example_names_nothing_that_does_not_exist() -> None:
     assert sorted(named) == VARIABLES
 
 
+def test_the_readme_lists_no_setting_that_does_not_exist() -> None:
+    table = (ROOT / "README.md").read_text().split("## Settings")[1].split("\n## ")[0]
+    first = "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    listed = set(re.findall(r"`([A-Z][A-Z_]+)`", first))
+    assert listed - {"CONTINUUM_ENV_FILE"} == set(VARIABLES)
+
+
 def test_every_setting_says_what_it_means_and_is_in_one_section_of_the_reference() -> None:
     """The reference is made of the strings below the fields, in the sections of the example."""
     assert sorted(attribute_docstrings(Settings)) == sorted(Settings.model_fields)

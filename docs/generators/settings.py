@@ -44,7 +44,7 @@ def sections() -> dict[str, dict[str, str]]:
 
 def _variable(name: str, default: str) -> str:
     field = Settings.model_fields[name.lower()]
-    meaning = attribute_docstrings(Settings).get(name.lower(), "")
+    meaning = _linked(attribute_docstrings(Settings).get(name.lower(), ""), name)
     facts = [f"Default: `{default}`" if default else "Not set by default"]
     if allowed := _allowed(name.lower()):
         facts.append(f"allowed: {allowed}")
@@ -53,6 +53,16 @@ def _variable(name: str, default: str) -> str:
         _LIMITS[limit].format(f"{value:,}" if isinstance(value, int) else value) for limit, value in limits.items()
     ]
     return f"### `{name}`\n\n{meaning}\n\n{'; '.join(facts)}.\n"
+
+
+def _linked(text: str, own: str) -> str:
+    """With a link wherever another variable is named, but for what is code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    others = "|".join(name.upper() for name in Settings.model_fields if name.upper() != own)
+    parts[::2] = [
+        re.sub(rf"\b({others})\b", lambda found: f"[{found[1]}](#{found[1].lower()})", part) for part in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def _allowed(name: str) -> str:

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CANNOT_RUN = {
     "ci": "CI itself runs these commands before the tests (.ci/run, .github/workflows/ci.yml)",
-    "clone": "needs the network; CI's own clone of the repository is what it would make",
     "cluster": "needs a CockroachDB cluster, or several machines; deploy/ and tests/e2e/test_compose.py stand for it",
     "daemon": "changes the machine's own services; what it sets up is in tests/sandbox and in `make services`",
     "docker": "needs images that no registry gives to CI; tests/e2e/test_compose.py runs the compose files where it can",
@@ -23,7 +22,6 @@ CANNOT_RUN = {
     "install": "needs a package index; tests/e2e/test_wheel.py installs the wheel and uses it",
     "kubernetes": "needs a Kubernetes cluster; the manifests are parsed by tests of their own",
     "long": "takes minutes, or ends only with Ctrl-C; its options are checked, and tests of its own run it",
-    "outside": "speaks to a service on the internet",
 }
 """Why a block is not run. `<!-- block: cannot REASON -->` names one of these, and nothing else keeps a block from being run."""
 
@@ -32,7 +30,7 @@ PARSED = {"json", "yaml", "toml", "dotenv", "ini"}
 ONLY_SHOWN = {"text", "promql", "dockerfile"}
 """Languages that nothing here understands."""
 
-WORDS = {"async", "cannot", "commit", "continues", "exit", "file", "output", "service", "task"}
+WORDS = {"cannot", "commit", "exit", "file", "output", "service", "task"}
 """What a comment before a block may begin with."""
 
 _DIRECTIVE = re.compile(r"^\s*<!-- block: (.+?) -->\s*$")

@@ -32,7 +32,6 @@ class Walkthrough:
     environment: dict[str, str]
     url: str
     port: int
-    _program: str = ""
     _said: str = ""
     _services: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -55,8 +54,8 @@ class Walkthrough:
                 self._shell(block, block.text)
             case (_, "console"):
                 self._converse(block)
-            case (word, "python"):
-                self._python(block, word)
+            case (_, "python"):
+                self._python(block)
             case (word, "sql"):
                 self._sql(block, commit=word == "commit")
 
@@ -128,14 +127,9 @@ class Walkthrough:
             shown = "".join(lines[typed:])
             assert _alike(shown, self._said), f"{block.place}: {lines[0].strip()} wrote\n{self._said}"
 
-    def _python(self, block: Block, word: str) -> None:
-        text = block.text
-        if word == "async":
-            body = text.replace("\n", "\n    ")
-            text = f"import trio\n\n\nasync def main():\n    {body}\n\ntrio.run(main)\n"
-        self._program = self._program + text if word == "continues" else text
+    def _python(self, block: Block) -> None:
         program = self.folder.parent / "block.py"
-        program.write_text(self._here(self._program))
+        program.write_text(self._here(block.text))
         self._shell(block, f"{shlex.quote(sys.executable)} {shlex.quote(str(program))}")
 
     def _sql(self, block: Block, *, commit: bool) -> None:

@@ -56,8 +56,9 @@ def test_a_block_says_what_it_is_and_how_it_is_treated(block: Block) -> None:
         assert block.argument, f"{block.place}: `{block.word}` of what?"
 
 
-def test_every_reason_for_not_running_a_block_is_some_blocks() -> None:
-    assert {block.argument for block in BLOCKS if block.word == "cannot"} <= set(CANNOT_RUN)
+def test_every_word_and_every_reason_for_not_running_a_block_is_used() -> None:
+    assert {block.word for block in BLOCKS} == WORDS | {""}
+    assert {block.argument for block in BLOCKS if block.word == "cannot"} == set(CANNOT_RUN)
 
 
 @pytest.mark.parametrize("block", of("python"), ids=named)

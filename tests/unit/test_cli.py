@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -23,17 +22,6 @@ from continuum.model import NewTask, Statistics, TaskRecord, WorkerRecord
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
 from continuum.webhook import parse_secrets, tenant_secret
-
-
-@pytest.fixture
-def _logs() -> Iterator[None]:
-    """What a test sets up for logging is undone."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +155,6 @@ def test_the_queue_and_the_workers_are_plain_lines_where_nobody_watches(capsys: 
     assert (shown["pending"], shown["total"], shown["worker_list"][0]["id"]) == (1, 28, "host-1-abcd")
 
 
-@pytest.mark.usefixtures("_logs")
 def test_logs_are_json_lines_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(Settings.model_validate({}))
     structlog.get_logger().info("claimed", tasks=3)
@@ -180,7 +167,6 @@ def test_logs_are_json_lines_where_nobody_watches(capsys: pytest.CaptureFixture[
     assert first["timestamp"].endswith("Z")
 
 
-@pytest.mark.usefixtures("_logs")
 def test_an_exception_in_the_logs_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(Settings.model_validate({"log_format": "json"}))
     try:
@@ -191,7 +177,6 @@ def test_an_exception_in_the_logs_is_one_line_of_json(capsys: pytest.CaptureFixt
     assert json.loads(line)["exception"][0]["exc_value"] == "a reason"
 
 
-@pytest.mark.usefixtures("_logs")
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_traceback_in_the_logs_shows_no_variables(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     configure_logs(Settings.model_validate({"log_format": log_format}))
@@ -210,7 +195,6 @@ def test_a_traceback_in_the_logs_shows_no_variables(capsys: pytest.CaptureFixtur
     assert "canary" not in written
 
 
-@pytest.mark.usefixtures("_logs")
 def test_logs_are_for_people_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(Settings.model_validate({"log_format": "console", "log_level": "warning"}))
     structlog.get_logger().info("quiet")
@@ -220,7 +204,6 @@ def test_logs_are_for_people_when_asked_for(capsys: pytest.CaptureFixture[str]) 
     assert "tasks=3" in line
 
 
-@pytest.mark.usefixtures("_logs")
 def test_secrets_of_webhooks_are_made_and_tenants_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     made, other = (CliRunner().invoke(app, ["webhook-secret"]).stdout.strip() for _ in range(2))
     assert made != other

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,17 +29,6 @@ from tests.support.harness import settings
 from tests.support.telemetry import TRACEPARENT, Recorded
 
 TRACE_ID, SPAN_ID = TRACEPARENT.split("-")[1:3]
-
-
-@pytest.fixture(autouse=True)
-def _logs() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -92,12 +92,12 @@ class HttpSender:
         )
 
     async def _post(self, url: httpcore.URL, headers: dict[str, str], body: bytes) -> Answer:
-        pool = await self._pool()
+        client = await self._client()
         extensions = {"timeout": {"connect": CONNECT_DEADLINE}}
         answer: Answer | None = None
         try:
             with trio.move_on_after(DEADLINE) as scope:
-                async with pool.stream(
+                async with client.stream(
                     "POST", url, headers=list(headers.items()), content=_Body(body), extensions=extensions
                 ) as response:
                     answer = Answer(response.status, _header(response, b"retry-after"))
@@ -112,7 +112,7 @@ class HttpSender:
             raise DeliveryFailed(f"no answer within {DEADLINE:g} s")
         return answer
 
-    async def _pool(self) -> httpcore.AsyncConnectionPool:
+    async def _client(self) -> httpcore.AsyncConnectionPool:
         async with self._opening:
             if self._opened is None:
                 self._opened = httpcore.AsyncConnectionPool(

@@ -22,6 +22,7 @@ from continuum.nursery.supervisor import supervise
 from continuum.nursery.webhooks import Sender
 from continuum.reload import Reloads
 from continuum.sandbox import choose_backend
+from continuum.sandbox.protocol import Backend
 from continuum.status.server import serve_status
 from continuum.telemetry import start_telemetry
 
@@ -65,8 +66,9 @@ async def run_worker(
         database = await stack.enter_async_context(open_database(settings))
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
         database = telemetry.timed_database(database)
-        backend = telemetry.timed_backend(await choose_backend(settings, state.id))
-        sender = sender_of(settings)
+        chosen = await choose_backend(settings, state.id)
+        sender = sender_of(settings, chosen)
+        backend = telemetry.timed_backend(chosen)
         # Before anybody can ask, who would be told that it is ready.
         state.health.report("sandbox", f"{backend.name} is starting")
         async with trio.open_nursery() as nursery:
@@ -87,7 +89,7 @@ async def run_worker(
         listening.cancel_scope.cancel()
 
 
-def sender_of(settings: Settings) -> Sender | None:
+def sender_of(settings: Settings, backend: Backend) -> Sender | None:
     """What makes the deliveries of webhooks, where any are made; its imports take a tenth of a start."""
     if settings.webhook_secret is None:
         return None
@@ -95,8 +97,10 @@ def sender_of(settings: Settings) -> Sender | None:
         log.warning("this worker delivers no webhooks: EGRESS=none; name receivers with EGRESS=allowlist")
         return None
     from continuum.nursery.webhook_sender import open_sender
+    from continuum.sandbox.docker import DockerBackend
 
-    return open_sender(settings)
+    # A worker in a container has other addresses than the machine, which deliveries must not reach either.
+    return open_sender(settings, lambda: backend.host_addresses if isinstance(backend, DockerBackend) else ())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from continuum.config import Settings
+from continuum.egress import Address
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
@@ -86,6 +87,12 @@ class DockerBackend:
     @property
     def description(self) -> str:
         return self.name if self._prepared is None else self._prepared.description
+
+    @property
+    def host_addresses(self) -> tuple[Address, ...]:
+        """Those of the daemon's machine, which sandboxes do not reach; none while they are not known."""
+        network = None if self._prepared is None else self._prepared.network
+        return () if network is None else network.policy.host
 
     @property
     def isolation(self) -> Isolation | None:

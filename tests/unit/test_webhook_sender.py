@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from continuum.egress import Reach, parse_allow
+from continuum.egress import Address, Reach, parse_allow
 from continuum.nursery.webhook_network import ANSWER_LIMIT, GuardedNetwork
 from continuum.nursery.webhook_sender import (
     DEADLINE,
@@ -26,6 +27,7 @@ from continuum.nursery.webhook_sender import (
 from continuum.nursery.webhooks import Answer, DeliveryFailed, Unusable
 from continuum.webhook import event, format_secret, parse_secrets
 from continuum.worker import sender_of
+from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import settings
 from tests.support.receivers import (
     Host,
@@ -73,12 +75,10 @@ def sender(net: Internet, host: Host | None = None, *, trust: Path | None = None
     if host is not None:
         net.hosts.update({(ADDRESS, 80): host, (ADDRESS, 443): host})
 
-    async def resolve(name: str) -> list[object]:
-        import ipaddress
-
+    async def resolve(name: str) -> list[Address]:
         return [ipaddress.ip_address(ADDRESS)]
 
-    network = GuardedNetwork(lambda: reach, resolve, net)  # type: ignore[arg-type]
+    network = GuardedNetwork(lambda: reach, resolve, net)
     return HttpSender(
         parse_secrets(SECRET),
         network,
@@ -359,9 +359,15 @@ async def test_the_settings_say_what_may_be_reached() -> None:
         await listed.send(delivery(f"http://{ADDRESS}/"))
 
 
+async def test_the_machine_that_runs_the_sandboxes_is_closed_though_the_worker_has_other_addresses() -> None:
+    made = open_sender(settings(webhook_secret=SECRET), lambda: [ipaddress.ip_address(ADDRESS)])
+    with pytest.raises(DeliveryFailed, match="this machine"):
+        await made.send(delivery(f"https://{ADDRESS}/"))
+
+
 def test_without_a_secret_or_without_any_way_out_no_deliveries_are_made_and_the_worker_says_so() -> None:
-    assert sender_of(settings()) is None
+    assert sender_of(settings(), FakeBackend()) is None
     with structlog.testing.capture_logs() as logs:
-        assert sender_of(settings(webhook_secret=SECRET, egress="none")) is None
+        assert sender_of(settings(webhook_secret=SECRET, egress="none"), FakeBackend()) is None
     assert ["EGRESS=none" in line["event"] for line in logs] == [True]
-    assert sender_of(settings(webhook_secret=SECRET)) is not None
+    assert sender_of(settings(webhook_secret=SECRET), FakeBackend()) is not None

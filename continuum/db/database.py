@@ -364,6 +364,14 @@ class SqlDatabase:
         parameters = {"id": delivery.task_id, "tries": delivery.tries, "again_in": again_in}
         return bool(await self._run(statements.SETTLE_WEBHOOK, parameters))
 
+    async def put_off_webhooks(self, delays: Mapping[WebhookDelivery, float]) -> None:
+        parameters = {
+            "ids": [delivery.task_id for delivery in delays],
+            "tries": [delivery.tries for delivery in delays],
+            "delays": list(delays.values()),
+        }
+        await self._run(statements.PUT_OFF_WEBHOOKS, parameters)
+
     # -- a producer's verbs ------------------------------------------------------------------------------------------
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:

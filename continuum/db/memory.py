@@ -9,7 +9,7 @@ import random
 import re
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -378,6 +378,12 @@ class MemoryDatabase:
             return False
         self._webhooks[delivery.task_id] = (None if again_in is None else _in(again_in), delivery.tries)
         return True
+
+    async def put_off_webhooks(self, delays: Mapping[WebhookDelivery, float]) -> None:
+        await self._answer()
+        for delivery, seconds in delays.items():
+            if self._webhooks.get(delivery.task_id, (None, 0))[1] == delivery.tries:
+                self._webhooks[delivery.task_id] = (_in(seconds), delivery.tries - 1)
 
     # -- a producer's verbs ------------------------------------------------------------------------------------------
 

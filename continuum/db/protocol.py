@@ -12,7 +12,7 @@ database's clock.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from continuum.model import (
@@ -161,6 +161,10 @@ class Database(Protocol):
 
     async def settle_webhook(self, delivery: WebhookDelivery, again_in: float | None) -> bool:
         """Have a delivery that was taken made again in so many seconds, or never (None). False when it was taken anew since."""
+        ...
+
+    async def put_off_webhooks(self, delays: Mapping[WebhookDelivery, float]) -> None:
+        """Give back deliveries that were taken and not made, to be taken again in so many seconds; these tries do not count."""
         ...
 
     # -- a producer's verbs ----------------------------------------------------------------------------------------

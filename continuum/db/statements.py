@@ -374,6 +374,13 @@ UPDATE tasks SET webhook_due = now() + %(again_in)s::float8 * interval '1 second
 WHERE id = %(id)s AND webhook_tries = %(tries)s
 RETURNING 1
 """
+
+PUT_OFF_WEBHOOKS = """
+UPDATE tasks SET webhook_due = now() + late.delay * interval '1 second', webhook_tries = webhook_tries - 1
+FROM unnest(%(ids)s::int8[], %(tries)s::int4[], %(delays)s::float8[]) AS late (id, tries, delay)
+WHERE tasks.id = late.id AND webhook_tries = late.tries
+RETURNING 1
+"""
 """Have a delivery made again later, or never when the time is NULL, unless somebody took it since."""
 
 FETCH = """

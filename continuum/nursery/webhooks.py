@@ -11,6 +11,7 @@ import email.utils
 import enum
 import heapq
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from continuum.model import WebhookDelivery
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success, until_available
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
+from continuum.nursery.webhook_lanes import Lanes, Passage
 from continuum.telemetry import Telemetry
 from continuum.webhook import origin_of
 
@@ -146,11 +148,12 @@ class Webhooks:
         self._sender = sender
         self._interval = interval
         self._due = due
+        self._lanes = Lanes(CONCURRENCY)
         self._under_way = 0
         self._more = False
         """Whether as many were taken as there was room for: there may be more."""
-        self._retries: list[float] = []
-        """A heap: when those of our own that failed are due again, as far as that is before the next look."""
+        self._due_at: list[float] = []
+        """A heap: when those that we took are due again, as far as that is before the next look by the clock."""
         self._closed = False
         self._finished = trio.Event()
 
@@ -177,9 +180,16 @@ class Webhooks:
                 continue
             backoff.reset()
             note_database_success(self._state)
+            put_off: dict[WebhookDelivery, float] = {}
             for delivery in taken:
-                self._under_way += 1
-                deliveries.start_soon(self._deliver, delivery)
+                passage = self._lanes.enter((f"receiver {origin_of(delivery.url)}", f"tenant {delivery.tenant}"))
+                if isinstance(passage, float):
+                    put_off[delivery] = passage
+                else:
+                    self._under_way += 1
+                    deliveries.start_soon(self._deliver, delivery, passage)
+            if put_off:
+                await self._put_off(put_off)
             if not self._under_way:
                 await self._sender.rest()
             if not ending:
@@ -208,14 +218,25 @@ class Webhooks:
     def _pause(self) -> float:
         """Seconds until the next look, unless there is reason for one before."""
         now = trio.current_time()
-        while self._retries and self._retries[0] <= now:
-            heapq.heappop(self._retries)
+        while self._due_at and self._due_at[0] <= now:
+            heapq.heappop(self._due_at)
         pause = self._interval * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-        return min(pause, self._retries[0] - now) if self._retries else pause
+        return min(pause, self._due_at[0] - now) if self._due_at else pause
 
-    async def _deliver(self, delivery: WebhookDelivery) -> None:
+    async def _put_off(self, delays: Mapping[WebhookDelivery, float]) -> None:
+        for delay in delays.values():
+            self._look_in(delay)
+        if self._more:  # what comes behind them may have room
+            self._due.notify()
         try:
-            verdict = await self._try(delivery)
+            await self._database.put_off_webhooks(delays)
+        except DatabaseUnavailable as error:  # they are due again when their lease has expired
+            note_database_failure(self._state, "webhooks", error)
+
+    async def _deliver(self, delivery: WebhookDelivery, passage: Passage) -> None:
+        try:
+            with passage:
+                verdict = await self._try(delivery)
             self._note(delivery, verdict)
             await until_available(
                 self._state, "webhooks", lambda: self._database.settle_webhook(delivery, verdict.again_in)
@@ -224,9 +245,14 @@ class Webhooks:
             self._under_way -= 1
             if self._more:
                 self._due.notify()
-        if verdict.again_in is not None and verdict.again_in < self._interval:
-            heapq.heappush(self._retries, trio.current_time() + verdict.again_in + LINGER)
+        if verdict.again_in is not None:
+            self._look_in(verdict.again_in)
             self._due.notify()
+
+    def _look_in(self, seconds: float) -> None:
+        """Something is due then."""
+        if seconds < self._interval:
+            heapq.heappush(self._due_at, trio.current_time() + seconds + LINGER)
 
     async def _try(self, delivery: WebhookDelivery) -> Verdict:
         jitter = random.uniform(-1, 1)  # noqa: S311

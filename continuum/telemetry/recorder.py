@@ -44,6 +44,7 @@ DATABASE_VERBS = frozenset(
         "purge",
         "claim_webhooks",
         "settle_webhook",
+        "put_off_webhooks",
         "submit",
         "cancel",
         "retry",

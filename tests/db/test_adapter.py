@@ -785,6 +785,19 @@ async def test_however_a_task_ends_its_webhook_is_due(database: Database) -> Non
     )
 
 
+async def test_deliveries_that_were_put_off_are_due_later_and_that_try_does_not_count(database: Database) -> None:
+    await database.submit([replace(HOOKED, idempotency_key=str(number)) for number in range(3)])
+    await database.complete("one", [completed(task) for task in await database.claim("one", 3, lease=30)])
+    soon, late, stale = await database.claim_webhooks(3, lease=0)
+    await database.put_off_webhooks({soon: 0.0, late: 3600.0})
+    taken = {delivery.task_id: delivery for delivery in await database.claim_webhooks(3, lease=30)}
+    assert {number: delivery.tries for number, delivery in taken.items()} == {soon.task_id: 1, stale.task_id: 2}
+    await database.put_off_webhooks({stale: 0.0})
+    await database.put_off_webhooks({})
+    assert await database.claim_webhooks(3, lease=30) == [], "it was taken anew since"
+    assert await database.settle_webhook(taken[soon.task_id], None)
+
+
 async def test_a_delivery_is_made_again_until_it_is_settled(database: Database) -> None:
     (task_id,) = await database.submit([HOOKED])
     await database.complete("one", [completed(await claim_one(database))])

@@ -459,6 +459,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "oldest_pending": (statements.oldest_pending(), {}),
     "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),
     "settle_webhook": (statements.SETTLE_WEBHOOK, {"id": 7, "tries": 1, "again_in": None}),
+    "put_off_webhooks": (statements.PUT_OFF_WEBHOOKS, {"ids": [7], "tries": [1], "delays": [5.0]}),
     "retry": (statements.RETRY, {"id": 7}),
     "find_retry": (statements.FIND_RETRY, {"id": 7}),
     "fetch": (statements.FETCH, {"ids": [7, 8]}),

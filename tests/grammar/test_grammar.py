@@ -102,6 +102,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.workers()
     (delivery,) = await queue.claim_webhooks(1, lease=30)
     await queue.settle_webhook(delivery, None)
+    await queue.put_off_webhooks({delivery: 5.0})
     await queue.retry(1)
     await queue.store_code("print('hello')")
     await queue.fetch_code("11111111-1111-1111-1111-111111111111")

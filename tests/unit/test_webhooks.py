@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask, WebhookDelivery
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
+from continuum.nursery.webhook_lanes import LONGEST_PUT_OFF, MOST_REMEMBERED, NARROW, SHORTEST_PUT_OFF, Lanes, Passage
 from continuum.nursery.webhooks import (
     CONCURRENCY,
     DELAYS,
@@ -165,9 +166,24 @@ async def service(
         nursery.cancel_scope.cancel()
 
 
-async def ended(database: MemoryDatabase, count: int = 1, url: str | None = URL) -> list[int]:
+class Counting(MemoryDatabase):
+    claims = 0
+    put_offs = 0
+
+    async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
+        self.claims += 1
+        return await super().claim_webhooks(limit, lease=lease)
+
+    async def put_off_webhooks(self, delays: Mapping[WebhookDelivery, float]) -> None:
+        self.put_offs += len(delays)
+        await super().put_off_webhooks(delays)
+
+
+async def ended(
+    database: MemoryDatabase, count: int = 1, url: str | None = URL, tenant: str | None = None
+) -> list[int]:
     """Tasks that have ended, cancelled before they ran."""
-    ids = await database.submit([NewTask(code="x", webhook=url)] * count)
+    ids = await database.submit([NewTask(code="x", webhook=url, tenant=tenant)] * count)
     for each in ids:
         await database.cancel(each)
     return ids
@@ -249,7 +265,10 @@ async def test_no_more_are_under_way_at_once_than_may_be_and_all_get_their_turn(
         return Answer(200)
 
     async with service(takes_a_second) as s:
-        ids = await ended(s.database, 4 * CONCURRENCY + 1)
+        ids = await ended(s.database)
+        s.due.notify()
+        await trio.sleep(2)  # from now on it is known that this receiver is quick enough
+        ids += await ended(s.database, 4 * CONCURRENCY)
         s.due.notify()
         began = trio.current_time()
         with trio.fail_after(10):
@@ -368,12 +387,113 @@ async def test_workers_share_what_is_due(autojump_clock: MockClock) -> None:
         assert two.sender.ids
 
 
-class Counting(MemoryDatabase):
-    claims = 0
+# -- receivers that are slow -------------------------------------------------------------------------
 
-    async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
-        self.claims += 1
-        return await super().claim_webhooks(limit, lease=lease)
+
+async def by_name(delivery: WebhookDelivery) -> Answer:
+    """Hosts with `slow` in their name hold each delivery until its deadline."""
+    if "slow" in delivery.url:
+        await trio.sleep(15)
+        raise DeliveryFailed("no answer within 15 s")
+    await trio.sleep(0.05)
+    return Answer(200)
+
+
+@pytest.mark.parametrize(
+    ("urls", "tenant"),
+    [
+        (["https://slow.example/"], None),
+        ([f"https://n{number}.slow.example/" for number in range(400)], "mallory"),
+        ([f"https://slow{number}.example/" for number in range(10)], None),
+    ],
+    ids=["one receiver", "one tenant with many names", "many receivers"],
+)
+async def test_slow_receivers_leave_room_for_all_others(
+    urls: list[str], tenant: str | None, autojump_clock: MockClock
+) -> None:
+    database = Counting()
+    async with service(by_name, database) as s:
+        for number in range(400):
+            await ended(s.database, url=urls[number % len(urls)], tenant=tenant)
+        s.due.notify()
+        await trio.sleep(60)
+        waits = []
+        for _ in range(20):
+            began = trio.current_time()
+            (task_id,) = await ended(s.database, url="https://quick.example/", tenant="alice")
+            s.due.notify()
+            with trio.fail_after(30):
+                while task_id not in s.sender.ids:
+                    await trio.sleep(0.01)
+            waits.append(trio.current_time() - began)
+            await trio.sleep(1)
+        assert max(waits) < 1.0
+        assert database.put_offs < 2000, "a statement takes many of them"
+        slow = [each for _, each in s.sender.sent if "slow" in each.url]
+        assert len({each.task_id for each in slow}) > 40, "they have their turn, too"
+        assert max(each.tries for each in slow) <= 4, "and to wait for it costs none of their tries"
+
+
+async def test_a_burst_to_a_quick_receiver_has_all_the_room(autojump_clock: MockClock) -> None:
+    async with service(by_name) as s:
+        await ended(s.database, 1000, url="https://quick.example/")
+        s.due.notify()
+        began = trio.current_time()
+        with trio.fail_after(60):
+            while len(s.sender.sent) < 1000:
+                await trio.sleep(0.1)
+        assert s.sender.most > CONCURRENCY // 2
+        assert trio.current_time() - began < 2 * 1000 / CONCURRENCY * 0.1
+        await trio.sleep(60)
+        assert await due(s.database) == 0
+
+
+async def test_what_was_put_off_is_put_off_for_about_as_long_as_it_would_have_queued(autojump_clock: MockClock) -> None:
+    lanes = Lanes(CONCURRENCY)
+    with must(lanes.enter(["slow"])):
+        await trio.sleep(12)
+    assert [isinstance(lanes.enter(["slow"]), Passage) for _ in range(NARROW)] == [True] * NARROW
+    delays = [lanes.enter(["slow"]) for _ in range(100)]
+    assert all(isinstance(delay, float) for delay in delays)
+    expected = [SHORTEST_PUT_OFF + number * 12 / NARROW for number in range(1, 101)]
+    assert delays == pytest.approx(expected)
+    assert isinstance(lanes.enter(["slow", "quick"]), float)
+    assert isinstance(lanes.enter(["quick"]), Passage)
+    for _ in range(10_000):
+        delay = lanes.enter(["slow"])
+        assert isinstance(delay, float)
+        assert delay <= LONGEST_PUT_OFF
+    await trio.sleep(24 * 3600)
+    assert isinstance(lanes.enter(["other"]), Passage)
+
+
+async def test_a_receiver_that_is_quick_again_gets_its_room_back(autojump_clock: MockClock) -> None:
+    lanes = Lanes(CONCURRENCY)
+    with must(lanes.enter(["x"])):
+        await trio.sleep(15)
+    for _ in range(10):
+        with must(lanes.enter(["x"])):
+            await trio.sleep(0.1)
+    assert all(isinstance(lanes.enter(["x"]), Passage) for _ in range(CONCURRENCY))
+
+
+async def test_lanes_are_forgotten(autojump_clock: MockClock) -> None:
+    lanes = Lanes(CONCURRENCY)
+    held = must(lanes.enter(["held"]))
+    for number in range(3 * MOST_REMEMBERED):
+        with must(lanes.enter([str(number)])):
+            pass
+    assert len(lanes) <= MOST_REMEMBERED
+    with held:
+        pass
+
+
+def must(passage: Passage | float) -> Passage:
+    assert isinstance(passage, Passage)
+    return passage
+
+
+# -- how much is asked of the database ---------------------------------------------------------------
 
 
 async def test_an_idle_service_asks_seldom(autojump_clock: MockClock) -> None:

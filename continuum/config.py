@@ -406,6 +406,8 @@ def read_env_file(*, strictly: bool = True) -> dict[str, str] | None:
     path = named or Settings.model_config.get("env_file")
     if path is None or not (named or Path(str(path)).is_file()):
         return None
+    if Path(str(path)).exists() and not Path(str(path)).is_file():
+        raise ConfigurationError(f"{path} cannot be read: it is no regular file, which could be read again")
     try:
         text = Path(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

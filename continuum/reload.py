@@ -70,6 +70,7 @@ class Reloads:
     changed: Callable[[frozenset[str]], None] = _ignore
     stopping: Callable[[], bool] = lambda: False
     _file: dict[str, str] | None = field(default_factory=lambda: _last_read())
+    _one_at_a_time: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reload at each SIGHUP; never return. Reports that it has started once no SIGHUP ends the process."""
@@ -79,6 +80,7 @@ class Reloads:
             async for _ in hangups:
                 if terminal is not None and terminal.is_gone():
                     terminal.let_go()
+                    terminal = None  # kernel and shell both tell of it, and asked twice a worker stops without grace
                     log.info("the terminal is gone: stopping")
                     self.stop()
                 else:
@@ -106,8 +108,8 @@ class Reloads:
             systemd.tell_ready()
 
     async def _read(self) -> tuple[Settings, dict[str, str] | None]:
-        """In a thread, so that heartbeats go on whatever the disk does."""
-        return await trio.to_thread.run_sync(self._read_file, abandon_on_cancel=True)
+        """In a thread, so that heartbeats go on whatever the disk does; where that hangs, it holds one thread and no more."""
+        return await trio.to_thread.run_sync(self._read_file, abandon_on_cancel=True, limiter=self._one_at_a_time)
 
     def _read_file(self) -> tuple[Settings, dict[str, str] | None]:
         """A file that was there and is gone, or has a line that is none, is more likely a mistake than a wish for defaults."""

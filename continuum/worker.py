@@ -42,9 +42,8 @@ async def run_worker(
 ) -> None:
     """Run one worker until SIGTERM or SIGINT, or until `shutdown` is requested.
 
-    load: reads the settings anew on SIGHUP; raises `ConfigurationError`.
-
     on_started: called with the worker's state and its status address (`http://host:port`) once its services run.
+    load: reads the settings anew on SIGHUP; raises `ConfigurationError`.
 
     Raises what an operator can mend (`ConfigurationError`, `SchemaMismatch`, `DialectMismatch`, `BackendUnavailable`,
     `StatusServerError`) and, unexpected, anything else; in an exception group where several services failed.
@@ -59,10 +58,10 @@ async def run_worker(
     reloads = Reloads(settings, load, shutdown.request, settings_changed, shutdown.requested.is_set)
     state = WorkerState(id=new_worker_id(), slots=settings.slots)
     structlog.contextvars.bind_contextvars(worker=state.id)
-    screening = await open_screening(settings)
     async with trio.open_nursery() as listening, AsyncExitStack() as stack:
         # Before anything that may take long: a SIGHUP ends a process that does not expect it.
         await listening.start(reloads.run)
+        screening = await open_screening(settings)
         database = await stack.enter_async_context(open_database(settings))
         telemetry = await stack.enter_async_context(start_telemetry(settings, state.id))
         database = telemetry.timed_database(database)

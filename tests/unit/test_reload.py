@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from continuum import reload, systemd
 from continuum.config import NAMED_FILE, ConfigurationError, Settings, load_settings, read_env_file
 from continuum.db.memory import MemoryDatabase
 from continuum.reload import RELOADABLE, Reloads
+from continuum.sandbox.pool import open_pool
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import RunningWorker, worker
 
@@ -240,6 +242,73 @@ async def test_one_that_comes_while_the_database_is_awaited_holds_from_the_start
         await running(w, *["sleep 10"] * 3)
 
 
+change = st.tuples(st.integers(1, 5), st.integers(0, 3), st.booleans(), st.floats(0, 0.7))
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["one", "two", None]), st.floats(0, 2), st.floats(0, 1)), max_size=30),
+    st.lists(change, max_size=15),
+)
+def test_a_pool_that_changes_all_the_time_serves_everybody_and_ends_at_its_size(
+    uses: list[tuple[str | None, float, float]], changes: list[tuple[int, int, bool, float]]
+) -> None:
+    backend = FakeBackend(cold_start=0.3)
+
+    async def run() -> None:
+        async with open_pool(backend, 3) as pool:
+            async with trio.open_nursery() as nursery:
+
+                async def use(tenant: str | None, after: float, seconds: float) -> None:
+                    await trio.sleep(after)
+                    with trio.fail_after(120):
+                        async with pool.sandbox(tenant) as sandbox:
+                            began = pool._generation
+                            generations[sandbox.name] = generations.get(sandbox.name, began)
+                            assert generations[sandbox.name] == began, "it was started with other limits"
+                            await trio.sleep(seconds)
+
+                generations: dict[str, int] = {}
+                for one in uses:
+                    nursery.start_soon(use, *one)
+                for size, scripts, renew, pause in changes:
+                    await trio.sleep(pause)
+                    pool.resize(size, scripts)
+                    if renew:
+                        pool.renew()
+            pool.resize(2, 0)
+            await trio.sleep(5)
+            assert pool.total == backend.alive <= 2
+        assert backend.alive == 0
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(("scripts", "renewed"), [(0, True), (1, False), (2, False)])
+async def test_a_pool_that_has_shrunk_starts_nothing_more_than_it_may_keep(
+    autojump_clock: MockClock, scripts: int, renewed: bool
+) -> None:
+    backend = FakeBackend()
+    async with open_pool(backend, 6, scripts) as pool:
+
+        async def use() -> None:
+            async with pool.sandbox():
+                await trio.sleep(1)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(9):
+                nursery.start_soon(use)
+            await trio.sleep(1.2)
+            assert (pool.total, backend.running, pool.idle) == (6, 0, 0)
+            pool.resize(2, scripts)
+            if renewed:
+                pool.renew()
+        await trio.sleep(5)
+        pool.remove_idle(0)
+        await trio.sleep(5)
+        assert pool.total == 0
+
+
 # -- what is read, and what is said ------------------------------------------------------------------------------------------
 
 
@@ -356,17 +425,31 @@ async def test_a_named_file_wins_over_the_environment_at_a_start_and_at_a_reload
     assert reloads.settings.slots == 8
 
 
-async def test_a_file_that_cannot_be_read_to_its_end_is_given_up(
+async def test_a_disk_that_hangs_holds_one_thread_and_nothing_else(
     folder: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.mkfifo(folder / "pipe")
-    monkeypatch.setattr(reload, "read_env_file", lambda strictly=True: None)
     reloads = make_reloads()
-    monkeypatch.setattr(reload, "read_env_file", lambda: (folder / "pipe").read_text())
+    hung = 0
+    healed = threading.Event()
+
+    def hang() -> None:
+        nonlocal hung
+        hung += 1
+        healed.wait(60)
+
+    monkeypatch.setattr(reload, "read_env_file", hang)
     with said() as entries:
-        await reloads.reload()
-    assert problems(entries) == ["not read within 10 s"]
-    os.close(os.open(folder / "pipe", os.O_RDWR))  # lets the thread go
+        for _ in range(50):
+            await reloads.reload()
+    assert (problems(entries), hung) == (["not read within 10 s"] * 50, 1)
+    healed.set()
+
+
+def test_what_can_be_read_only_once_is_no_file_of_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(folder / "pipe")
+    monkeypatch.setenv(NAMED_FILE, str(folder / "pipe"))
+    with pytest.raises(ConfigurationError, match="pipe cannot be read: it is no regular file"):
+        load_settings()
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

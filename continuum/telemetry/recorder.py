@@ -208,11 +208,10 @@ class Telemetry:
         if self._instruments is None:
             return database
         calls, operations = self._instruments.database_call, self._instruments.operation
-        dialect = str(getattr(database, "dialect", "other_sql"))
-        system = _DATABASE_SYSTEMS.get(dialect, dialect)
 
         def record(verb: str, seconds: float, failure: str) -> None:
-            calls.record(seconds, system, verb, failure)
+            dialect = str(getattr(database, "dialect", ""))  # known once there was a connection
+            calls.record(seconds, _DATABASE_SYSTEMS.get(dialect, "other_sql"), verb, failure)
             if verb in _OPERATIONS:
                 operations.record(seconds, verb, _OPERATIONS[verb], failure)
 

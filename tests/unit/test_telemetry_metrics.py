@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import logging
+import sys
 import time
 from dataclasses import replace
 from typing import ClassVar
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from opentelemetry import metrics
@@ -24,6 +27,7 @@ from continuum.nursery.signals import Shutdown
 from continuum.nursery.state import WorkerState
 from continuum.nursery.supervisor import supervise
 from continuum.telemetry import Telemetry, submission, tracing
+from continuum.telemetry.instruments import Instruments
 from continuum.telemetry.measures import OTHER, SERIES_LIMIT, Counter, Histogram
 from continuum.telemetry.recorder import DATABASE_VERBS, QUEUE_LATENESS
 from continuum.telemetry.tracing import Own, own
@@ -186,6 +190,17 @@ def test_a_producer_s_metrics_go_to_the_provider_of_its_application(monkeypatch:
     assert sent["messaging.client.operation.duration"].count == 1  # type: ignore[union-attr]
 
 
+async def test_the_database_s_kind_is_told_once_it_is_known(recorded: Recorded) -> None:
+    """DB_DIALECT=auto finds out at the first connection."""
+    database = MemoryDatabase(dialect="auto")
+    timed = recorded.telemetry.timed_database(database)
+    await timed.ping()
+    database.dialect = "cockroach"
+    await timed.ping()
+    systems = [point.attributes["db.system.name"] for point in recorded.points("db.client.operation.duration")]
+    assert systems == ["other_sql", "cockroachdb"]
+
+
 async def test_a_timed_database_still_wakes_its_listeners(recorded: Recorded) -> None:
     timed = recorded.telemetry.timed_database(MemoryDatabase())
     async with listening(timed) as listener:
@@ -238,6 +253,32 @@ def test_an_outcome_whose_lease_was_lost_counts_as_nothing_finished(recorded: Re
     recorded.telemetry.tasks_claimed([task])
     recorded.telemetry.outcomes_written([completion(task)], frozenset(), 0.1)
     assert recorded.value("continuum.tasks.finished") == 0
+
+
+def test_a_task_costs_telemetry_few_calls() -> None:
+    """Where metrics are not pushed: the SDK's own instruments take some hundred."""
+    tasks = [claimed(number) for number in range(50)]
+    batch, leases = [completion(task) for task in tasks], frozenset(task.lease for task in tasks)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    try:
+        telemetry = Telemetry(instruments=Instruments())
+        sys.setprofile(count)
+        telemetry.tasks_claimed(tasks, 0.1)
+        for task in tasks:
+            with telemetry.execution(task):
+                pass
+            telemetry.task_ended(task, Outcome(Ending.COMPLETED, 0), 0.1)
+        telemetry.outcomes_written(batch, leases, 0.1)
+    finally:
+        sys.setprofile(None)
+        structlog.reset_defaults()
+    assert calls / len(tasks) < 60
 
 
 def test_what_may_happen_is_there_from_the_start_as_zero(recorded: Recorded) -> None:

@@ -351,6 +351,19 @@ class TaskSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What a list of running tasks shows of each. tail: the end of its output, or of its error output where there is no other."""
+
+    id: int
+    name: str
+    tenant: str | None
+    attempt: int
+    worker_id: str | None
+    started: dt.datetime | None
+    tail: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Tasks that failed alike.
 

@@ -53,6 +53,7 @@ from continuum.model import (
     Recovered,
     Retried,
     Retry,
+    RunningTask,
     Statistics,
     Status,
     TaskFilter,
@@ -453,6 +454,10 @@ class SqlDatabase:
             if found:
                 return [rows.task_summary(row) for row in found]
         return []
+
+    async def running(self, limit: int = 30, tail: int = 500) -> list[RunningTask]:
+        found = await self._read(statements.RUNNING, {"limit": limit, "tail": tail}, deadline=self.long_deadline)
+        return [rows.running_task(row) for row in found]
 
     async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:
         parameters = {"since": since, "limit": limit}

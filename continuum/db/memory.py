@@ -40,6 +40,7 @@ from continuum.model import (
     Recovered,
     Retried,
     Retry,
+    RunningTask,
     Statistics,
     Status,
     TaskFilter,
@@ -557,6 +558,23 @@ class MemoryDatabase:
             if found:
                 return found[:limit]
         return []
+
+    async def running(self, limit: int = 30, tail: int = 500) -> list[RunningTask]:
+        await self._answer()
+        tasks = [task for task in self.tasks.values() if task.status == Status.PROCESSING]
+        tasks.sort(key=lambda task: (task.started or EPOCH, task.id))
+        return [
+            RunningTask(
+                task.id,
+                task.name,
+                task.tenant,
+                task.attempt,
+                task.worker_id,
+                task.started,
+                (task.output or task.error_output or "")[-tail:],
+            )
+            for task in tasks[:limit]
+        ]
 
     async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:
         await self._answer()

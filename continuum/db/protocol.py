@@ -30,6 +30,7 @@ from continuum.model import (
     QueueDepth,
     Recovered,
     Retried,
+    RunningTask,
     Statistics,
     TaskFilter,
     TaskRecord,
@@ -214,6 +215,10 @@ class Database(Protocol):
 
     async def search(self, wanted: TaskFilter) -> list[TaskSummary]:
         """The newest tasks that fit, among the newest `statements.SEARCHED` below `wanted.before`."""
+        ...
+
+    async def running(self, limit: int = 30, tail: int = 500) -> list[RunningTask]:
+        """The running tasks, those that began first, with the last `tail` characters of their output as far as it was shown."""
         ...
 
     async def failures(self, since: dt.datetime, limit: int = 50) -> list[FailureGroup]:

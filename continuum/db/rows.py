@@ -5,7 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from continuum.model import AttemptRecord, ClaimedTask, FailureGroup, TaskRecord, TaskSummary, WebhookDelivery
+from continuum.model import (
+    AttemptRecord,
+    ClaimedTask,
+    FailureGroup,
+    RunningTask,
+    TaskRecord,
+    TaskSummary,
+    WebhookDelivery,
+)
 
 Row = tuple[Any, ...]
 
@@ -25,6 +33,11 @@ def task_record(row: Row) -> TaskRecord:
 def task_summary(row: Row) -> TaskSummary:
     """A row of a search."""
     return TaskSummary(*_in_utc(row))
+
+
+def running_task(row: Row) -> RunningTask:
+    """A row of `RUNNING`."""
+    return RunningTask(*_in_utc(row))
 
 
 def failure_group(row: Row) -> FailureGroup:

@@ -453,6 +453,15 @@ GROUP BY error ORDER BY 2 DESC, 3 DESC LIMIT %(limit)s
 """
 """What failed, grouped by what was the matter."""
 
+RUNNING = """
+SELECT id, name, tenant, attempt, worker_id, started AT TIME ZONE 'utc',
+       right(coalesce(nullif(output, ''), error_output, ''), %(tail)s::int4)
+FROM tasks
+WHERE id IN (SELECT id FROM tasks WHERE status = 'processing' ORDER BY started, id LIMIT %(limit)s)
+ORDER BY started, id
+"""
+"""The tasks that have run for longest; of no others is the output looked at."""
+
 DEPTHS = """
 SELECT priority, sum(pending)::int8, sum(scheduled)::int8, sum(running)::int8
 FROM (

@@ -98,17 +98,6 @@ class Transcript:
     def text(self, stream: Stream) -> str:
         return "".join(self._parts[stream])
 
-    def tail(self, stream: Stream, characters: int) -> str:
-        """The last of it, at a cost that does not grow with the rest."""
-        found: list[str] = []
-        missing = characters
-        for part in reversed(self._parts[stream]):
-            found.append(part[-missing:])
-            missing -= len(part)
-            if missing <= 0:
-                break
-        return "".join(reversed(found))
-
 
 @dataclass(slots=True)
 class Running:

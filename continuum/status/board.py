@@ -13,12 +13,12 @@ import trio
 
 from continuum.config import Settings
 from continuum.db.protocol import Database
-from continuum.model import CodeRecord, Status, Stream, TaskFilter, TaskRecord, TaskSummary
+from continuum.model import CodeRecord, FailureGroup, TaskFilter, TaskRecord, TaskSummary
 from continuum.nursery.recent import INTERVAL, INTERVALS
-from continuum.nursery.state import Running, WorkerState
+from continuum.nursery.state import WorkerState
 from continuum.status import charts
 from continuum.status.overview import Overview
-from continuum.status.shared import Shared, Unavailable
+from continuum.status.shared import Shared, Unavailable, ask
 from continuum.status.views import worker_status
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ WORKERS_SHOWN = 100
 SANDBOXES_SHOWN = 60
 TAIL = 600
 """Characters of a running task's output in a list."""
+SHARE = 0.1
+"""The part of its time that the database may be asked for each of what a page shows."""
 TASKS_REMEMBERED = 64
 """Tasks of which the last reading is kept."""
 SEARCHES = 2
@@ -48,9 +50,9 @@ class Board:
         self.state = state
         self._database = database
         self._overview = overview
-        self._depths = Shared(database.depths, 2.0)
-        self._failures = Shared(self._ask_failures, 5.0)
-        self._running = Shared(self._ask_running)
+        self._depths = Shared(database.depths, 2.0, SHARE)
+        self._failures = Shared(self._ask_failures, 5.0, SHARE)
+        self._running = Shared(lambda: database.running(RUNNING_SHOWN, TAIL), 1.0, SHARE)
         self._tasks: OrderedDict[int, Shared[TaskRecord | None]] = OrderedDict()
         self._totals = _Totals()
         self._searches = trio.CapacityLimiter(SEARCHES)
@@ -68,7 +70,6 @@ class Board:
         alive = [worker for worker in totals["worker_list"] if worker["alive"]] if totals else []
         if totals:
             self._totals.add(sum(totals[f"{name}_tasks"] for name in ("completed", "failed", "cancelled", "malicious")))
-        running = gathered["running"] or []
         return {
             **gathered,
             "worker": worker_status(self.state, contents=False),
@@ -80,7 +81,6 @@ class Board:
             "throughput": charts.throughput(intervals, self._totals.rates() if len(alive) > 1 else None),
             "latency": charts.latency(intervals),
             "times": charts.quantiles(intervals),
-            "tails": self._tails(running) if contents else {},
             "sandboxes": self.state.sandboxes()[:SANDBOXES_SHOWN],
             "sandboxes_left_out": max(0, len(self.state.sandboxes()) - SANDBOXES_SHOWN),
             "tasks_in": {one.sandbox: one.task for one in self.state.running.values() if one.sandbox},
@@ -93,7 +93,7 @@ class Board:
     async def search(self, wanted: TaskFilter) -> list[TaskSummary]:
         """Raises `Unavailable`."""
         async with self._searches:
-            return await Shared(lambda: self._database.search(wanted)).get()
+            return await ask(lambda: self._database.search(wanted))
 
     async def task(self, task_id: int) -> TaskRecord | None:
         """A task, as it was a second ago at most. Raises `Unavailable`."""
@@ -116,23 +116,10 @@ class Board:
         """Raises `Unavailable`."""
         if code_id is None:
             return None
-        return await Shared(lambda: self._database.fetch_code(code_id)).get()
+        return await ask(lambda: self._database.fetch_code(code_id))
 
-    async def _ask_failures(self) -> Any:
+    async def _ask_failures(self) -> list[FailureGroup]:
         return await self._database.failures(dt.datetime.now(dt.UTC) - FAILED_WITHIN, 20)
-
-    async def _ask_running(self) -> list[TaskSummary]:
-        wanted = TaskFilter(statuses=frozenset({Status.PROCESSING.value}), limit=RUNNING_SHOWN)
-        return await self._database.search(wanted)
-
-    def _tails(self, running: list[TaskSummary]) -> dict[int, str]:
-        """What those of this worker have written last."""
-        ours = {lease.task_id: one for lease, one in self.state.running.items()}
-        return {task.id: _tail(ours[task.id]) for task in running if task.id in ours}
-
-
-def _tail(running: Running) -> str:
-    return running.transcript.tail(Stream.OUTPUT, TAIL) or running.transcript.tail(Stream.ERROR, TAIL)
 
 
 async def _gather(**readings: Awaitable[Any]) -> Context:

@@ -21,12 +21,29 @@ class Unavailable(Exception):
     """The database did not say; the message says why."""
 
 
-class Shared(Generic[T]):
-    """One reading. maximum_age: seconds for which it is good."""
+async def ask(read: Callable[[], Awaitable[T]]) -> T:
+    """What the database answers. Raises `Unavailable`."""
+    try:
+        with trio.fail_after(DEADLINE):
+            return await read()
+    except DatabaseError as error:
+        raise Unavailable(str(error)) from error
+    except trio.TooSlowError:
+        raise Unavailable(f"the database did not answer within {DEADLINE:g} s") from None
 
-    def __init__(self, read: Callable[[], Awaitable[T]], maximum_age: float = MAXIMUM_AGE) -> None:
+
+class Shared(Generic[T]):
+    """One reading.
+
+    maximum_age: seconds for which it is good. share: the part of the time that readings may take; one that took long is good
+    for longer.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[T]], maximum_age: float = MAXIMUM_AGE, share: float = 1.0) -> None:
         self._read = read
         self._maximum_age = maximum_age
+        self._share = share
+        self._good_for = maximum_age
         self._asking = trio.Lock()
         self._read_at = float("-inf")
         self._last: T | Unavailable = Unavailable("not read yet")
@@ -34,19 +51,19 @@ class Shared(Generic[T]):
     async def get(self) -> T:
         """The reading, as old as `maximum_age` at most. Raises `Unavailable`."""
         async with self._asking:
-            if trio.current_time() - self._read_at >= self._maximum_age:
-                self._last = await self._ask()
-                self._read_at = trio.current_time()
+            if trio.current_time() - self._read_at >= self._good_for:
+                await self._read_anew()
             last = self._last
         if isinstance(last, Unavailable):
             raise Unavailable(str(last))
         return last
 
-    async def _ask(self) -> T | Unavailable:
+    async def _read_anew(self) -> None:
+        began = trio.current_time()
+        self._good_for = self._maximum_age
         try:
-            with trio.fail_after(DEADLINE):
-                return await self._read()
-        except DatabaseError as error:
-            return Unavailable(str(error))
-        except trio.TooSlowError:
-            return Unavailable(f"the database did not answer within {DEADLINE:g} s")
+            self._last = await ask(self._read)
+            self._good_for = max(self._maximum_age, (trio.current_time() - began) / self._share)
+        except Unavailable as error:
+            self._last = error
+        self._read_at = trio.current_time()

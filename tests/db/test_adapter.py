@@ -711,6 +711,28 @@ async def test_open_tasks_are_counted_by_priority(database: Database) -> None:
     assert await database.depths(limit=1) == [QueueDepth(1, 1, 0, 1)]
 
 
+async def test_running_tasks_are_listed_with_the_end_of_their_output(database: Database) -> None:
+    assert await database.running() == []
+    await database.submit([replace(HELLO, name=name, tenant="acme") for name in ("first", "second", "third", "waits")])
+    claimed = await database.claim("one", 3, lease=30)
+    texts = (("begin" + "x" * 20 + "end", "not this"), ("", "a warning"), ("", ""))
+    await database.progress(
+        "one", [PartialOutput(task.id, task.attempt, *text) for task, text in zip(claimed, texts, strict=True)]
+    )
+    first, second, third = await database.running(tail=5)
+    assert (first.name, first.tenant, first.attempt, first.worker_id, first.tail) == (
+        "first",
+        "acme",
+        1,
+        "one",
+        "xxend",
+    )
+    assert first.started is not None
+    assert first.started.tzinfo is not None
+    assert (second.name, second.tail, third.tail) == ("second", "rning", "")
+    assert [task.name for task in await database.running(limit=2)] == ["first", "second"]
+
+
 async def test_scripts_are_stored_read_and_listed(database: Database) -> None:
     texts = ["print(1)", "import six\nprint(2)\n", "é" * 200]
     ids = [await database.store_code(text, "six==1.16.0" if "six" in text else None) for text in texts]

@@ -468,6 +468,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
         {"name": "%x%", "statuses": ["failed"], "before": 2**63 - 1, "limit": 50},
     ),
     "failures": (statements.FAILURES, {"since": dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "limit": 50}),
+    "running": (statements.RUNNING, {"limit": 30, "tail": 500}),
     "depths": (statements.DEPTHS, {"limit": 50}),
 }
 

@@ -154,7 +154,7 @@ def test_the_overview_shows_everything_and_keeps_it_true(site: Site, tasks: Task
     assert page.inner_text("#running-count") == "1"
     until(page, "() => document.getElementById('live').dataset.state === 'live'")
     assert "customer export" in page.inner_text("#running")
-    assert ATTACK in page.inner_text("#running .tail")
+    until(page, "([attack]) => document.querySelector('#running .tail')?.textContent === attack", ATTACK)
     assert "ValueError: the invoice # has no lines" in page.inner_text("#failures")
     assert "customer export" in page.inner_text("#sandboxes")
     assert page.locator("#charts svg[role=img]").count() == 2

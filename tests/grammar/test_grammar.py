@@ -112,6 +112,7 @@ async def _use_every_verb(queue: Database) -> None:
     )
     await queue.failures(NOW)
     await queue.depths()
+    await queue.running()
     await trio.sleep(RESTED + 1)
     await queue.ping()
 

@@ -98,12 +98,8 @@ class Listing:
 
 
 def listing(task: TaskRecord, code: CodeRecord) -> Listing:
-    shown = _LINE_BREAK.split(code.code[:CONTENT_LIMIT])
-    total = len(shown) + len(_LINE_BREAK.findall(code.code, CONTENT_LIMIT))
-    if shown and not shown[-1] and total == len(shown):
-        shown.pop()
-        total -= 1
-    shown = shown[:LINES]
+    total = len(_LINE_BREAK.findall(code.code)) + (not code.code.endswith(("\n", "\r")))
+    shown = _LINE_BREAK.split(code.code[:CONTENT_LIMIT])[: min(total, LINES)]
     return Listing(tuple(shown), total - len(shown), culprit(task), code.requirements)
 
 

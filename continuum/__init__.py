@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         task,
     )
     from continuum.model import Cancellation, NewTask, Status, TaskRecord
+    from continuum.standalone import local, local_blocking
 
 __all__ = [
     "BadResult",
@@ -58,14 +59,19 @@ __all__ = [
     "WaitTimeout",
     "connect",
     "connect_blocking",
+    "local",
+    "local_blocking",
     "new_task",
     "task",
 ]
 
-_IN_MODEL = {"Cancellation", "NewTask", "Status", "TaskRecord"}
+_MODULES = {
+    **dict.fromkeys(("Cancellation", "NewTask", "Status", "TaskRecord"), "continuum.model"),
+    **dict.fromkeys(("local", "local_blocking"), "continuum.standalone"),
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'continuum' has no attribute {name!r}")
-    return getattr(importlib.import_module("continuum.model" if name in _IN_MODEL else "continuum.client"), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "continuum.client")), name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, Unpack, overload
@@ -68,9 +69,16 @@ class BlockingClient:
     `Client`, and is raised.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        chosen = settings or load_settings()
-        self._thread = ClientThread(lambda: Client(chosen))
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        opening: Callable[[], AbstractAsyncContextManager[Client]] | None = None,
+    ) -> None:
+        """opening: makes the client, in the thread; settings are not read then."""
+        if opening is None:
+            opening = partial(Client, settings or load_settings())
+        self._thread = ClientThread(opening)
 
     def open(self) -> Self:
         """Start the client's thread. Raises what opening the database raises."""

@@ -82,8 +82,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for flight in list(self.flights):
-            await flight.abandon()
+        await self.give_up_all()
         self._opened = None
         await self._stack.aclose()
 
@@ -205,8 +204,14 @@ class Client:
     def bound(self, shippable: Shippable[P, T]) -> RemoteFunction[P, T]:
         return RemoteFunction(self, shippable)
 
+    async def give_up_all(self) -> None:
+        """Cancel what is in flight for maps that were left."""
+        for flight in list(self.flights):
+            await flight.abandon()
+
+    @trio.lowlevel.enable_ki_protection
     async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
-        """`submit_many` which is not cancelled half-way, so that whoever is cancelled knows what there is to give up. The
+        """`submit_many` which is not cancelled half-way, nor by Ctrl-C, so that who gives up knows what there is to cancel. The
         database has deadlines of its own."""
         ids: list[int] = []
         with trio.CancelScope(shield=True):

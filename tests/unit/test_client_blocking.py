@@ -18,7 +18,6 @@ import trio
 
 import continuum
 from continuum.client.blocking import BlockingClient, BlockingResults
-from continuum.client.thread import ClientThread
 from continuum.client.trio_client import Client
 from continuum.db.memory import MemoryDatabase
 from continuum.model import Status
@@ -51,9 +50,7 @@ def blocking(database: MemoryDatabase, host: ScriptHost | None = None) -> Blocki
             async with worker(database, ScriptBackend(host)):
                 yield client
 
-    client = BlockingClient()
-    client._thread = ClientThread(opening)
-    return client
+    return BlockingClient(opening=opening)
 
 
 def test_it_does_the_same(database: MemoryDatabase, host: ScriptHost) -> None:
@@ -194,9 +191,7 @@ def test_what_ends_the_thread_is_told_to_those_who_call_it_and_who_close_it(data
             if failure is not None:
                 raise failure
 
-    client = blocking(database)
-    client._thread = ClientThread(opening)
-    client.open()
+    client = BlockingClient(opening=opening).open()
     tokens[0].run_sync_soon(fail.set)
     with pytest.raises(RuntimeError, match="this client was closed"):
         client.run("pass")
@@ -210,7 +205,6 @@ def test_ctrl_c_while_it_opens_leaves_no_thread() -> None:
 import signal, threading, trio
 from contextlib import asynccontextmanager
 from typing import assert_type
-from continuum.client.thread import ClientThread
 
 @asynccontextmanager
 async def opening():

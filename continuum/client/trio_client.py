@@ -209,10 +209,9 @@ class Client:
         for flight in list(self.flights):
             await flight.abandon()
 
-    @trio.lowlevel.enable_ki_protection
     async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
-        """`submit_many` which is not cancelled half-way, nor by Ctrl-C, so that who gives up knows what there is to cancel. The
-        database has deadlines of its own."""
+        """`submit_many` which is not cancelled half-way, so that who gives up knows what there is to cancel. The database has
+        deadlines of its own. (Ctrl-C is no cancellation: at this very moment, in Trio's main task, it may leave a task behind.)"""
         ids: list[int] = []
         with trio.CancelScope(shield=True):
             ids += await self.submit_many(tasks)

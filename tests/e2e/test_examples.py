@@ -141,13 +141,16 @@ def test_ctrl_c_ends_it_in_order(folder: Path, way: str) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=DEADLINE)
-    assert time.monotonic() - began < 30
-    assert said.splitlines()[-1] == "KeyboardInterrupt", said
-    with continuum.connect_blocking(db_dialect="embedded", embedded_dir=folder / ".continuum/postgres") as c:
-        statistics = c.statistics()
+        with continuum.connect_blocking(db_dialect="embedded", embedded_dir=folder / ".continuum/postgres") as c:
+            began = time.monotonic()
+            while not c.statistics().running and time.monotonic() - began < DEADLINE:
+                time.sleep(0.02)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=DEADLINE)
+            assert time.monotonic() - began < 30
+            assert said.splitlines()[-1] == "KeyboardInterrupt", said
+            statistics = c.statistics()
     assert (statistics.running, statistics.pending) == (0, 0), "what the program waited for was cancelled"
 
 

@@ -204,7 +204,7 @@ def test_ctrl_c_while_it_opens_leaves_no_thread() -> None:
     program = """
 import signal, threading, trio
 from contextlib import asynccontextmanager
-from typing import assert_type
+from continuum.client.thread import ClientThread
 
 @asynccontextmanager
 async def opening():

@@ -211,7 +211,7 @@ class Client:
 
     async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
         """`submit_many` which is not cancelled half-way, so that who gives up knows what there is to cancel. The database has
-        deadlines of its own. (Ctrl-C is no cancellation: at this very moment, in Trio's main task, it may leave a task behind.)"""
+        deadlines of its own. (Ctrl-C is no cancellation: at this moment, in Trio's main task, it may leave a task behind.)"""
         ids: list[int] = []
         with trio.CancelScope(shield=True):
             ids += await self.submit_many(tasks)

@@ -46,7 +46,7 @@ def _problems(task: NewTask) -> Iterator[str]:
         if not isinstance(getattr(task, name), kinds):
             yield f"{name} is of type {type(getattr(task, name)).__name__}; use a {'whole ' if kinds == (int,) else ''}number"
             return
-    if isinstance(task.payload, str) and "\\u0000" in task.payload.replace("\\\\", ""):
+    if isinstance(task.payload, str) and holds_nul(task.payload):
         yield "payload holds the escape \\u0000, which JSONB cannot store"
     if task.code is not None and task.code_id is not None:
         yield "give code or code_id, not both"
@@ -68,6 +68,11 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield "run_at has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
 
 
+def holds_nul(payload: str) -> bool:
+    """Whether a JSON text has a NUL in one of its texts."""
+    return "\\u0000" in payload and "\\u0000" in payload.replace("\\\\", "")
+
+
 def _text_problems(text: object, limit: int) -> Iterator[str]:
     if text is None:
         return
@@ -78,7 +83,9 @@ def _text_problems(text: object, limit: int) -> Iterator[str]:
         yield f"has {len(text)} characters; at most {limit} are allowed"
     if "\x00" in text:
         yield f"holds a NUL character at position {text.index(chr(0))}; a database text cannot"
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    try:
+        text.encode()  # at once: a look at each character of a large text would hold the event loop for a second
+    except UnicodeEncodeError:
         yield "holds a lone surrogate; it is no valid Unicode text"
 
 

@@ -63,7 +63,10 @@ SUBMIT = Operation(
         ),
         "Traceparent": ("W3C Trace Context: the tasks continue this trace.", {"type": "string"}),
     },
-    failures={409: "A `code_id` names no stored script."},
+    failures={
+        403: "The worker has no API_TOKEN, or for a task with a webhook no WEBHOOK_SECRET.",
+        409: "A `code_id` names no stored script.",
+    },
 )
 SEARCH = Operation("searchTasks", "GET", "/tasks", "List tasks, the newest first", {200: TaskPage}, query=SearchQuery)
 FETCH = Operation("getTask", "GET", "/tasks/{id}", "Read a task", {200: TaskOutput}, path_model=TaskPath)
@@ -114,7 +117,7 @@ def create_api(
     operations = Operations(settings)
     waits = Waits(database)
     pressure = Pressure(settings, overview)
-    tasks = TaskHandlers(database, waits, pressure, ending)
+    tasks = TaskHandlers(settings, database, waits, pressure, ending)
     codes = CodeHandlers(database, pressure)
     operations.add(SUBMIT, tasks.submit)
     operations.add(SEARCH, tasks.search)

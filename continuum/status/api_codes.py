@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from quart import Response, request
 
 from continuum.db.protocol import Database
 from continuum.status.api_answers import answer, location
 from continuum.status.api_bodies import read_body
 from continuum.status.api_errors import no_code
-from continuum.status.api_inputs import CodesQuery, NewCode
+from continuum.status.api_inputs import CodesQuery
 from continuum.status.api_outputs import CodeOutput, CodePage, CodeSummaryOutput, StoredCode, values_of
-from continuum.status.api_parsing import parse_object
+from continuum.status.api_parsing import parse_code
 from continuum.status.api_pressure import Pressure
 
 
@@ -25,7 +23,7 @@ class CodeHandlers:
 
     async def store(self) -> Response:
         with self._pressure.submission(request.content_length):
-            new = await read_body(self._pressure.largest_body, partial(parse_object, model=NewCode))
+            new = await read_body(self._pressure.largest_body, parse_code)
             async with self._pressure.turn():
                 code_id = await self._database.store_code(new.code, new.requirements)
         return answer(StoredCode(id=code_id), 201, location(f"/codes/{code_id}"))

@@ -19,6 +19,7 @@ from pydantic import (
 from continuum.db.validation import INTEGER, LARGEST, LONGEST
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
+from continuum.webhook import LONGEST_URL, parse_url
 
 MOST_TASKS = 1000
 """Tasks in one request, which is one transaction."""
@@ -97,6 +98,14 @@ def _flag(value: object) -> object:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def _deliverable(text: str) -> str:
+    try:
+        parse_url(text)
+    except ValueError as error:
+        raise ValueError(f"a URL to deliver to; this {error}") from None
+    return text
+
+
 def _pinned(text: str) -> str:
     try:
         parse_requirements(text)
@@ -120,6 +129,9 @@ Requirements = Annotated[
     Field(max_length=LARGEST, json_schema_extra=_NO_NUL | {"format": "requirements"}),
     AfterValidator(_without_nul),
     AfterValidator(_pinned),
+]
+Webhook = Annotated[
+    str, Field(max_length=LONGEST_URL, json_schema_extra={"format": "webhook"}), AfterValidator(_deliverable)
 ]
 RunAt = Annotated[dt.datetime, BeforeValidator(_not_before), WithJsonSchema({"type": "string", "format": "date-time"})]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
@@ -170,6 +182,7 @@ class NewTaskInput(Input):
         description="The same key of the same tenant again yields the first task. For one task, the header `Idempotency-Key` "
         "says the same.",
     )
+    webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
     traceparent: Annotated[str, Field(pattern=_TRACEPARENT)] | None = Field(
         default=None, description="W3C Trace Context; the header of this name says the same for all tasks of a request."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.datastructures import MultiDict
 
+from continuum.db.validation import holds_nul
 from continuum.status.api_errors import Refusal, bad_fields
-from continuum.status.api_inputs import MOST_TASKS, UUID, Input, NewTaskInput
+from continuum.status.api_inputs import MOST_TASKS, UUID, Input, NewCode, NewTaskInput
 from continuum.status.api_outputs import Problem
 
 SHOWN = 60
@@ -28,10 +29,22 @@ PIECE = 256 * 1024
 M = TypeVar("M", bound=Input)
 Fields = dict[str, msgspec.Raw]
 
-_FIELDS = msgspec.json.Decoder(Fields)
-_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_UNKNOWN = re.compile("unknown field `(.*)`", re.DOTALL)
 _LARGE_EXPONENT = re.compile(r"\d[eE]\+?0*[1-9]\d\d")
 _STRING_OR_NUMBER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(\d+(?:\.\d+)?[eE]\+?\d+)|[^"\d]+|\d+', re.ASCII)
+
+
+def _shape(names: Iterable[str], *, array: bool = False) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Takes an object with these fields apart, or an array with so many items, and leaves each as it is. It stops at what is too
+    much, so that a million fields that nobody knows cost nothing."""
+    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in names]
+    shape = msgspec.defstruct("Shape", fields, array_like=array, forbid_unknown_fields=True)
+    return msgspec.json.Decoder(shape)
+
+
+_TASK, _CODE = _shape(NewTaskInput.model_fields), _shape(NewCode.model_fields)
+_TASK_OR_TASKS = _shape([*NewTaskInput.model_fields, "tasks"])
+_ITEMS = _shape((f"item_{number}" for number in range(MOST_TASKS)), array=True)
 
 
 def parse_tasks(body: bytes, idempotency_key: str | None) -> tuple[list[NewTaskInput], bool]:
@@ -39,7 +52,7 @@ def parse_tasks(body: bytes, idempotency_key: str | None) -> tuple[list[NewTaskI
     if _kind(body) == "array":
         _refuse_key(idempotency_key)
         return _several(_items(body, ""), ""), True
-    fields = _fields(body, "")
+    fields = _fields(body, "", _TASK_OR_TASKS)
     if "tasks" not in fields:
         if idempotency_key is not None:
             _put_key(fields, idempotency_key)
@@ -48,15 +61,15 @@ def parse_tasks(body: bytes, idempotency_key: str | None) -> tuple[list[NewTaskI
         raise bad_fields(
             [Problem(field=name, given=_shown(fields[name]), allowed="tasks alone") for name in sorted(unknown)]
         )
-    if _kind(bytes(fields["tasks"])) != "array":
+    if _kind(fields["tasks"]) != "array":
         raise bad_fields([Problem(field="tasks", given=_shown(fields["tasks"]), allowed="an array of tasks")])
     _refuse_key(idempotency_key)
     return _several(_items(fields["tasks"], "tasks"), "tasks"), True
 
 
-def parse_object(body: bytes, model: type[M]) -> M:
-    """A body that is one object. Raises `Refusal`."""
-    return _one(model, _fields(body, ""))
+def parse_code(body: bytes) -> NewCode:
+    """The script of a body. Raises `Refusal`."""
+    return _one(NewCode, _fields(body, "", _CODE))
 
 
 def parse_query(given: MultiDict[str, str], model: type[M]) -> M:
@@ -81,14 +94,19 @@ def _kind(text: bytes | msgspec.Raw) -> str:
     return {b"[": "array", b"{": "object"}.get(first, "other")
 
 
-def _fields(text: bytes | msgspec.Raw, place: str) -> Fields:
+def _fields(text: bytes | msgspec.Raw, place: str, shape: msgspec.json.Decoder[msgspec.Struct]) -> Fields:
     """The fields of an object, undecoded."""
     if _kind(text) == "array":
         raise bad_fields([Problem(field=place, given=_shown(text), allowed="an object")])
     try:
-        return _FIELDS.decode(text)
-    except msgspec.ValidationError:
-        raise bad_fields([Problem(field=place, given=_shown(text), allowed="an object")]) from None
+        return _given(shape.decode(text))
+    except msgspec.ValidationError as error:
+        if unknown := _UNKNOWN.search(str(error)):
+            known = ", ".join(shape.type.__struct_fields__)
+            problem = Problem(field=_join(place, unknown[1][:SHOWN]), given="a value", allowed=f"only {known}")
+        else:
+            problem = Problem(field=place, given=_shown(text), allowed="an object")
+        raise bad_fields([problem]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _no_json(error) from None
 
@@ -96,13 +114,21 @@ def _fields(text: bytes | msgspec.Raw, place: str) -> Fields:
 def _items(text: bytes | msgspec.Raw, place: str) -> list[msgspec.Raw]:
     """The items of an array, undecoded."""
     try:
-        items = _LIST.decode(text)
+        items = list(_given(_ITEMS.decode(text)).values())
+    except msgspec.ValidationError:
+        items = []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _no_json(error) from None
-    if not 1 <= len(items) <= MOST_TASKS:
+    if not items:
         allowed = f"from 1 to {MOST_TASKS} tasks in a request"
-        raise bad_fields([Problem(field=place, given=f"{len(items)} tasks", allowed=allowed)])
+        raise bad_fields([Problem(field=place, given="none, or too many", allowed=allowed)])
     return items
+
+
+def _given(decoded: msgspec.Struct) -> Fields:
+    """What a shape found. Nothing that was given is empty."""
+    found = {name: getattr(decoded, name) for name in decoded.__struct_fields__}
+    return {name: raw for name, raw in found.items() if len(memoryview(raw))}
 
 
 def _no_json(error: Exception) -> Refusal:
@@ -117,7 +143,9 @@ def _no_json(error: Exception) -> Refusal:
 def _several(items: list[msgspec.Raw], place: str) -> list[NewTaskInput]:
     problems: list[Problem] = []
     places = [f"{place}[{at}]" for at in range(len(items))]
-    tasks = [_validated(NewTaskInput, _fields(item, at), at, problems) for item, at in zip(items, places, strict=True)]
+    tasks = [
+        _validated(NewTaskInput, _fields(item, at, _TASK), at, problems) for item, at in zip(items, places, strict=True)
+    ]
     if problems:
         raise bad_fields(problems)
     return [task for task in tasks if task is not None]
@@ -183,7 +211,7 @@ def _value(raw: msgspec.Raw) -> object:
 
 def _payload_problems(payload: str) -> Iterator[tuple[str, str]]:
     """What JSON allows and a database, or the script that reads it, does not."""
-    if "\\u0000" in payload and "\\u0000" in payload.replace("\\\\", ""):
+    if holds_nul(payload):
         yield "the escape \\u0000", "JSON without it: a database cannot store it"
     # A number of eight characters could become one of 131,000 digits, in each worker that claims the task.
     if any(_LARGE_EXPONENT.search(payload, at, at + PIECE + 20) for at in range(0, len(payload), PIECE)):

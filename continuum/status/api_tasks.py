@@ -10,6 +10,7 @@ import trio
 from opentelemetry.context import attach, detach
 from quart import Response, request
 
+from continuum.config import Settings
 from continuum.db.errors import InvalidTask, OutcomeUnknown
 from continuum.db.protocol import Database
 from continuum.model import Cancellation, Retry, TaskFilter, TaskRecord
@@ -42,7 +43,10 @@ MOST_STREAMS = min(64, HELD // 2)
 class TaskHandlers:
     """Each method answers one operation. ending: set when the server is about to end."""
 
-    def __init__(self, database: Database, waits: Waits, pressure: Pressure, ending: trio.Event) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, waits: Waits, pressure: Pressure, ending: trio.Event
+    ) -> None:
+        self._settings = settings
         self._database = database
         self._waits = waits
         self._pressure = pressure
@@ -54,12 +58,18 @@ class TaskHandlers:
         with self._pressure.submission(request.content_length):
             await self._pressure.check_queue()
             given, several = await read_body(self._pressure.largest_body, partial(parse_tasks, idempotency_key=key))
+            self._check_webhooks(given)
             ids = await self._submit(given)
             self._pressure.accepted(len(ids))
         submitted = [Submitted(id=task_id, id_str=str(task_id)) for task_id in ids]
         if several:
             return answer(SubmittedTasks(tasks=submitted), 201)
         return answer(submitted[0], 201, location(f"/tasks/{ids[0]}"))
+
+    def _check_webhooks(self, given: Sequence[NewTaskInput]) -> None:
+        if self._settings.webhook_secret is None and any(one.webhook is not None for one in given):
+            message = "this worker signs no webhooks: set WEBHOOK_SECRET (`continuum webhook-secret` makes one)"
+            raise Refusal(403, "no webhooks", message)
 
     async def _submit(self, given: Sequence[NewTaskInput]) -> list[int]:
         token = attach(context_of(request.headers.get("Traceparent")))

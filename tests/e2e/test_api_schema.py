@@ -29,6 +29,7 @@ from tests.support import harness
 from tests.support.postgres import PostgresServer
 
 TOKEN = "open sesame"
+SECRET = "whsec_YSBzZWNyZXQgb2YgdGhlIHRlc3RzIG9mIHRoZSBBUEk="
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ENDED = 20
 """Tasks that have ended, with the ids from 1 on: a wait for one of these takes no time. All others have ids beyond 2^53."""
@@ -49,7 +50,9 @@ def address(shared_server: PostgresServer) -> Iterator[str]:
     started: SimpleQueue[tuple[str, trio.lowlevel.TrioToken, trio.Event]] = SimpleQueue()
 
     async def serve() -> None:
-        chosen = harness.settings(database_url=url, api_port=0, api_token=TOKEN, api_max_pending=0)
+        chosen = harness.settings(
+            database_url=url, api_port=0, api_token=TOKEN, api_max_pending=0, webhook_secret=SECRET
+        )
         async with open_database(chosen) as database, trio.open_nursery() as nursery:
             await database.migrate()
             for task_id in await database.submit([NewTask(code="x")] * ENDED):
@@ -89,6 +92,7 @@ schema = schemathesis.openapi.from_dict(
 
 REQUIREMENTS = st.sampled_from(["", "numpy==2.1.0", "# nothing\n", "a[b]==1 ; python_version < '3'\nc==2"])
 schemathesis.openapi.format("requirements", REQUIREMENTS)
+schemathesis.openapi.format("webhook", st.sampled_from(["https://hooks.example.com/done?a=b", "http://192.0.2.7:8000"]))
 
 
 @schema.parametrize()

@@ -156,6 +156,18 @@ async def test_the_trace_of_the_request_goes_on_in_its_tasks() -> None:
     assert database.tasks[2].traceparent is None
 
 
+async def test_a_webhook_needs_a_secret_to_be_signed_with() -> None:
+    database = MemoryDatabase()
+    task = {"code": "x", "webhook": "https://hooks.example.com/"}
+    status, body = await post(client(database), "/tasks", task)
+    assert (status, body["error"]) == (403, "no webhooks")
+    assert "WEBHOOK_SECRET" in body["message"]
+    assert not database.tasks
+    secret = "whsec_YSBzZWNyZXQgb2YgdGhlIHRlc3RzIG9mIHRoZSBBUEk="
+    assert (await post(client(database, webhook_secret=secret), "/tasks", task))[0] == 201
+    assert database.tasks[1].webhook == task["webhook"]
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -38,6 +38,7 @@ def test_a_task_has_the_fields_of_a_new_task() -> None:
         "run_at": "2026-01-31T12:00:00+02:00",
         "tenant": "t",
         "idempotency_key": "k",
+        "webhook": "https://hooks.example.com/done",
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
     }
     ((one,), several) = parse_tasks(json.dumps(body, ensure_ascii=False).encode(), None)
@@ -97,8 +98,9 @@ def test_no_payload_is_not_a_payload_of_null() -> None:
         ("[5]", "[0]: 5 was given; allowed: an object"),
         ('{"tasks":[[]]}', "tasks[0]: [] was given; allowed: an object"),
         ('{"tasks":{}}', "tasks: {} was given; allowed: an array of tasks"),
-        ('{"tasks":[],"x":1}', "x: 1 was given; allowed: tasks alone"),
-        ("[]", "the whole: 0 tasks was given; allowed: from 1 to 1000 tasks in a request"),
+        ('{"tasks":[],"x":1}', "x: a value was given; allowed: only name"),
+        ('{"tasks":[],"code":"x"}', 'code: "x" was given; allowed: tasks alone'),
+        ("[]", "the whole: none, or too many was given; allowed: from 1 to 1000 tasks in a request"),
         ("{}", "the whole: nothing was given; allowed: code, the text of a script, or code_id"),
         (f'{{"code":"x","code_id":"{CODE_ID}"}}', "the whole: code, code_id was given; allowed: code, the text"),
         (f'{{"code_id":"{CODE_ID}","requirements":"a==1"}}', "requirements only with code"),
@@ -122,8 +124,9 @@ def test_no_payload_is_not_a_payload_of_null() -> None:
         ('{"code_id":"7"}', 'code_id: "7" was given; allowed: a UUID'),
         ('{"code":"x","tenant":"' + "x" * 256 + '"}', "… was given; allowed: at most 255 characters"),
         ('{"code":"x","idempotency_key":""}', 'idempotency_key: "" was given; allowed: at least 1 character'),
+        ('{"code":"x","webhook":"file:///etc"}', "allowed: a URL to deliver to; this is no URL to deliver to"),
         ('{"code":"x","traceparent":"x"}', 'traceparent: "x" was given; allowed: '),
-        ('{"code":"x","color":"red"}', 'color: "red" was given; allowed: only name, description, code, code_id'),
+        ('{"code":"x","color":"red"}', "color: a value was given; allowed: only name, description, code, code_id"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_what_is_allowed(body: bytes | str, said: str) -> None:
@@ -141,7 +144,7 @@ def test_every_problem_of_every_task_is_told_but_not_thousands() -> None:
 def test_there_is_a_most_of_tasks() -> None:
     tasks, _ = parse_tasks(json.dumps([{"code": "x"}] * MOST_TASKS).encode(), None)
     assert len(tasks) == MOST_TASKS
-    assert "1001 tasks was given" in refusal(json.dumps([{"code": "x"}] * (MOST_TASKS + 1)))
+    assert "allowed: from 1 to 1000 tasks" in refusal(json.dumps([{"code": "x"}] * (MOST_TASKS + 1)))
 
 
 def test_a_time_that_is_long_past_is_as_good_as_now() -> None:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
+import httpx
 import trio
 import typer
 
-from continuum.cli.errors import DATABASE, NO_DATABASE, OK, SANDBOX, USAGE
-from continuum.config import ConfigurationError, Settings
+from continuum.cli.common import names_no_database
+from continuum.cli.errors import DATABASE, NO_DATABASE, NOT_CONFIGURED, OK, SANDBOX, USAGE
+from continuum.cli.output import one_line
+from continuum.config import ENV_FILE, NAMED_FILE, ConfigurationError, Settings
 from continuum.db import open_database
 from continuum.db.advice import advice_on
 from continuum.db.errors import DatabaseError, DatabaseUnavailable
+from continuum.db.protocol import Database
 from continuum.model import Ending, RunRequest
 from continuum.nursery.screening import open_screening
 from continuum.nursery.state import version
 from continuum.sandbox import WEAKER, choose_backend
 from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import BackendUnavailable, SandboxError
+from continuum.status.errors import StatusServerError
+from continuum.status.server import listen_on
 
 DEADLINE = 120.0
 """Seconds for one check; pulling an image may be part of it."""
+LATELY = dt.timedelta(hours=1)
+ANSWER = 2.0
+"""Seconds for who listens on our port to say whether it is a worker."""
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+ANY_HOST = {"0.0.0.0", "::", "*"}  # noqa: S104 - compared, not bound
 
-
-_CODES = {"database": DATABASE, "schema": DATABASE, "screening": USAGE}
+_CODES = {"database": DATABASE, "schema": DATABASE, "queue": DATABASE, "screening": USAGE, "status server": USAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +57,54 @@ class Finding:
 
 
 async def examine(settings: Settings, as_json: bool) -> int:
-    """Run every check, print the findings, and return the exit code that fits the first that is not well."""
-    findings = [Finding("configuration", True, f"continuum {version()} on Python {sys.version.split()[0]}")]
-    findings += await _within(DEADLINE, "database", lambda: _examine_database(settings))
-    findings += await _within(DEADLINE, "sandbox", lambda: _examine_sandbox(settings))
+    """Run every check, print the findings as they come, and return the exit code that fits the first that is not well."""
+    checks: list[tuple[str, Callable[[Settings], Awaitable[list[Finding]]]]] = [
+        ("configuration", _examine_configuration),
+        ("database", _examine_database),
+        ("sandbox", _examine_sandbox),
+        ("status server", _examine_status_server),
+    ]
     if settings.code_policy != "off":
-        findings += await _within(DEADLINE, "screening", lambda: _examine_screening(settings))
+        checks.append(("screening", _examine_screening))
+    findings = []
+    for what, check in checks:
+        found = await _within(DEADLINE, what, partial(check, settings))
+        findings += found
+        if not as_json:
+            _print(found)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
-    else:
-        for finding in findings:
-            typer.echo(f"{'ok  ' if finding.well else 'FAIL'}  {finding.what}: {finding.detail}")
-            for advice in finding.advice:
-                typer.echo(f"      advice: {advice}")
     for finding in findings:
         if not finding.well:
             return _CODES.get(finding.what, SANDBOX)
     return OK
 
 
+def _print(findings: list[Finding]) -> None:
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.well else 'FAIL'}  {finding.what}: {finding.detail}")
+        for advice in finding.advice:
+            typer.echo(f"      advice: {advice}")
+
+
 async def _within(seconds: float, what: str, check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
     with trio.move_on_after(seconds):
         return await check()
     return [Finding(what, False, f"no answer within {seconds:g} s")]
+
+
+async def _examine_configuration(settings: Settings) -> list[Finding]:
+    await trio.lowlevel.checkpoint()
+    sources = ["the environment", *([found] if (found := _env_file()) else [])]
+    detail = f"continuum {version()} on Python {sys.version.split()[0]}, settings from {' and '.join(sources)}"
+    nothing = names_no_database(settings) and settings.db_dialect != "embedded"
+    return [Finding("configuration", True, detail, (NOT_CONFIGURED,) if nothing else ())]
+
+
+def _env_file() -> str:
+    """The file that settings were read from; empty when there was none."""
+    named = os.environ.get(NAMED_FILE)
+    return named or (ENV_FILE if Path(ENV_FILE).is_file() else "")
 
 
 async def _examine_database(settings: Settings) -> list[Finding]:
@@ -86,11 +125,58 @@ async def _examine_database(settings: Settings) -> list[Finding]:
             )
             await database.check_schema()
             findings.append(Finding("schema", True, "present and current"))
+            findings.append(await _examine_queue(database))
     except DatabaseError as error:
         unclear = isinstance(error, DatabaseUnavailable) and not advice_on(str(error))
         advice = f"; {NO_DATABASE}" if unclear else ""
         findings.append(Finding("schema" if findings else "database", False, f"{error}{advice}"))
     return findings
+
+
+async def _examine_queue(database: Database) -> Finding:
+    counts, workers = await database.statistics(), await database.workers()
+    alive = [worker for worker in workers if worker.alive]
+    waiting = counts.pending + counts.scheduled
+    detail = (
+        f"{waiting} tasks wait, {counts.running} run; {len(alive)} workers alive, "
+        f"{sum(worker.running for worker in alive)} of their {sum(worker.slots for worker in alive)} slots in use"
+    )
+    advice = []
+    if counts.pending and not alive:
+        advice.append("nobody runs what waits: start a worker with `continuum worker`")
+    lately = await database.failures(dt.datetime.now(dt.UTC) - LATELY)
+    if failed := sum(group.count for group in lately):
+        advice.append(
+            f"{failed} tasks failed within the last hour, most of them by: {one_line(lately[0].error, 80)}; "
+            "`continuum tasks --status failed --since 1h` lists them"
+        )
+    return Finding("queue", True, detail, tuple(advice))
+
+
+async def _examine_status_server(settings: Settings) -> list[Finding]:
+    """Whether a worker started now could listen. Where one does already, that is as good."""
+    where = f"API_HOST={settings.api_host} API_PORT={settings.api_port}"
+    advice: tuple[str, ...] = ()
+    if settings.api_token is None and settings.api_host not in LOOPBACK:
+        advice = ("other hosts may see figures and names, and nobody may change anything: set API_TOKEN to sign in",)
+    try:
+        for listening in await listen_on(settings.api_host, settings.api_port):
+            listening.close()
+    except StatusServerError as error:
+        if await _is_worker(settings):
+            return [Finding("status server", True, f"{where} is a worker's that runs already", advice)]
+        return [Finding("status server", False, str(error))]
+    return [Finding("status server", True, f"{where} is free for a worker", advice)]
+
+
+async def _is_worker(settings: Settings) -> bool:
+    host = "127.0.0.1" if settings.api_host in ANY_HOST else settings.api_host
+    try:
+        async with httpx.AsyncClient(timeout=ANSWER) as client:
+            answer = await client.get(f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}/status")
+            return "tasks_processed" in answer.json()
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 async def _examine_screening(settings: Settings) -> list[Finding]:

@@ -31,7 +31,7 @@ async def serve_status(
     Reports its address, `http://127.0.0.1:8080`, once it listens. Raises `StatusServerError` when it cannot.
     """
     with ExitStack() as sockets:
-        listening = [sockets.enter_context(one) for one in await _listen(settings.api_host, settings.api_port)]
+        listening = [sockets.enter_context(one) for one in await listen_on(settings.api_host, settings.api_port)]
         task_status.started(_address(settings.api_host, listening[0]))
         with trio.move_on_after(HEAD_START):
             await state.health.wait_until_well("sandbox")
@@ -42,8 +42,8 @@ async def serve_status(
         await serve_connections(listening, settings, state, database, telemetry)
 
 
-async def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on every address of `host`, all on one port."""
+async def listen_on(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of `host`, all on one port. Raises `StatusServerError`."""
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:

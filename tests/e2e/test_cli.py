@@ -100,7 +100,15 @@ async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) ->
     )[0]
     findings = json.loads(output)
     assert all(finding["well"] for finding in findings)
-    assert {finding["what"] for finding in findings} == {"configuration", "database", "schema", "sandbox", "hello task"}
+    assert {finding["what"] for finding in findings} == {
+        "configuration",
+        "database",
+        "schema",
+        "queue",
+        "sandbox",
+        "hello task",
+        "status server",
+    }
 
 
 async def test_doctor_tries_the_screening_where_there_is_one(light: Installation, tmp_path: Path) -> None:

@@ -314,6 +314,9 @@ def as_somebody() -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
+    found(
+        "sandbox", SANDBOX="docker", DOCKER_HOST="unix:///nowhere"
+    )  # imports all that is needed, while it may be read
     os.seteuid(65534)
     try:
         yield
@@ -399,3 +402,39 @@ def test_python_is_too_old(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (
         1, "continuum: Python 3.8.10 is too old: Python 3.11 or newer is needed (set PYTHON=...)\n"
     )  # fmt: skip
+
+
+def test_the_doctor_says_that_another_program_has_the_port() -> None:
+    with speaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as port:
+        assert found("status server", SANDBOX="docker", DOCKER_HOST="unix:///nowhere", API_PORT=port) == (
+            f"FAIL  status server: the status server cannot listen on API_HOST=127.0.0.1 API_PORT={port}: Address already in "
+            "use; choose another API_PORT, or 0 for any free one\n"
+        )
+
+
+def test_the_doctor_says_that_nobody_runs_what_waits_and_what_failed(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            b"INSERT INTO tasks (name, status, last_error, finished) VALUES ('waits', 'pending', NULL, NULL), "
+            b"('a', 'failed', 'ValueError: 5', now()), ('b', 'failed', 'ValueError: 6', now())"
+        )
+    environment = {"DATABASE_URL": url, "SANDBOX": "docker", "DOCKER_HOST": "unix:///nowhere", "API_PORT": "0"}
+    result = CliRunner().invoke(app, ["doctor"], env=environment | {"API_HOST": "0.0.0.0"})
+    for line in (
+        "ok    queue: 1 tasks wait, 0 run; 0 workers alive, 0 of their 0 slots in use",
+        "      advice: nobody runs what waits: start a worker with `continuum worker`",
+        (
+            "      advice: 2 tasks failed within the last hour, most of them by: ValueError: #; "
+            "`continuum tasks --status failed --since 1h` lists them"
+        ),
+        "      advice: other hosts may see figures and names, and nobody may change anything: set API_TOKEN to sign in",
+    ):
+        assert line in result.stdout.splitlines(), result.stdout
+
+
+def test_the_doctor_says_that_no_database_is_configured() -> None:
+    result = CliRunner().invoke(app, ["doctor"], env={"SANDBOX": "docker", "DOCKER_HOST": "unix:///nowhere"})
+    assert result.stdout.splitlines()[1] == (
+        "      advice: no database is configured: name yours in DATABASE_URL, or begin with `continuum run FILE.py`, which "
+        "brings its own"
+    )

@@ -404,7 +404,7 @@ def read_env_file(*, strictly: bool = True) -> dict[str, str] | None:
     not as good as none. Raises `ConfigurationError`."""
     named = os.environ.get(NAMED_FILE)
     path = named or Settings.model_config.get("env_file")
-    if path is None or not (named or Path(str(path)).is_file()):
+    if path is None or not (named or os.path.isfile(str(path))):
         return None
     if Path(str(path)).exists() and not Path(str(path)).is_file():
         raise ConfigurationError(f"{path} cannot be read: it is no regular file, which could be read again")

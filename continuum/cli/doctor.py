@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import httpx
 import trio
@@ -104,7 +103,7 @@ async def _examine_configuration(settings: Settings) -> list[Finding]:
 def _env_file() -> str:
     """The file that settings were read from; empty when there was none."""
     named = os.environ.get(NAMED_FILE)
-    return named or (ENV_FILE if Path(ENV_FILE).is_file() else "")
+    return named or (ENV_FILE if os.path.isfile(ENV_FILE) else "")
 
 
 async def _examine_database(settings: Settings) -> list[Finding]:

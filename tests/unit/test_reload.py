@@ -430,17 +430,19 @@ async def test_a_disk_that_hangs_holds_one_thread_and_nothing_else(
 ) -> None:
     reloads = make_reloads()
     hung = 0
-    healed = threading.Event()
+    began, healed = threading.Event(), threading.Event()
 
     def hang() -> None:
         nonlocal hung
         hung += 1
+        began.set()
         healed.wait(60)
 
     monkeypatch.setattr(reload, "read_env_file", hang)
     with said() as entries:
         for _ in range(50):
             await reloads.reload()
+    assert began.wait(60), "virtual time may pass before the thread has begun"
     assert (problems(entries), hung) == (["not read within 10 s"] * 50, 1)
     healed.set()
 

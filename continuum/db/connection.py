@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -116,10 +116,7 @@ async def connect(conninfo: str) -> TrioConnection:
 
     Raises `psycopg.Error`. Cancelling it leaves nothing behind.
     """
-    import trio_asyncio  # not before it is needed: importing it changes the event loop policy of the whole process
-
-    # It replaces this function in `asyncio`; psycopg keeps the one it found when it was imported.
-    vars(waiting)["get_running_loop"] = asyncio.get_running_loop
+    trio_asyncio = bridge()
     failure: psycopg.Error | None = None
     conninfo = await _resolved(conninfo)
     async with trio_asyncio.open_loop():
@@ -132,6 +129,22 @@ async def connect(conninfo: str) -> TrioConnection:
         except psycopg.Error as error:  # not through the loop's nurseries, which would wrap it in groups
             failure = error
     raise failure
+
+
+@cache
+def bridge() -> Any:
+    """trio-asyncio, imported not before it is needed: that changes asyncio for the whole process.
+
+    Whoever is not within Trio keeps the event loop policy that was there. trio-asyncio would have every `asyncio.run` of the
+    program start Trio, but for threads that set a policy after it was imported.
+    """
+    import trio_asyncio
+    from trio_asyncio import _loop
+
+    type(_loop._faked_policy).policy = _loop._original_policy
+    # It replaces this function in `asyncio`; psycopg keeps the one it found when it was imported.
+    vars(waiting)["get_running_loop"] = asyncio.get_running_loop
+    return trio_asyncio
 
 
 async def _resolved(conninfo: str) -> str:

@@ -52,7 +52,18 @@ DATABASE_VERBS = frozenset(
         "fetch",
         "fetch_code",
     }
-    | {"still_open", "statistics", "oldest_pending", "workers", "search", "failures", "depths", "codes", "ping"}
+    | {
+        "still_open",
+        "running",
+        "statistics",
+        "oldest_pending",
+        "workers",
+        "search",
+        "failures",
+        "depths",
+        "codes",
+        "ping",
+    }
     | {"migrate", "check_schema"}
 )
 """All that a database is asked, but for `listen`, which never ends."""

@@ -37,7 +37,7 @@ async def test_refused_code_ends_as_malicious_without_a_sandbox_and_the_others_r
     assert (honest.status, honest.output) == ("completed", "it ran\n")
     assert (broken.status, "SyntaxError" in (broken.last_error or "")) == ("failed", True)
     assert (totals["malicious_tasks"], totals["failed_tasks"], totals["total_tasks"]) == (2, 1, 4)
-    assert '<dd id="malicious">2</dd>' in page
+    assert "2 refused as malicious" in page
     warnings = [json.loads(line) for line in worker.output.splitlines() if '"code was refused"' in line]
     assert len(warnings) == 1, "once for each script"
     assert not await light.database.claim("nobody", 9, lease=1)
@@ -56,5 +56,6 @@ async def test_a_worker_that_cannot_screen_does_not_start(light: Installation) -
     environment = light.environment | {"CODE_POLICY": "reject", "CODE_POLICY_CONFIG": "/nowhere/bandit.yaml"}
     async with start_worker(environment, ready=False) as worker:
         assert await worker.wait(30) == 2
-    (line,) = worker.output.splitlines()
+    line, what_to_do = worker.output.splitlines()
     assert line.startswith("continuum: CODE_POLICY_CONFIG=/nowhere/bandit.yaml: bandit cannot use it: ")
+    assert what_to_do == "continuum: change it where it is set: in the environment or in .env"

@@ -19,6 +19,7 @@ import trio
 import continuum
 from continuum.client.blocking import BlockingClient, BlockingResults
 from continuum.client.trio_client import Client
+from continuum.db import connection
 from continuum.db.memory import MemoryDatabase
 from continuum.model import Status
 from tests.support.harness import worker
@@ -63,6 +64,17 @@ def test_it_does_the_same(database: MemoryDatabase, host: ScriptHost) -> None:
         assert c.result(c.submit("print(3)"), returns=int) == 3
     with pytest.raises(RuntimeError, match="connect_blocking"):
         c.run("pass")
+
+
+def test_a_program_keeps_its_own_asyncio_when_the_client_connects() -> None:
+    before = asyncio.get_event_loop_policy()
+    connection.bridge()
+
+    async def kind() -> tuple[str, bool]:
+        return type(asyncio.get_running_loop()).__module__, trio.lowlevel.in_trio_run()
+
+    assert asyncio.run(kind()) == ("asyncio.unix_events", False)
+    assert asyncio.get_event_loop_policy() is before
 
 
 def test_it_works_inside_a_running_asyncio_loop_as_in_a_notebook(database: MemoryDatabase, host: ScriptHost) -> None:

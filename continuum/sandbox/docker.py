@@ -266,13 +266,13 @@ class DockerBackend:
         async with trio.open_nursery() as nursery:
             for container in left:
                 nursery.start_soon(remove, container)
-            for name in list(engine.unremoved):
-                nursery.start_soon(engine.remove, name)
+            nursery.start_soon(engine.remove_unremoved)
         await self._layers.sweep(live_workers)
         return removed
 
     async def aclose(self) -> None:
         if self._connected is not None:
+            await self._connected.remove_unremoved()
             self._connected.close()
 
     def _warn_no_network(self, because: str) -> None:

@@ -104,9 +104,12 @@ def _tells_of_memory(last_line: str, code: int) -> bool:
 def _limit_met(ended: Exit, limits: Limits, last_line: str, code: int) -> str:
     """The limit that a script failed at, in words; empty when it was none."""
     no_room = code > 0 and ("[Errno 28]" in last_line or "No space left on device" in last_line)
-    if no_room or (-code == signal.SIGBUS and ended.full):  # a page of a mapped file that there is no room for
+    no_page = -code == signal.SIGBUS  # of a mapped file: there is no room for it, or the file ends before it
+    if no_room or no_page:
+        # A process that outlives the script by a moment, as Python's for shared memory, may have made room again.
+        full = "Disk full" if no_room or ended.full else "Perhaps disk full"
         places = " and ".join(ended.full) or "each writable place"
-        return f"Disk full: {places} {'hold' if len(ended.full) > 1 else 'holds'} {limits.disk}"
+        return f"{full}: {places} {'hold' if len(ended.full) > 1 else 'holds'} {limits.disk}"
     if code > 0 and ("[Errno 24]" in last_line or "Too many open files" in last_line):
         return f"Too many open files: a process may have {limits.open_files}"
     no_process = "Resource temporarily unavailable" in last_line or "can't start new thread" in last_line

@@ -76,3 +76,19 @@ async def test_scripts_are_lost_with_the_daemon_and_sandboxes_start_again_after_
         await again.aclose()
         await lab.none_left(worker)
     await backend.aclose()
+
+
+async def test_what_could_not_be_removed_while_the_daemon_was_down_is_removed_when_the_backend_closes(
+    daemon: OwnDaemon,
+) -> None:
+    worker = lab.new_worker()
+    backend = DockerBackend(lab.settings(), worker)
+    await backend.prepare()
+    sandbox = await backend.start()
+    await trio.to_thread.run_sync(daemon.stop, signal.SIGKILL)
+    with trio.fail_after(5):
+        await sandbox.aclose()
+    await trio.to_thread.run_sync(daemon.start)
+    with trio.fail_after(20):
+        await backend.aclose()
+        await lab.none_left(worker)

@@ -201,10 +201,13 @@ async def test_the_number_of_files_is_limited_and_told(laboratory: Laboratory, p
 
 
 async def test_shared_memory_beyond_its_size_is_told_as_a_full_place(laboratory: Laboratory) -> None:
+    # As multiprocessing.shared_memory does it, but for the process of Python's that removes the file after the script's death.
     code = f"""
-from multiprocessing import shared_memory
-block = shared_memory.SharedMemory(create=True, size={DISK_MB + 4} << 20)
-for i in range(0, block.size, 4096): block.buf[i] = 1
+import mmap
+file = open("/dev/shm/block", "wb+")
+file.truncate({DISK_MB + 4} << 20)
+block = mmap.mmap(file.fileno(), 0)
+for i in range(0, len(block), 4096): block[i] = 1
 """
     outcome = await laboratory.run(code)
     expected = f"Disk full: /dev/shm holds {held(laboratory)} (killed by signal 7, SIGBUS)"

@@ -35,7 +35,6 @@ def ended(status: int = FAILED, **values: object) -> Exit:
         (FAILED, "Traceback\nValueError: bad\n\n", (Ending.FAILED, 1, "ValueError: bad\nexit code 1")),
         (signal.SIGSEGV, "", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
         (signal.SIGSEGV | 0x80, "", (Ending.FAILED, 139, "Killed by signal 11 (SIGSEGV)")),
-        (signal.SIGBUS, "", (Ending.FAILED, 135, "Killed by signal 7 (SIGBUS)")),
         (40, "", (Ending.FAILED, 168, "Killed by signal 40 (unknown)")),
     ],
 )
@@ -109,9 +108,16 @@ def test_a_full_disk_is_named_with_what_it_holds(full: list[str], files: int | N
     assert message == f"Disk full: {words} ({NO_SPACE})\nexit code 1"
 
 
-def test_a_page_of_a_full_disk_is_told_from_other_bus_errors() -> None:
-    expected = "Disk full: /dev/shm holds at most 16 MB and 4096 files (killed by signal 7, SIGBUS)\nexit code 135"
-    assert judge(ended(signal.SIGBUS, full=["/dev/shm"]), 5.0, LIMITS, "") == (Ending.FAILED, 135, expected)
+@pytest.mark.parametrize(
+    ("full", "words"),
+    [
+        (["/dev/shm"], "Disk full: /dev/shm holds at most 16 MB and 4096 files"),
+        ([], "Perhaps disk full: each writable place holds at most 16 MB and 4096 files"),
+    ],
+)
+def test_a_bus_error_is_told_as_a_page_without_room_for_sure_where_a_place_is_full(full: list[str], words: str) -> None:
+    expected = f"{words} (killed by signal 7, SIGBUS)\nexit code 135"
+    assert judge(ended(signal.SIGBUS, full=full), 5.0, LIMITS, "") == (Ending.FAILED, 135, expected)
 
 
 def test_open_files_are_told_with_their_limit() -> None:

@@ -89,6 +89,16 @@ CREATE TABLE IF NOT EXISTS tasks (
     history          JSONB,
     -- Since when it waits: when it was created, came due, or was given back.
     queued_at        TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- The tags that its worker must have: sorted, with commas between them. '': any worker.
+    worker_tags      TEXT NOT NULL DEFAULT '',
+    -- At most so many tasks of a tenant with the same key at a time as LIMITS says.
+    concurrency_key  TEXT,
+    -- Tasks of a tenant with the same key run one after another, in the order of their ids.
+    sequence_key     TEXT,
+    -- Tasks that must have ended before.
+    depends_on       INT8[],
+    -- Whether a task with a key, or one that depends on others, may be claimed.
+    admitted         BOOL NOT NULL DEFAULT false,
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -107,7 +117,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL,
     -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
     -- would make SKIP LOCKED lock every row it reads.
-    INDEX tasks_claim (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
+    INDEX tasks_claimable (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
+        AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)
 );
 
 -- What version 2 has more than version 1.
@@ -125,6 +136,16 @@ CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry
 CREATE INDEX IF NOT EXISTS tasks_webhooks ON tasks (webhook_due) WHERE webhook_due IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (finished) WHERE status IN ('failed', 'malicious');
 
+-- What version 5 has more than version 4.
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS worker_tags TEXT NOT NULL DEFAULT '';
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS concurrency_key TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS sequence_key TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_on INT8[];
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
+CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
+    AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
+DROP INDEX IF EXISTS tasks@tasks_claim;
+
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
 -- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
 --
@@ -137,4 +158,4 @@ ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
-INSERT INTO continuum_schema (version) VALUES (4) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;

@@ -79,7 +79,17 @@ ALTER TABLE tasks
     -- How attempts ended so far, oldest first, but for one that completed: an array of objects.
     ADD COLUMN IF NOT EXISTS history          JSONB,
     -- Since when it waits: when it was created, came due, or was given back.
-    ADD COLUMN IF NOT EXISTS queued_at        TIMESTAMPTZ NOT NULL DEFAULT now();
+    ADD COLUMN IF NOT EXISTS queued_at        TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- The tags that its worker must have: sorted, with commas between them. '': any worker.
+    ADD COLUMN IF NOT EXISTS worker_tags      TEXT NOT NULL DEFAULT '',
+    -- At most so many tasks of a tenant with the same key at a time as LIMITS says.
+    ADD COLUMN IF NOT EXISTS concurrency_key  TEXT,
+    -- Tasks of a tenant with the same key run one after another, in the order of their ids.
+    ADD COLUMN IF NOT EXISTS sequence_key     TEXT,
+    -- Tasks that must have ended before.
+    ADD COLUMN IF NOT EXISTS depends_on       BIGINT[],
+    -- Whether a task with a key, or one that depends on others, may be claimed.
+    ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false;
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks
@@ -108,8 +118,12 @@ $$;
 
 -- Indexes -------------------------------------------------------------------------------------------------------------------
 
--- Claiming: an ordered, limited scan of this index and nothing else, however many rows are finished or parked.
-CREATE INDEX IF NOT EXISTS tasks_claim ON tasks (priority, id) WHERE status = 'pending' AND run_at IS NULL;
+-- Claiming: from one tenant after the other an ordered, limited scan of this index and nothing else, however many rows are
+-- finished or parked.
+CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, coalesce(tenant, ''), priority, id)
+    WHERE status = 'pending' AND run_at IS NULL
+      AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
+DROP INDEX IF EXISTS tasks_claim;
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
 -- Recovering expired leases.
@@ -242,6 +256,6 @@ WHERE NOT EXISTS (SELECT FROM continuum_schema)
 HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled', 'malicious')) > 0
 ON CONFLICT (id) DO NOTHING;
 
-INSERT INTO continuum_schema (version) VALUES (4) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from continuum.db.connection import TrioConnection
 from continuum.db.protocol import Listener
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """The version that this release needs; the files under sql/ record it."""
 
 Rows = list[tuple[Any, ...]]

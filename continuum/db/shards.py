@@ -58,7 +58,7 @@ class Entry(NamedTuple):
     id: int
 
 
-_PENDING = """status = 'pending' AND run_at IS NULL
+_PENDING = f"""{statements.CLAIMABLE}
           AND priority >= %(min_priority)s AND priority <= %(max_priority)s"""
 
 
@@ -79,7 +79,7 @@ def survey_statement(marks: int) -> str:
     """Read a few pending tasks: all of them, when there are only a few."""
     shards = ", ".join(map(str, range(SHARDS)))
     return f"""
-        SELECT shard, priority, id FROM tasks@tasks_claim
+        SELECT shard, priority, id FROM tasks@tasks_claimable
         WHERE shard IN ({shards}) AND {_PENDING} {_beyond(marks)} LIMIT {SURVEY_LIMIT}
 """
 
@@ -96,13 +96,13 @@ def claim_shard_statement(marks: int) -> str:
         )""")
 
 
-CLAIM_KEYS = statements.claim("""
+CLAIM_KEYS = statements.claim(f"""
         id IN (
             SELECT tasks.id
             FROM unnest(%(shards)s::int2[], %(priorities)s::int4[], %(ids)s::int8[]) AS k (shard, priority, id)
-            INNER LOOKUP JOIN tasks@tasks_claim
+            INNER LOOKUP JOIN tasks@tasks_claimable
                 ON tasks.shard = k.shard AND tasks.priority = k.priority AND tasks.id = k.id
-            WHERE tasks.status = 'pending' AND tasks.run_at IS NULL
+            WHERE {statements.CLAIMABLE}
             FOR UPDATE OF tasks SKIP LOCKED
         )""")
 """Claim the tasks seen at these places, those of them that are still there: locks them and nothing else."""

@@ -13,6 +13,10 @@ from typing import Any
 
 from continuum.model import HISTORY_LENGTH
 
+CLAIMABLE = """status = 'pending' AND run_at IS NULL
+          AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
+"""Which tasks wait for nothing but a worker: the condition of the index `tasks_claimable`, to the letter."""
+
 _UTC = "(now() AT TIME ZONE 'utc')"
 _ENDED = "('completed', 'failed', 'cancelled', 'malicious')"
 _FIRST_LINE = "left(split_part(tasks.last_error, E'\\n', 1), 300)"
@@ -68,10 +72,10 @@ def claim_order(row: tuple[Any, ...]) -> tuple[int, int]:
     return row[_PRIORITY], row[ID]
 
 
-CLAIM_POSTGRES = claim("""
+CLAIM_POSTGRES = claim(f"""
     id = ANY (ARRAY (
         SELECT id FROM tasks
-        WHERE status = 'pending' AND run_at IS NULL
+        WHERE {CLAIMABLE} AND worker_tags = ''
           AND priority >= %(min_priority)s AND priority <= %(max_priority)s
         ORDER BY priority, id LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED

@@ -312,9 +312,9 @@ _MARKS = {f"mark_priority_{n}": n for n in range(3)} | {f"mark_id_{n}": 1 << 60 
 _CLAIM = {"worker": "w", "limit": 5, "lease": 30.0, "shard": 3, **_BOUNDS, **_MARKS}
 _LEASES = {"ids": [1, 2], "attempts": [1, 1]}
 PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
-    **{f"survey, {n} marks": (survey_statement(n), _CLAIM, "tasks_claim") for n in (0, 1, 3)},
-    **{f"claim, {n} marks": (claim_shard_statement(n), _CLAIM, "tasks_claim") for n in (0, 1, 3)},
-    "claim by keys": (CLAIM_KEYS, _CLAIM | {"shards": [1, 2], "priorities": [0, 0], "ids": [1, 2]}, "tasks_claim"),
+    **{f"survey, {n} marks": (survey_statement(n), _CLAIM, "tasks_claimable") for n in (0, 1, 3)},
+    **{f"claim, {n} marks": (claim_shard_statement(n), _CLAIM, "tasks_claimable") for n in (0, 1, 3)},
+    "claim by keys": (CLAIM_KEYS, _CLAIM | {"shards": [1, 2], "priorities": [0, 0], "ids": [1, 2]}, "tasks_claimable"),
     "promote": (statements.PROMOTE, {"limit": 1000}, "tasks_scheduled"),
     "recover": (
         statements.RECOVER,
@@ -376,7 +376,7 @@ def test_no_hot_statement_scans_the_table_and_claims_lock_what_they_take(full_qu
     assert "FULL SCAN" not in plan, plan
     assert f"tasks@{index}" in plan, plan
     if name.startswith("claim,"):
-        scan = plan[plan.index("tasks@tasks_claim") :]
+        scan = plan[plan.index("tasks@tasks_claimable") :]
         assert "limit: 5" in scan, "limited in the scan itself: " + plan
         assert "locking wait policy: skip locked" in scan, plan
         assert "top-k" not in plan, plan

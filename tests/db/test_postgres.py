@@ -517,7 +517,7 @@ def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache
         assert {node.get("Index Name") for node in nodes if "Index Name" in node} >= {"tasks_pkey"}, described
         assert "tasks_held" not in described, described
     if name == "claim":
-        picking = [node for node in scans if node.get("Index Name") == "tasks_claim"]
+        picking = [node for node in scans if node.get("Index Name") == "tasks_claimable"]
         assert picking, described
         assert all(node["Actual Rows"] <= 20 for node in scans), described
         assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 20], described

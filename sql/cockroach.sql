@@ -42,6 +42,38 @@ CREATE TABLE IF NOT EXISTS continuum_schema (
     applied_at TIMESTAMPTZ NOT NULL DEFAULT now()  -- when
 );
 
+-- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on.
+CREATE TABLE IF NOT EXISTS limits (
+    scope         TEXT NOT NULL,     -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
+    name          TEXT NOT NULL,     -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
+    weight        FLOAT8,  -- a tenant's share, compared with 1
+    max_running   INT4,           -- at a time, all workers together
+    rate          INT4,           -- starts in any period of so many seconds, all workers together
+    rate_period_s FLOAT8,
+    max_pending   INT4,           -- open tasks that have not begun, beyond which none is submitted
+    paused        BOOL,           -- nothing of it begins
+    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (scope, name),
+    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'queue')),
+    CONSTRAINT limits_weight_fits CHECK (weight > 0 AND weight <= 1000),
+    CONSTRAINT limits_max_running_fits CHECK (max_running BETWEEN 0 AND 10000),
+    CONSTRAINT limits_rate_fits CHECK (rate > 0 AND rate_period_s > 0 AND rate_period_s <= 604800),
+    CONSTRAINT limits_rate_whole CHECK ((rate IS NULL) = (rate_period_s IS NULL)),
+    CONSTRAINT limits_max_pending_fits CHECK (max_pending >= 0)
+);
+
+-- What limits are kept by: a row for each task that a limit lets run at once, and one for each start that it allows in a period.
+-- A claim takes free ones and skips those that others take, so that nobody waits. `infinity`: until its task ends.
+CREATE TABLE IF NOT EXISTS permits (
+    resource TEXT NOT NULL,     -- running:TENANT or rate:TENANT
+    number   INT4 NOT NULL,
+    free_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
+    task_id  INT8,
+    PRIMARY KEY (resource, number),
+    INDEX permits_free (resource, free_at),
+    INDEX permits_taken (task_id) WHERE task_id IS NOT NULL
+);
+
 -- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
 -- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
@@ -118,7 +150,10 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
     -- would make SKIP LOCKED lock every row it reads.
     INDEX tasks_claimable (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
-        AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)
+        AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted),
+    -- What must be admitted before.
+    INDEX tasks_gated (id) WHERE status = 'pending' AND run_at IS NULL
+        AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted
 );
 
 -- What version 2 has more than version 1.
@@ -144,6 +179,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_on INT8[];
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
+CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
+    AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
 DROP INDEX IF EXISTS tasks@tasks_claim;
 
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
@@ -156,6 +193,8 @@ ALTER TABLE codes CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE limits CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE permits CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
 INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;

@@ -124,6 +124,10 @@ CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, coalesce(tenan
     WHERE status = 'pending' AND run_at IS NULL
       AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 DROP INDEX IF EXISTS tasks_claim;
+-- What must be admitted before.
+CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id)
+    WHERE status = 'pending' AND run_at IS NULL
+      AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
 -- Recovering expired leases.
@@ -170,6 +174,40 @@ ALTER TABLE workers
     -- Tasks whose code CODE_POLICY=reject refused.
     ADD COLUMN IF NOT EXISTS malicious BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE workers SET (fillfactor = 50);
+
+-- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on -----------------------
+
+CREATE TABLE IF NOT EXISTS limits (
+    scope         TEXT NOT NULL,     -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
+    name          TEXT NOT NULL,     -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
+    weight        DOUBLE PRECISION,  -- a tenant's share, compared with 1
+    max_running   INTEGER,           -- at a time, all workers together
+    rate          INTEGER,           -- starts in any period of so many seconds, all workers together
+    rate_period_s DOUBLE PRECISION,
+    max_pending   INTEGER,           -- open tasks that have not begun, beyond which none is submitted
+    paused        BOOLEAN,           -- nothing of it begins
+    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    PRIMARY KEY (scope, name),
+    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'queue')),
+    CONSTRAINT limits_weight_fits CHECK (weight > 0 AND weight <= 1000),
+    CONSTRAINT limits_max_running_fits CHECK (max_running BETWEEN 0 AND 10000),
+    CONSTRAINT limits_rate_fits CHECK (rate > 0 AND rate_period_s > 0 AND rate_period_s <= 604800),
+    CONSTRAINT limits_rate_whole CHECK ((rate IS NULL) = (rate_period_s IS NULL)),
+    CONSTRAINT limits_max_pending_fits CHECK (max_pending >= 0)
+);
+
+-- What limits are kept by: a row for each task that a limit lets run at once, and one for each start that it allows in a period.
+-- A claim takes free ones and skips those that others take, so that nobody waits. `infinity`: until its task ends.
+CREATE TABLE IF NOT EXISTS permits (
+    resource TEXT NOT NULL,     -- running:TENANT or rate:TENANT
+    number   INTEGER NOT NULL,
+    free_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
+    task_id  BIGINT,
+    PRIMARY KEY (resource, number)
+);
+CREATE INDEX IF NOT EXISTS permits_free ON permits (resource, free_at);
+CREATE INDEX IF NOT EXISTS permits_taken ON permits (task_id) WHERE task_id IS NOT NULL;
+ALTER TABLE permits SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
 -- Waking workers up ----------------------------------------------------------------------------------------------------------
 

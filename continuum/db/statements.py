@@ -17,6 +17,10 @@ CLAIMABLE = """status = 'pending' AND run_at IS NULL
           AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
 """Which tasks wait for nothing but a worker: the condition of the index `tasks_claimable`, to the letter."""
 
+GATED = """status = 'pending' AND run_at IS NULL
+          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted"""
+"""Which tasks must be admitted first: the condition of the index `tasks_gated`, to the letter."""
+
 _UTC = "(now() AT TIME ZONE 'utc')"
 _ENDED = "('completed', 'failed', 'cancelled', 'malicious')"
 _FIRST_LINE = "left(split_part(tasks.last_error, E'\\n', 1), 300)"
@@ -408,7 +412,7 @@ def statistics(of: str = "") -> str:
     of: a clause that says of which moment.
     """
     return f"""
-SELECT (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NULL),
+SELECT (SELECT count(*) FROM tasks WHERE {CLAIMABLE}) + (SELECT count(*) FROM tasks WHERE {GATED}),
        (SELECT count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL),
        (SELECT count(*) FROM tasks WHERE status = 'processing'),
        coalesce(sum(completed), 0)::int8, coalesce(sum(failed), 0)::int8, coalesce(sum(cancelled), 0)::int8,
@@ -426,7 +430,7 @@ def oldest_pending(of: str = "") -> str:
     of: a clause that says of which moment.
     """
     return f"""
-WITH next AS (SELECT min(id) AS id FROM tasks WHERE status = 'pending' AND run_at IS NULL GROUP BY priority)
+WITH next AS (SELECT min(id) AS id FROM tasks WHERE {CLAIMABLE} GROUP BY priority)
 SELECT extract(epoch FROM now() - min(tasks.queued_at))::float8 FROM next JOIN tasks ON tasks.id = next.id {of}
 """
 
@@ -466,11 +470,13 @@ ORDER BY started, id
 """
 """The tasks that have run for longest; of no others is the output looked at."""
 
-DEPTHS = """
+DEPTHS = f"""
 SELECT priority, sum(pending)::int8, sum(scheduled)::int8, sum(running)::int8
 FROM (
     SELECT priority, count(*) AS pending, 0 AS scheduled, 0 AS running
-    FROM tasks WHERE status = 'pending' AND run_at IS NULL GROUP BY priority
+    FROM tasks WHERE {CLAIMABLE} GROUP BY priority
+    UNION ALL
+    SELECT priority, count(*), 0, 0 FROM tasks WHERE {GATED} GROUP BY priority
     UNION ALL
     SELECT priority, 0, count(*), 0 FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL GROUP BY priority
     UNION ALL
@@ -478,7 +484,7 @@ FROM (
 ) AS part
 GROUP BY priority ORDER BY priority LIMIT %(limit)s
 """
-"""The open tasks by priority: three conditions, each of which has an index."""
+"""The open tasks by priority: four conditions, each of which has an index."""
 
 SEARCHED = 100_000
 """Tasks that a search looks at, the newest."""

@@ -33,15 +33,28 @@ def _signals_as_in_a_terminal() -> None:
 
 
 WITH_WORKERS = (
-    "tests/e2e/",
+    *(
+        f"tests/e2e/test_{name}.py"
+        for name in (
+            "cli_watching",
+            "client_run",
+            "compose",
+            "demo",
+            "failures",
+            "image",
+            "socket_proxy",
+            "tasks",
+            "webhooks",
+        )
+    ),
     *(f"tests/sandbox/test_docker_{name}.py" for name in ("layers", "owner", "proxy", "requirements", "sweep")),
 )
-"""Tests of workers, and of what dead ones leave: a worker removes that from the whole host."""
+"""Tests of workers with Docker, and of what dead ones leave: a worker removes that from the whole host."""
 WITH_SANDBOXES = ("tests/attacks/", "tests/sandbox/")
 
 
 class ByWhatTheyDisturb(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """With several processes (`pytest -n 2`), one of them has all tests that start workers, one all others that start
+    """With several processes (`pytest -n 3`), one of them has all tests that start workers with Docker, one all others of
     sandboxes; all other tests go file by file to whichever process is idle.
 
     (xdist's own `--dist loadgroup` needs names of tests that can be changed, which pytest 9 has put an end to.)

@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Set
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from continuum.egress import Address
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
-from continuum.sandbox.docker_engine import Engine
+from continuum.sandbox.docker_engine import REMOVE_DEADLINE, Engine
 from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_layers import DockerLayers
@@ -245,35 +245,54 @@ class DockerBackend:
             raise BackendUnavailable(f"no runner answers in a new container: {lost}{stream.last_words}") from lost
 
     async def sweep(self, live_workers: Set[str]) -> int:
-        engine, now = self._engine, time.time()
-        listed: list[dict[str, Any]] = await engine.call(
-            lambda api: api.containers(all=True, filters={"label": WORKER_LABEL})
-        )
+        now = time.time()
         left = [
             container
-            for container in listed
+            for container in await self._containers()
             if Owner.from_labels(container["Labels"]).is_dead(self._owner, live_workers, now - container["Created"])
         ]
+        removed = await self._remove(left)
+        await self._engine.remove_unremoved()
+        await self._layers.sweep(live_workers)
+        return removed
+
+    async def aclose(self) -> None:
+        """Remove what a daemon kept that was down when it was told to remove it, and disconnect."""
+        if self._connected is None:
+            return
+        with trio.move_on_after(REMOVE_DEADLINE, shield=True):
+            try:
+                await self._remove(
+                    [one for one in await self._containers() if one["Labels"][WORKER_LABEL] == self._owner.worker]
+                )
+            except EngineError as error:
+                log.warning(
+                    "could not look for containers that are left; the next worker removes them", error=str(error)
+                )
+        self._connected.close()
+
+    async def _containers(self) -> list[dict[str, Any]]:
+        """The containers of all workers."""
+        listed: list[dict[str, Any]] = await self._engine.call(
+            lambda api: api.containers(all=True, filters={"label": WORKER_LABEL})
+        )
+        return listed
+
+    async def _remove(self, containers: Iterable[dict[str, Any]]) -> int:
+        """Remove containers; return how many of those removed are sandboxes."""
         removed = 0
 
         async def remove(container: dict[str, Any]) -> None:
             nonlocal removed
             # By name, which says what it is, where it still has one: no filter between worker and daemon knows an id.
             name = (container["Names"] or [container["Id"]])[0].lstrip("/")
-            if await engine.remove(name) and container["Labels"].get(ROLE_LABEL) == "sandbox":
+            if await self._engine.remove(name) and container["Labels"].get(ROLE_LABEL) == "sandbox":
                 removed += 1
 
         async with trio.open_nursery() as nursery:
-            for container in left:
+            for container in containers:
                 nursery.start_soon(remove, container)
-            nursery.start_soon(engine.remove_unremoved)
-        await self._layers.sweep(live_workers)
         return removed
-
-    async def aclose(self) -> None:
-        if self._connected is not None:
-            await self._connected.remove_unremoved()
-            self._connected.close()
 
     def _warn_no_network(self, because: str) -> None:
         self._warn_once(_NO_NETWORK, egress=self._settings.egress, because=because)

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trio
 
-from continuum.model import AttemptRecord, NewTask, Status, Stream, WorkerReport
+from continuum.model import AttemptRecord, Lease, NewTask, Status, Stream, WorkerReport
 from tests.e2e.browser import TOKEN, Site, Watch, keep, open_browser, open_site, require_browser
 
 ATTACK = (
@@ -131,7 +132,10 @@ async def fill(site: Site) -> Tasks:
             output=output,
             history=(first,),
         )
-    lease = next(lease for lease in site.state.running if lease.task_id == running)
+    lease = Lease(running, 1)
+    with trio.fail_after(30):
+        while lease not in site.state.running:  # the record knows of it first
+            await trio.sleep(0.01)
     site.state.running[lease].transcript.write(Stream.OUTPUT, "12 of 600 customers\n" + ATTACK)
     return Tasks(completed, failed, attack, running, scheduled)
 

@@ -92,6 +92,7 @@ def own_daemon(folder: Path) -> Iterator[OwnDaemon]:
         own.start()
         own.copy_image(lab.IMAGE)
         yield own
-        assert own.docker("ps", "--all", "--quiet").stdout == b""
+        left = own.docker("ps", "--all", "--no-trunc").stdout.decode().splitlines()[1:]
+        assert not left, "\n".join([*left, (folder / "log").read_text(errors="replace")[-5_000:]])
     finally:
         own.clean_up()

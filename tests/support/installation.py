@@ -34,9 +34,11 @@ class Installation:
             yield proxy, self.environment | {"DATABASE_URL": _url(proxy.port)}
 
     async def sandboxes(self) -> list[str]:
-        """The sandboxes on this host, of any worker, running or not."""
+        """The sandboxes on this host: with Docker of any worker, running or not; with bubblewrap those whose worker is gone."""
         if self.sandbox != "docker":
-            found = subprocess.run(["pgrep", "-x", "bwrap"], capture_output=True, text=True, check=False).stdout
+            found = subprocess.run(
+                ["pgrep", "--parent", "1", "-x", "bwrap"], capture_output=True, text=True, check=False
+            ).stdout
             return found.split()
         command = ["docker", "ps", "-a", "--filter", f"label={WORKER_LABEL}", "--format", "{{json .}}"]
         lines = (await trio.run_process(command, capture_stdout=True)).stdout.decode().splitlines()

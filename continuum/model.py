@@ -46,6 +46,9 @@ class NewTask:
     run_at: not before this time (aware, UTC); None means now.
     timeout: seconds of wall time; None means the worker's TASK_TIMEOUT.
     webhook: a URL that is told when the task has ended.
+    idempotency_window: seconds since the first task with this key was submitted, after which the key begins anew with this one;
+    None: never, for as long as the first task is kept.
+    unique: while a task of the tenant with the same code and payload is pending and was never begun, this one is that one.
     """
 
     name: str = ""
@@ -62,6 +65,8 @@ class NewTask:
     idempotency_key: str | None = None
     traceparent: str | None = None
     webhook: str | None = None
+    idempotency_window: float | None = None
+    unique: bool = False
 
 
 @dataclass(frozen=True, slots=True)

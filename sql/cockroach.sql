@@ -131,6 +131,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     depends_on       INT8[],
     -- Whether a task with a key, or one that depends on others, may be claimed.
     admitted         BOOL NOT NULL DEFAULT false,
+    -- While a task of a tenant is pending and was never begun, no other one may have the same.
+    unique_key       TEXT,
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -147,6 +149,9 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- What failed lately.
     INDEX tasks_failed (finished) WHERE status IN ('failed', 'malicious'),
     UNIQUE INDEX tasks_idempotency (coalesce(tenant, ''), idempotency_key) WHERE idempotency_key IS NOT NULL,
+    -- Only while it was never begun: a retry must not fail because the same was submitted again meanwhile.
+    UNIQUE INDEX tasks_unique (coalesce(tenant, ''), unique_key)
+        WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL,
     -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
     -- would make SKIP LOCKED lock every row it reads.
     INDEX tasks_claimable (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
@@ -177,6 +182,9 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS concurrency_key TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS sequence_key TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_on INT8[];
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS unique_key TEXT;
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
+    WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL

@@ -89,7 +89,9 @@ ALTER TABLE tasks
     -- Tasks that must have ended before.
     ADD COLUMN IF NOT EXISTS depends_on       BIGINT[],
     -- Whether a task with a key, or one that depends on others, may be claimed.
-    ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false;
+    ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false,
+    -- While a task of a tenant is pending and was never begun, no other one may have the same.
+    ADD COLUMN IF NOT EXISTS unique_key       TEXT;
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks
@@ -138,6 +140,9 @@ CREATE INDEX IF NOT EXISTS tasks_held ON tasks (worker_id) WHERE status = 'proce
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency ON tasks (coalesce(tenant, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;
+-- Only while it was never begun: a retry must not fail because the same was submitted again meanwhile.
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
+    WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
 
 -- Each task is tried again by one copy at most.
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry_of IS NOT NULL;

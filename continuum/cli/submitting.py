@@ -47,6 +47,13 @@ def submit(
     max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
     tenant: Tenant = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,
+    idempotency_window: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="DURATION", help="Only within this time after the first: 90, 5m, 24h."),
+    ] = None,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Unless an equal one is pending: same code and payload.")
+    ] = False,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and print its output.")] = False,
     seconds: Seconds = None,
@@ -73,6 +80,8 @@ def submit(
             timeout=task_timeout,
             tenant=tenant,
             idempotency_key=idempotency_key,
+            idempotency_window=idempotency_window,
+            unique=unique,
             webhook=webhook,
         )
         async with Client(settings()) as client:

@@ -30,7 +30,7 @@ async def run_script(client: Client, script: Script, payload: object, returns: o
     except (TaskError, TaskNotFound):
         raise
     except BaseException:
-        if task.idempotency_key is None if wanted is None else wanted:
+        if (task.idempotency_key is None and not task.unique) if wanted is None else wanted:
             await client.give_up([task_id])
         raise
 

@@ -40,9 +40,12 @@ class CommonOptions(TypedDict, total=False):
 
 
 class TaskOptions(CommonOptions, total=False):
-    """With what is one task's only. idempotency_key: the same key again, of the same tenant, yields the first task."""
+    """With what is one task's only. idempotency_key: the same key again, of the same tenant, yields the first task, for so many
+    seconds as idempotency_window says, or without end. unique: while an equal task has not begun, this one is that one."""
 
     idempotency_key: str | None
+    idempotency_window: float | None
+    unique: bool
 
 
 class RunOptions(TaskOptions, total=False):
@@ -50,7 +53,7 @@ class RunOptions(TaskOptions, total=False):
 
     seconds: how long to wait; without end by default. cancel_on_exit: whether a wait that is cancelled, or over, cancels the
     task. By default it does, as it ends a function that is called; a task with an `idempotency_key` goes on, because the next run
-    with the same key finds it.
+    with the same key finds it, and so does a `unique` one, which may be somebody else's, too.
     """
 
     seconds: float | None

@@ -19,7 +19,7 @@ import trio
 
 from continuum.db import rows, searching, statements
 from continuum.db.classify import Kind, classify, describe, without_data
-from continuum.db.codes import Code, code_of
+from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
 from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
 from continuum.db.errors import (
@@ -30,6 +30,7 @@ from continuum.db.errors import (
     OutcomeUnknown,
     SchemaMismatch,
 )
+from continuum.db.insertion import Insertion, insert_tasks, unique_key_of
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
 from continuum.db.validation import INTEGER, check_new_tasks, is_uuid
@@ -380,11 +381,12 @@ class SqlDatabase:
         if not tasks:
             return []
         codes = [code_of(task) for task in tasks]
-        one_statement = all(task.idempotency_key is None for task in tasks)
+        insertions = [Insertion(task, code, unique_key_of(task, code)) for task, code in zip(tasks, codes, strict=True)]
+        one_statement = not any(any(each.labels()) for each in insertions)
 
         async def body(connection: TrioConnection) -> list[int]:
             async with nullcontext() if one_statement else connection.transaction():
-                return await _insert_tasks(connection, tasks, codes)
+                return await insert_tasks(connection, insertions)
 
         try:
             return await self._with_connection(body, deadline=self.long_deadline, writes=True)
@@ -489,46 +491,6 @@ class SqlDatabase:
     async def _connect_in_time(self) -> TrioConnection:
         with trio.fail_after(self.deadline):
             return await self._connect()
-
-
-async def _insert_tasks(
-    connection: TrioConnection, tasks: Sequence[NewTask], codes: Sequence[Code | None]
-) -> list[int]:
-    """Insert tasks and return their ids in order, those of earlier ones for idempotency keys that are taken."""
-    distinct = {code.id: code for code in codes if code is not None}.values()
-    parameters = {
-        "code_ids": [code.id for code in distinct],
-        "scripts": [code.text for code in distinct],
-        "requirements": [code.requirements for code in distinct],
-        "names": [task.name for task in tasks],
-        "descriptions": [task.description for task in tasks],
-        "codes": [task.code_id if code is None else code.id for task, code in zip(tasks, codes, strict=True)],
-        "payloads": [task.payload for task in tasks],
-        "priorities": [task.priority for task in tasks],
-        "max_attempts": [task.max_attempts for task in tasks],
-        "timeouts": [task.timeout for task in tasks],
-        "run_ats": [task.run_at for task in tasks],
-        "tenants": [task.tenant for task in tasks],
-        "idempotency_keys": [task.idempotency_key for task in tasks],
-        "traceparents": [task.traceparent for task in tasks],
-        "webhooks": [task.webhook for task in tasks],
-    }
-    cursor = await connection.execute(statements.INSERT_TASKS.encode(), parameters)
-    inserted = await cursor.fetchall()
-    by_key = {(tenant, key): task_id for task_id, tenant, key in inserted if key is not None}
-    without_key = iter(sorted(task_id for task_id, _, key in inserted if key is None))
-    keys = [(task.tenant or "", task.idempotency_key) for task in tasks if task.idempotency_key is not None]
-    missing = [key for key in keys if key not in by_key]
-    if missing:
-        tenants, names = zip(*missing, strict=True)
-        cursor = await connection.execute(
-            statements.FIND_KEYS.encode(), {"tenants": list(tenants), "keys": list(names)}
-        )
-        by_key |= {(tenant, key): task_id for task_id, tenant, key in await cursor.fetchall()}
-    return [
-        next(without_key) if task.idempotency_key is None else by_key[task.tenant or "", task.idempotency_key]
-        for task in tasks
-    ]
 
 
 def _leases(leases: Sequence[Lease]) -> dict[str, list[int]]:

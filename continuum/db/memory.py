@@ -19,6 +19,7 @@ from continuum.db import searching
 from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
+from continuum.db.insertion import unique_key_of
 from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
@@ -85,6 +86,7 @@ class MemoryDatabase:
     _listeners: list[Listener] = field(default_factory=list)
     _webhooks: dict[int, tuple[dt.datetime | None, int]] = field(default_factory=dict)
     """When each task's webhook is due, and how often it was tried."""
+    _unique_keys: dict[int, str] = field(default_factory=dict)
     _queued_at: dict[int, dt.datetime] = field(default_factory=dict)
     """Since when tasks wait that did not begin to when they were created."""
 
@@ -404,11 +406,11 @@ class MemoryDatabase:
         return [self._insert(task) for task in tasks]
 
     def _insert(self, task: NewTask) -> int:
-        if task.idempotency_key is not None:
-            for known in self.tasks.values():
-                if (known.tenant, known.idempotency_key) == (task.tenant, task.idempotency_key):
-                    return known.id
         code = code_of(task)
+        unique_key = unique_key_of(task, code)
+        earlier = self._earlier(task, unique_key)
+        if earlier is not None:
+            return earlier
         if code is not None:
             self._scripts[code.id] = code
         number = max(self.tasks, default=0) + 1
@@ -441,8 +443,24 @@ class MemoryDatabase:
             traceparent=task.traceparent,
             webhook=task.webhook,
         )
+        if unique_key is not None:
+            self._unique_keys[number] = unique_key
         self._notify(Wakeup.SCHEDULED if parked else Wakeup.PENDING)
         return number
+
+    def _earlier(self, task: NewTask, unique_key: str | None) -> int | None:
+        """The task that stands for this one. A key whose window is over is taken from its task."""
+        theirs = [known for known in self.tasks.values() if (known.tenant or "") == (task.tenant or "")]
+        for known in theirs:
+            if task.idempotency_key is None or known.idempotency_key != task.idempotency_key:
+                continue
+            if task.idempotency_window is None or known.created_at > _in(-task.idempotency_window):
+                return known.id
+            self.tasks[known.id] = replace(known, idempotency_key=None)
+        same = (known.id for known in theirs if unique_key and self._unique_keys.get(known.id) == unique_key)
+        return next(
+            (each for each in same if (self.tasks[each].status, self.tasks[each].attempt) == ("pending", 0)), None
+        )
 
     async def cancel(self, task_id: int) -> Cancellation:
         await self._answer()

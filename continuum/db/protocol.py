@@ -173,7 +173,7 @@ class Database(Protocol):
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
         """Insert tasks in one transaction, and their code (one CODES row for each distinct source text and list of
         requirements), and return their ids in order. A task whose (tenant, idempotency_key) exists already yields the
-        id of the first one.
+        id of the first one, within its `idempotency_window`; a `unique` one that of an equal one that has not begun.
         Raises `InvalidTask` when the database refuses one: none of them is inserted then."""
         ...
 

@@ -298,27 +298,42 @@ WITH stored AS (
     RETURNING 1
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                   idempotency_key, traceparent, webhook)
+                   idempotency_key, unique_key, traceparent, webhook)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
-       CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.traceparent,
-       t.webhook
+       CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
+       t.traceparent, t.webhook
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
-    %(idempotency_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[]
+    %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                        idempotency_key, traceparent, webhook, position)
+                        idempotency_key, unique_key, traceparent, webhook, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
-RETURNING id, coalesce(tenant, ''), idempotency_key
+RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
 """
-"""Insert tasks in order. Those whose idempotency key is taken are left out. Each distinct script is stored once: its id is made
-from what it says and requires."""
+"""Insert tasks in order. Left out are those whose idempotency key is taken, or whose unique key one has that was never begun.
+Each distinct script is stored once: its id is made from what it says and requires."""
 
-FIND_KEYS = """
-SELECT tasks.id, coalesce(tasks.tenant, ''), tasks.idempotency_key
-FROM unnest(%(tenants)s::text[], %(keys)s::text[]) AS k (tenant, key)
+FREE_KEYS = """
+UPDATE tasks SET idempotency_key = NULL
+FROM unnest(%(tenants)s::text[], %(keys)s::text[], %(windows)s::float8[]) AS k (tenant, key, seconds)
+WHERE coalesce(tasks.tenant, '') = k.tenant AND tasks.idempotency_key = k.key AND tasks.idempotency_key IS NOT NULL
+  AND tasks.created_at <= now() - k.seconds * interval '1 second'
+"""
+"""Take keys from tasks that have had them for as long as a new one minds. Who else would do so meanwhile waits for the row, and
+finds it without its key."""
+
+FIND_EARLIER = """
+SELECT tasks.id, coalesce(tasks.tenant, ''), tasks.idempotency_key, NULL::text
+FROM unnest(%(kinds)s::text[], %(tenants)s::text[], %(keys)s::text[]) AS k (kind, tenant, key)
 JOIN tasks ON coalesce(tasks.tenant, '') = k.tenant AND tasks.idempotency_key = k.key
+WHERE k.kind = 'idempotency_key' AND tasks.idempotency_key IS NOT NULL
+UNION ALL
+SELECT tasks.id, coalesce(tasks.tenant, ''), NULL::text, tasks.unique_key
+FROM unnest(%(kinds)s::text[], %(tenants)s::text[], %(keys)s::text[]) AS k (kind, tenant, key)
+JOIN tasks ON coalesce(tasks.tenant, '') = k.tenant AND tasks.unique_key = k.key
+WHERE k.kind = 'unique_key' AND tasks.unique_key IS NOT NULL AND tasks.status = 'pending' AND tasks.attempt = 0
 """
 """The tasks that were there first."""
 

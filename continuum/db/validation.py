@@ -25,7 +25,15 @@ LONGEST = {
     "webhook": LONGEST_URL,
 }
 """The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
-NUMBERS: dict[str, tuple[type, ...]] = {"priority": (int,), "max_attempts": (int,), "timeout": (int, float, NoneType)}
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "priority": (int,),
+    "max_attempts": (int,),
+    "timeout": (int, float, NoneType),
+    "idempotency_window": (int, float, NoneType),
+}
+FLAGS = ("unique",)
+LONGEST_WINDOW = 1e9
+"""Seconds."""
 
 
 def check_new_tasks(tasks: Sequence[NewTask]) -> None:
@@ -46,6 +54,9 @@ def _problems(task: NewTask) -> Iterator[str]:
         if not isinstance(getattr(task, name), kinds):
             yield f"{name} is of type {type(getattr(task, name)).__name__}; use a {'whole ' if kinds == (int,) else ''}number"
             return
+    for name in FLAGS:
+        if not isinstance(getattr(task, name), bool):
+            yield f"{name} is of type {type(getattr(task, name)).__name__}; use True or False"
     if isinstance(task.payload, str) and holds_nul(task.payload):
         yield "payload holds the escape \\u0000, which JSONB cannot store"
     if task.code is not None and task.code_id is not None:
@@ -64,6 +75,11 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield f"max_attempts {task.max_attempts} is out of range: at least 1"
     if task.timeout is not None and not 0 < task.timeout < float("inf"):
         yield f"timeout {task.timeout} is out of range: seconds, more than 0"
+    if task.idempotency_window is not None:
+        if not 0 < task.idempotency_window <= LONGEST_WINDOW:
+            yield f"idempotency_window {task.idempotency_window} is out of range: seconds, more than 0, at most 1e9"
+        if task.idempotency_key is None:
+            yield "idempotency_window says for how long an idempotency_key counts; give one"
     if task.run_at is not None and task.run_at.tzinfo is None:
         yield "run_at has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
 

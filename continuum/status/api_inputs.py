@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from continuum.db.validation import INTEGER, LARGEST, LONGEST
+from continuum.db.validation import INTEGER, LARGEST, LONGEST, LONGEST_WINDOW
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.webhook import LONGEST_URL, parse_url
@@ -144,19 +144,23 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _code_or_its_id(schema: dict[str, Any]) -> None:
-    """JSON Schema for the rule of `NewTaskInput.names_its_code`."""
+def _rules(schema: dict[str, Any]) -> None:
+    """JSON Schema for the rules of `NewTaskInput.holds_together`."""
     null, text = {"type": "null"}, {"type": "string"}
     schema["oneOf"] = [
         {"required": ["code"], "properties": {"code": text, "code_id": null}},
         {"required": ["code_id"], "properties": {"code_id": text, "code": null, "requirements": null}},
+    ]
+    schema["anyOf"] = [
+        {"properties": {"idempotency_window": null}},
+        {"required": ["idempotency_key"], "properties": {"idempotency_key": text}},
     ]
 
 
 class NewTaskInput(Input):
     """A task to submit. It needs `code` or `code_id`."""
 
-    model_config = ConfigDict(json_schema_extra=_code_or_its_id, title="NewTask")
+    model_config = ConfigDict(json_schema_extra=_rules, title="NewTask")
 
     name: Long = ""
     description: Long | None = None
@@ -182,17 +186,30 @@ class NewTaskInput(Input):
         description="The same key of the same tenant again yields the first task. For one task, the header `Idempotency-Key` "
         "says the same.",
     )
+    idempotency_window: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_WINDOW,
+        allow_inf_nan=False,
+        description="Seconds since the first task, after which the key begins anew; null is without end.",
+    )
+    unique: bool = Field(
+        default=False,
+        description="While a task of the tenant with the same code and payload has not begun, this is that one.",
+    )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
     traceparent: Annotated[str, Field(pattern=_TRACEPARENT)] | None = Field(
         default=None, description="W3C Trace Context; the header of this name says the same for all tasks of a request."
     )
 
     @model_validator(mode="after")
-    def names_its_code(self) -> Self:
+    def holds_together(self) -> Self:
         if (self.code is None) == (self.code_id is None):
             raise ValueError("code, the text of a script, or code_id, the id of a stored one; one of the two")
         if self.code_id is not None and self.requirements is not None:
             raise ValueError("requirements only with code; those of a stored script are stored with it")
+        if self.idempotency_window is not None and self.idempotency_key is None:
+            raise ValueError("idempotency_window only with an idempotency_key, for which it counts")
         return self
 
     def task(self, traceparent: str | None) -> NewTask:

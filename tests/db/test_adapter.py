@@ -35,6 +35,7 @@ from continuum.model import (
 from tests.support.listener import listening
 
 HELLO = NewTask(code="print('hello')")
+SAME = NewTask(code="print('hello')", payload='{"a": 1, "b": [2]}', unique=True)
 
 
 def completed(task: ClaimedTask, output: str = "done\n") -> Completion:
@@ -368,6 +369,96 @@ async def test_an_idempotency_key_yields_the_first_task_within_its_tenant(databa
     assert len({*again, first, other}) == 4
 
 
+async def test_a_key_counts_for_as_long_as_its_window(database: Database) -> None:
+    keyed = replace(HELLO, idempotency_key="nightly")
+    (first,) = await database.submit([keyed])
+    assert await database.submit([replace(keyed, idempotency_window=3600)]) == [first]
+    await trio.sleep(0.02)
+    brief = replace(keyed, idempotency_window=0.01)
+    (second,) = await database.submit([brief])
+    assert second != first
+    assert await database.submit([keyed]) == [second], "the key is the second task's now, whatever window others mind"
+    assert [record.idempotency_key for record in await database.fetch([first, second])] == [None, "nightly"]
+    (other,) = await database.submit([replace(brief, tenant="acme")])
+    assert await database.submit([keyed, replace(keyed, tenant="acme")]) == [second, other]
+
+
+async def test_of_many_who_use_a_key_again_at_once_one_submits(database: Database) -> None:
+    (first,) = await database.submit([replace(HELLO, idempotency_key="k", name="old")])
+    await trio.sleep(0.3)
+    answers: list[int] = []
+
+    async def submit() -> None:
+        answers.extend(await database.submit([replace(HELLO, idempotency_key="k", idempotency_window=0.25)] * 2))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(submit)
+    if trio.current_time() - began < 0.25:  # else the window of the second is over, too
+        assert len(set(answers)) == 1
+    assert first not in answers
+
+
+async def test_while_an_equal_task_has_not_begun_a_unique_one_is_that_one(database: Database) -> None:
+    (plain,) = await database.submit([replace(SAME, unique=False)])
+    first, again, swapped = await database.submit([SAME, SAME, replace(SAME, payload='{"b":[2],"a":1}', priority=9)])
+    assert plain != first == again == swapped
+    assert await database.submit([SAME, replace(SAME, run_at=dt.datetime(2999, 1, 1, tzinfo=dt.UTC))]) == [first] * 2
+    different = [
+        replace(SAME, tenant="acme"),
+        replace(SAME, payload="1"),
+        replace(SAME, code="pass"),
+        replace(SAME, payload=None),
+    ]
+    assert len({first, *await database.submit(different)}) == 5
+    code_id = (await database.fetch([first]))[0].code_id or ""
+    assert await database.submit([replace(SAME, code=None, code_id=code_id.upper())]) == [first]
+    assert (await database.statistics(latest=True)).pending == 6
+
+
+async def test_once_it_has_begun_an_equal_task_is_another_and_both_may_be_tried_again(database: Database) -> None:
+    (first,) = await database.submit([SAME])
+    begun = await claim_one(database)
+    (second,) = await database.submit([SAME])
+    assert second != first
+    assert await database.complete("one", [retry(begun, 60)]) == {begun.lease}, "nothing stands in the way of a retry"
+    assert await database.submit([SAME]) == [second]
+    given_back = await claim_one(database)
+    (third,) = await database.submit([SAME])
+    assert await database.release("one", [given_back.lease]) == 1
+    assert await database.submit([SAME]) == [third]
+    await database.cancel(third)
+    assert (await database.submit([SAME]))[0] not in (first, second, third)
+
+
+async def test_a_key_and_equality_each_find_the_earlier_task(database: Database) -> None:
+    (first,) = await database.submit([replace(SAME, idempotency_key="k")])
+    assert await database.submit([replace(SAME, idempotency_key="other"), SAME]) == [first, first]
+    assert await database.submit([replace(SAME, idempotency_key="k", payload="2")]) == [first]
+    await claim_one(database)
+    assert await database.submit([replace(SAME, idempotency_key="k")]) == [first]
+
+
+async def test_of_many_who_submit_the_same_at_once_while_it_is_claimed_each_gets_a_task(database: Database) -> None:
+    answers: list[int] = []
+    claimed: list[ClaimedTask] = []
+
+    async def submit() -> None:
+        for _ in range(6):
+            answers.extend(await database.submit([SAME, HELLO, replace(SAME, payload="7")]))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(submit)
+        while len(answers) < 4 * 6 * 3:
+            claimed += await database.claim("one", 5, lease=30)
+            await trio.sleep(0.001)
+    claimed += await database.claim("one", 100, lease=30)
+    assert {task.id for task in claimed} == set(answers), "who was told of a task has one that runs"
+    assert len(claimed) == len({task.id for task in claimed})
+
+
 async def test_ids_come_back_in_the_order_of_submission(database: Database) -> None:
     ids = await database.submit([replace(HELLO, name=str(number)) for number in range(1000)])
     assert [record.name for record in await database.fetch(ids)] == [str(number) for number in range(1000)]
@@ -383,6 +474,10 @@ async def test_ids_come_back_in_the_order_of_submission(database: Database) -> N
         (replace(HELLO, priority=2**31), "priority 2147483648 does not fit"),
         (replace(HELLO, max_attempts=0), "max_attempts"),
         (replace(HELLO, timeout=-1.0), "timeout"),
+        (replace(HELLO, idempotency_window=60.0), "idempotency_window says for how long"),
+        (replace(HELLO, idempotency_key="k", idempotency_window=0.0), "idempotency_window 0.0 is out of range"),
+        (replace(HELLO, idempotency_key="k", idempotency_window=float("nan")), "idempotency_window nan is out of"),
+        (replace(SAME, payload="{"), "payload|json|JSON"),
         (replace(HELLO, requirements="six==1.16.0\nattrs"), "requirements: line 2: 'attrs' is not pinned"),
         (NewTask(code_id="11111111-1111-1111-1111-111111111111", requirements="six==1.16.0"), "give them with code"),
         (NewTask(), "give code"),

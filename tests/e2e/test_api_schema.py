@@ -110,7 +110,7 @@ def test_without_the_token_nothing_is_changed(case: schemathesis.Case[Any], addr
 
 
 def _without_a_second_key(case: schemathesis.Case[Any]) -> None:
-    """Leave out the header that the body contradicts, or has no one task for: no schema can say this."""
+    """Leave out the header that the body contradicts, has no one task for, or lacks: no schema can say this."""
     body = case.body if isinstance(case.body, dict) else {"tasks": []}
-    if case.headers and ("tasks" in body or body.get("idempotency_key") is not None):
+    if case.headers and ("tasks" in body or not {"idempotency_key", "idempotency_window"}.isdisjoint(body)):
         case.headers.pop("Idempotency-Key", None)

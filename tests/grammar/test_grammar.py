@@ -34,8 +34,8 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.RELEASE_EXCEPT: [[(0,)]],
     statements.PROMOTE: [[(0,)]],
     statements.NEXT_DUE: [[(None,)]],
-    statements.INSERT_TASKS: [[(1, "", None)]],
-    statements.FIND_KEYS: [[(2, "", "key")]],
+    statements.INSERT_TASKS: [[(1, "", None, None)]],
+    statements.FIND_EARLIER: [[(2, "", "key", None)]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
     statements.statistics(cockroach.COCKROACH.as_of): [
         psycopg.errors.UndefinedTable("it was not there five seconds ago")
@@ -79,7 +79,7 @@ async def _use_every_verb(queue: Database) -> None:
     task = NewTask(code="print('hello')")
     await queue.migrate()
     await queue.check_schema()
-    await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key")])
+    await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key", idempotency_window=60)])
     await queue.claim("worker", 1, lease=30)
     await queue.claim("worker", 1, lease=30)
     completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         task,
     )
     from continuum.model import Cancellation, NewTask, Status, TaskRecord
+    from continuum.retry import RetryPolicy
     from continuum.standalone import local, local_blocking
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "NotShippable",
     "RemoteFunction",
     "Results",
+    "RetryPolicy",
     "Status",
     "TaskCancelled",
     "TaskError",
@@ -67,6 +69,7 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("Cancellation", "NewTask", "Status", "TaskRecord"), "continuum.model"),
+    "RetryPolicy": "continuum.retry",
     **dict.fromkeys(("local", "local_blocking"), "continuum.standalone"),
 }
 

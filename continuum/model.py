@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from continuum.retry import RetryPolicy
+
 
 class Status(enum.StrEnum):
     """The `status` column of TASKS. A row may hold another text (a foreign hand wrote it): nothing claims it."""
@@ -49,6 +51,7 @@ class NewTask:
     idempotency_window: seconds since the first task with this key was submitted, after which the key begins anew with this one;
     None: never, for as long as the first task is kept.
     unique: while a task of the tenant with the same code and payload is pending and was never begun, this one is that one.
+    retry: whether and when it is tried again; None leaves it to its code, or to the default.
     """
 
     name: str = ""
@@ -67,6 +70,7 @@ class NewTask:
     webhook: str | None = None
     idempotency_window: float | None = None
     unique: bool = False
+    retry: RetryPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,13 @@ class ClaimedTask:
     code: the source text; None when the row names no code, or one that CODES does not hold.
     requirements: the pinned packages that CODES lists for it, in the lines of a requirements file.
     payload: JSON text (`null` for SQL NULL).
-    released: attempts that ended without counting (the worker gave them back); see `attempts_left`.
+    released: attempts that ended without counting (the worker gave them back); see `counted_attempt`.
     timeout: seconds, None where the task leaves it to the worker.
     created_at: on the database's clock, UTC.
     description, last_error: shown to those who watch; last_error is the attempt's before this one.
     waited: seconds for which it could have been claimed, on the database's clock; None where it is not known.
     webhook: whether somebody is to be told when the task has ended.
+    retry: its retry policy or its code's, JSON text that may be anything; None where neither has one.
     """
 
     id: int
@@ -102,6 +107,7 @@ class ClaimedTask:
     requirements: str | None = None
     waited: float | None = None
     webhook: bool = False
+    retry: str | None = None
 
     @property
     def lease(self) -> Lease:
@@ -111,11 +117,6 @@ class ClaimedTask:
     def counted_attempt(self) -> int:
         """Which try this is, not counting those that workers gave back: 1 is the first."""
         return self.attempt - self.released
-
-    @property
-    def attempts_left(self) -> bool:
-        """Whether the task may be tried again after this attempt fails."""
-        return self.counted_attempt < self.max_attempts
 
 
 class Ending(enum.StrEnum):
@@ -279,7 +280,7 @@ class TaskRecord:
     """One row of TASKS, read back. Times are aware and UTC. `status` is a `Status` where it is a known one.
 
     retry_of: the task of which this one is a copy. retried_as: the copy of this one. history: how attempts ended so far,
-    oldest first, but for one that completed.
+    oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says `max_attempts`, so does the record.
     """
 
     id: int
@@ -311,6 +312,7 @@ class TaskRecord:
     retry_of: int | None = None
     retried_as: int | None = None
     history: tuple[AttemptRecord, ...] = ()
+    retry: str | None = None
 
     @property
     def finished_for_good(self) -> bool:
@@ -395,11 +397,15 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class CodeRecord:
-    """One row of CODES. requirements: the lines of a requirements file, in their normal form; None when there are none."""
+    """One row of CODES. requirements: the lines of a requirements file, in their normal form; None when there are none.
+
+    retry: how its tasks are tried again, JSON text.
+    """
 
     id: str
     code: str
     requirements: str | None
+    retry: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,22 +530,3 @@ class RunRequest:
     environment: Mapping[str, str] = field(default_factory=dict)
     tenant: str | None = None
     requirements: str | None = None
-
-
-RETRY_BASE = 1.0
-"""Seconds before the second try."""
-RETRY_FACTOR = 2.0
-RETRY_CAP = 300.0
-"""Seconds: the longest wait between two tries."""
-RETRY_JITTER = 0.2
-"""Part of the wait by which it is shortened or lengthened at random, so that what failed together does not
-come back together."""
-
-
-def retry_delay(counted_attempt: int, jitter: float) -> float:
-    """Seconds to wait before another try, after `counted_attempt` tries (1 is the first) have failed.
-
-    jitter: from -1 to 1, where in the jitter's range to land.
-    """
-    delay = min(RETRY_CAP, RETRY_BASE * RETRY_FACTOR ** min(counted_attempt - 1, 32))
-    return delay * (1 + RETRY_JITTER * jitter)

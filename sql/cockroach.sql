@@ -8,7 +8,9 @@ CREATE TABLE IF NOT EXISTS codes (
     id           UUID PRIMARY KEY DEFAULT gen_random_uuid(),  -- named by tasks
     code         TEXT NOT NULL,                               -- the source text of a Python script
     -- What the code imports beside the standard library: a requirements file of pinned packages. NULL: nothing.
-    requirements TEXT
+    requirements TEXT,
+    -- How its tasks are tried again that say nothing themselves: an object, see the guide to retries. NULL: by the default.
+    retry        JSONB
 );
 
 -- Which workers hold one of the cluster's few changefeeds.
@@ -103,6 +105,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- Attempts that workers gave back: they do not count against max_attempts.
     released         INT4 NOT NULL DEFAULT 0,
     max_attempts     INT4 NOT NULL DEFAULT 3,                  -- how often it is tried
+    -- How it is tried again: an object, see the guide to retries. NULL: as its code says, or by the default.
+    retry            JSONB,
     timeout_s        FLOAT8,                                   -- wall time of one attempt in seconds, where it is less than TASK_TIMEOUT
     lease_expires_at TIMESTAMPTZ,                              -- until when the claim lasts without a heartbeat
     tenant           TEXT,                                     -- whose task it is: no sandbox serves two tenants
@@ -185,6 +189,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS unique_key TEXT;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
     WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
+ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry JSONB;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL

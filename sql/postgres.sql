@@ -16,6 +16,8 @@ CREATE TABLE IF NOT EXISTS codes (
 );
 -- What the code imports beside the standard library: a requirements file of pinned packages. NULL: nothing.
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS requirements TEXT;
+-- How its tasks are tried again that say nothing themselves: an object, see docs/how-to/retries.md. NULL: by the default.
+ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
 
 CREATE TABLE IF NOT EXISTS tasks (
     id          BIGSERIAL PRIMARY KEY,
@@ -64,6 +66,8 @@ ALTER TABLE tasks
     -- Attempts that workers gave back; they do not count against max_attempts.
     ADD COLUMN IF NOT EXISTS released         INTEGER NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS max_attempts     INTEGER NOT NULL DEFAULT 3,
+    -- How it is tried again: an object, see docs/how-to/retries.md. NULL: as its code says, or by the default.
+    ADD COLUMN IF NOT EXISTS retry            JSONB,
     ADD COLUMN IF NOT EXISTS timeout_s        DOUBLE PRECISION,
     ADD COLUMN IF NOT EXISTS lease_expires_at TIMESTAMPTZ,
     ADD COLUMN IF NOT EXISTS tenant           TEXT,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from continuum.cli.common import AsJson, CodeId, run, settings
+from continuum.cli.common import AsJson, CodeId, RetryJson, run, settings
 
 app = typer.Typer(help="Store scripts, list them and show one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,6 +21,7 @@ def add(
             "--requirements", "-r", metavar="FILE", help="Pinned packages; wins over the script's own dependencies."
         ),
     ] = None,
+    retry: RetryJson = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a script and print its id, for `submit --code ID`; the same script again yields the same id."""
@@ -32,7 +33,7 @@ def add(
         script = read_script(file)
         required = read_requirements(requirements, script)
         async with open_database(settings(), application="continuum-codes") as database:
-            code_id = await database.store_code(script, required)
+            code_id = await database.store_code(script, required, retry)
             views.say(as_json, {"id": code_id}, code_id)
 
     run(command)
@@ -77,5 +78,7 @@ def show(code_id: CodeId, as_json: AsJson = False) -> None:
         Printer(as_json=False).piece(Stream.OUTPUT, record.code)
         if record.requirements:
             tell("it requires " + ", ".join(record.requirements.split("\n")).strip(", "))
+        if record.retry:
+            tell(f"its tasks are tried again as {record.retry} says")
 
     run(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from continuum.cli.complete import complete_code, complete_task
 
 if TYPE_CHECKING:
     from continuum.config import Settings
+    from continuum.retry import RetryPolicy
 
 DATABASE_SETTINGS = {"db_dialect", "database_url", "db_user", "db_password", "db_name", "db_host", "db_port"}
 """Whoever sets none of these names no database."""
@@ -26,10 +27,25 @@ def duration(text: str | float) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
+def retry_policy(text: str | RetryPolicy) -> RetryPolicy:
+    """A parser for options. What cannot be read is wrong usage."""
+    from continuum.retry import BadPolicy, RetryPolicy, parse_policy
+
+    if isinstance(text, RetryPolicy):
+        return text
+    try:
+        return parse_policy(text)
+    except BadPolicy as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 TaskId = Annotated[int, typer.Argument(metavar="ID", help="The task's id.", autocompletion=complete_task)]
 TaskIds = Annotated[list[int], typer.Argument(metavar="ID...", help="The tasks' ids.", autocompletion=complete_task)]
 CodeId = Annotated[str, typer.Argument(metavar="ID", help="The code's id.", autocompletion=complete_code)]
+RetryJson = Annotated[
+    Any, typer.Option("--retry", parser=retry_policy, metavar="JSON", help='When to try again: {"delays": [10, 60]}.')
+]
 Seconds = Annotated[
     float | None, typer.Option("--timeout", parser=duration, metavar="DURATION", help="Wait at most so long: 90, 5m.")
 ]

@@ -67,6 +67,8 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
         f", {span(task.timeout)} each" if task.timeout else ""
     )
     yield "may have", limits
+    if task.retry:
+        yield "tried again", f"as {task.retry} says"
     if task.priority:
         yield "priority", str(task.priority)
     for name in ("tenant", "description", "webhook"):

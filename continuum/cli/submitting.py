@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from continuum.cli.common import AsJson, Seconds, duration, settings
+from continuum.cli.common import AsJson, RetryJson, Seconds, duration, settings
 from continuum.cli.common import run as run_command
 from continuum.cli.complete import complete_code
 
@@ -45,6 +45,7 @@ def submit(
     priority: Annotated[int, typer.Option(help="Lower runs first.")] = 0,
     task_timeout: TaskTimeout = None,
     max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
+    retry: RetryJson = None,
     tenant: Tenant = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,
     idempotency_window: Annotated[
@@ -77,6 +78,7 @@ def submit(
             code_id=code,
             priority=priority,
             max_attempts=max_attempts,
+            retry=retry,
             timeout=task_timeout,
             tenant=tenant,
             idempotency_key=idempotency_key,

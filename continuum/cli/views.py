@@ -52,8 +52,9 @@ def jsonable(value: Any) -> Any:
 def task_as_json(record: TaskRecord) -> dict[str, Any]:
     """A record as JSON can hold it; an id that JavaScript would round is a string as well."""
     values: dict[str, Any] = jsonable(record)
-    if record.payload is not None:
-        values["payload"] = json.loads(record.payload)
+    for name in ("payload", "retry"):
+        if values[name] is not None:
+            values[name] = json.loads(values[name])
     return values | {"id_str": str(record.id)}
 
 

@@ -27,6 +27,7 @@ from continuum.client.functions import BlockingFunction, Function, RemoteFunctio
 from continuum.client.mapping import Results
 from continuum.client.tasks import new_task
 from continuum.client.trio_client import Client, connect
+from continuum.retry import RetryPolicy
 
 __all__ = [
     "BadResult",
@@ -38,6 +39,7 @@ __all__ = [
     "NotShippable",
     "RemoteFunction",
     "Results",
+    "RetryPolicy",
     "TaskCancelled",
     "TaskError",
     "TaskFailed",

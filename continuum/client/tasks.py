@@ -12,6 +12,7 @@ from continuum.client.results import NOT_GIVEN, NotGiven
 from continuum.client.sources import Script, read_script
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
+from continuum.retry import RetryPolicy
 
 X = TypeVar("X")
 
@@ -24,7 +25,8 @@ class CommonOptions(TypedDict, total=False):
     """What may be said of each task beside its script and payload; see `continuum.model.NewTask`.
 
     timeout: seconds that one attempt may run. requirements: the packages that the script imports, each pinned: the text of a
-    requirements file, or its path. webhook: a URL that is told when the task has ended.
+    requirements file, or its path. webhook: a URL that is told when the task has ended. retry: whether and when it is tried
+    again.
     """
 
     name: str
@@ -37,6 +39,7 @@ class CommonOptions(TypedDict, total=False):
     tenant: str | None
     traceparent: str | None
     webhook: str | None
+    retry: RetryPolicy | None
 
 
 class TaskOptions(CommonOptions, total=False):

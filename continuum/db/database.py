@@ -35,10 +35,6 @@ from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
 from continuum.db.validation import INTEGER, check_new_tasks, is_uuid
 from continuum.model import (
-    RETRY_BASE,
-    RETRY_CAP,
-    RETRY_FACTOR,
-    RETRY_JITTER,
     Cancellation,
     ClaimedTask,
     CodeRecord,
@@ -64,6 +60,7 @@ from continuum.model import (
     WorkerRecord,
     WorkerReport,
 )
+from continuum.retry import Cause, RetryPolicy, judge, policy_text
 
 DEADLINE = 5.0
 """Seconds for an ordinary call, waiting for a connection and opening it included: well inside the shortest useful lease."""
@@ -332,13 +329,16 @@ class SqlDatabase:
         return Promoted(count, None if next_in is None else max(0.0, float(next_in)))
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+        found = await self._run(statements.EXPIRED_LEASES, {"limit": limit})
+        if not found:
+            return Recovered()
+        verdicts = [judge(policy, most, tried, Cause.ENGINE) for _, _, tried, most, policy in found]
         parameters = {
             "worker": worker_id,
-            "limit": limit,
-            "base": RETRY_BASE,
-            "factor": RETRY_FACTOR,
-            "cap": RETRY_CAP,
-            "jitter": RETRY_JITTER,
+            "ids": [row[0] for row in found],
+            "attempts": [row[1] for row in found],
+            "delays": [verdict.retry_in for verdict in verdicts],
+            "notes": [verdict.note for verdict in verdicts],
         }
         counts: dict[str, int] = dict(await self._run(statements.RECOVER, parameters, writes=True))
         return Recovered(
@@ -410,12 +410,17 @@ class SqlDatabase:
         ((copy,),) = found
         return Retried(Retry.OPEN if copy is None else Retry.ALREADY, copy)
 
-    async def store_code(self, code: str, requirements: str | None = None) -> str:
-        task = NewTask(code=code, requirements=requirements)
+    async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
+        task = NewTask(code=code, requirements=requirements, retry=retry)
         check_new_tasks([task])
         row = code_of(task)
         assert row is not None
-        parameters = {"id": row.id, "code": row.text, "requirements": row.requirements}
+        parameters = {
+            "id": row.id,
+            "code": row.text,
+            "requirements": row.requirements,
+            "retry": retry and policy_text(retry),
+        }
         await self._run(statements.STORE_CODE, parameters, deadline=self.long_deadline)
         return row.id
 

@@ -14,6 +14,7 @@ from continuum.db.codes import Code
 from continuum.db.connection import TrioConnection
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.model import NewTask
+from continuum.retry import policy_text
 
 ROUNDS = 8
 """How often tasks are inserted that others kept out which had gone when they were looked for."""
@@ -127,4 +128,5 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "unique_keys": [each.unique_key for each in insertions],
         "traceparents": [task.traceparent for task in tasks],
         "webhooks": [task.webhook for task in tasks],
+        "retries": [task.retry and policy_text(task.retry) for task in tasks],
     }

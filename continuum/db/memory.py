@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import random
 import re
 import uuid
 from collections import Counter
@@ -51,8 +50,8 @@ from continuum.model import (
     WebhookDelivery,
     WorkerRecord,
     WorkerReport,
-    retry_delay,
 )
+from continuum.retry import Cause, RetryPolicy, attempts_of, judge, policy_text
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 ALIVE_FOR = 90.0
@@ -80,6 +79,8 @@ class MemoryDatabase:
     dialect: str = "memory"
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
     _scripts: dict[str, Code] = field(default_factory=dict)
+    _policies: dict[str, str] = field(default_factory=dict)
+    """The retry policies of scripts."""
     _workers: dict[str, WorkerRecord] = field(default_factory=dict)
     _execution_seconds: float = 0.0
     _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TERMINAL, 0))
@@ -160,7 +161,12 @@ class MemoryDatabase:
             last_error=task.last_error,
             requirements=code.requirements if code else None,
             webhook=task.webhook is not None,
+            retry=self._policy(task),
         )
+
+    def _policy(self, task: TaskRecord) -> str | None:
+        """Its own retry policy, or its script's."""
+        return task.retry or self._policies.get(task.code_id or "")
 
     def _holds(self, worker_id: str, lease: Lease) -> TaskRecord | None:
         task = self.tasks.get(lease.task_id)
@@ -321,17 +327,17 @@ class MemoryDatabase:
         ]
         counts = dict.fromkeys(("retried", "failed", "cancelled"), 0)
         for task in expired[:limit]:
-            tried = task.attempt - task.released
-            message = f"Timeout/Crash: the lease of attempt {task.attempt} expired (worker {task.worker_id})"
+            verdict = judge(self._policy(task), task.max_attempts, task.attempt - task.released, Cause.ENGINE)
+            message = f"Timeout/Crash: worker {task.worker_id} stopped extending its lease on attempt {task.attempt}"
+            message += f"\n{verdict.note}" if verdict.note else ""
             if task.cancel_requested:
                 self._end(task, Status.CANCELLED, message, None, "lost")
                 counts["cancelled"] += 1
-            elif tried >= task.max_attempts:
+            elif verdict.retry_in is None:
                 self._end(task, Status.FAILED, message, None, "lost")
                 counts["failed"] += 1
             else:
-                delay = retry_delay(tried, random.uniform(-1, 1))  # noqa: S311
-                self._end(task, Status.PENDING, message, delay, "lost")
+                self._end(task, Status.PENDING, message, verdict.retry_in, "lost")
                 counts["retried"] += 1
         return Recovered(**counts)
 
@@ -442,6 +448,7 @@ class MemoryDatabase:
             cancel_requested=False,
             traceparent=task.traceparent,
             webhook=task.webhook,
+            retry=policy_text(task.retry) if task.retry else None,
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key
@@ -498,22 +505,28 @@ class MemoryDatabase:
                 webhook=task.webhook,
             )
         )
-        self.tasks[number] = replace(self.tasks[number], retry_of=task_id)
+        self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)
         self.tasks[task_id] = replace(task, retried_as=number)
         return Retried(Retry.SUBMITTED, number)
 
-    async def store_code(self, code: str, requirements: str | None = None) -> str:
+    async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         await self._answer()
-        task = NewTask(code=code, requirements=requirements)
+        task = NewTask(code=code, requirements=requirements, retry=retry)
         check_new_tasks([task])
         row = code_of(task)
         assert row is not None
         self._scripts[row.id] = row
+        if retry is not None:
+            self._policies[row.id] = policy_text(retry)
         return row.id
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:
         await self._answer()
-        return [self.tasks[task_id] for task_id in task_ids if task_id in self.tasks]
+        return [self._shown(self.tasks[task_id]) for task_id in task_ids if task_id in self.tasks]
+
+    def _shown(self, task: TaskRecord) -> TaskRecord:
+        policy = self._policy(task)
+        return replace(task, retry=policy, max_attempts=attempts_of(policy, task.max_attempts))
 
     async def still_open(self, task_ids: Sequence[int]) -> frozenset[int]:
         await self._answer()
@@ -569,7 +582,7 @@ class MemoryDatabase:
         limit, before = searching.bounds(wanted)["limit"], searching.bounds(wanted)["before"]
         for conditions in searching.conditions(wanted):
             found = [
-                _summary(task)
+                _summary(self._shown(task))
                 for number, task in sorted(self.tasks.items(), reverse=True)
                 if number < before and all(_fits(task, name, value, wanted) for name, value in conditions.items())
             ]
@@ -627,7 +640,7 @@ class MemoryDatabase:
     async def fetch_code(self, code_id: str) -> CodeRecord | None:
         await self._answer()
         row = self._scripts.get(code_id.lower())
-        return CodeRecord(row.id, row.text, row.requirements) if row else None
+        return CodeRecord(row.id, row.text, row.requirements, self._policies.get(row.id)) if row else None
 
     async def codes(self, limit: int = 50, after: str | None = None) -> list[CodeSummary]:
         await self._answer()

@@ -40,6 +40,7 @@ from continuum.model import (
     WorkerRecord,
     WorkerReport,
 )
+from continuum.retry import RetryPolicy
 
 
 class Listener(Protocol):
@@ -142,7 +143,7 @@ class Database(Protocol):
         ...
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
-        """End up to `limit` attempts whose lease expired: back to pending with backoff while attempts are left,
+        """End up to `limit` attempts whose lease expired: back to pending with backoff where the retry policy says so,
         else failed with a message that starts with "Timeout/Crash: "; cancelled where that was requested.
         Failures are counted in WORKERS under `worker_id`."""
         ...
@@ -186,8 +187,9 @@ class Database(Protocol):
         at most, so that this is safe to repeat."""
         ...
 
-    async def store_code(self, code: str, requirements: str | None = None) -> str:
-        """Store a script in CODES and return its id; equal scripts that require the same share a row. Raises `InvalidTask`."""
+    async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
+        """Store a script in CODES and return its id; equal scripts that require the same share a row. retry: how its tasks
+        are tried again from now on; None leaves it as it is. Raises `InvalidTask`."""
         ...
 
     async def fetch(self, task_ids: Sequence[int]) -> list[TaskRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 from continuum.model import (
@@ -14,6 +15,7 @@ from continuum.model import (
     TaskSummary,
     WebhookDelivery,
 )
+from continuum.retry import attempts_of
 
 Row = tuple[Any, ...]
 
@@ -26,13 +28,19 @@ def claimed_task(row: Row) -> ClaimedTask:
 def task_record(row: Row) -> TaskRecord:
     """A row of `FETCH`."""
     values = _in_utc(row)
-    values[-1] = tuple(_attempt(each) for each in values[-1] or ())
-    return TaskRecord(*values)
+    record = TaskRecord(*values)
+    return replace(
+        record,
+        history=tuple(_attempt(each) for each in record.history or ()),  # type: ignore[arg-type]
+        max_attempts=attempts_of(record.retry, record.max_attempts),
+    )
 
 
 def task_summary(row: Row) -> TaskSummary:
     """A row of a search."""
-    return TaskSummary(*_in_utc(row))
+    *values, policy = _in_utc(row)
+    summary = TaskSummary(*values)
+    return replace(summary, max_attempts=attempts_of(policy, summary.max_attempts))
 
 
 def running_task(row: Row) -> RunningTask:

@@ -38,12 +38,20 @@ def _history(ending: str, message: str, exit_code: str = "NULL::int4") -> str:
                     'exit_code', {exit_code}, 'message', left({message}, 2000))))"""
 
 
+def _policy(tasks: str) -> str:
+    """The retry policy of a task, or of its code: a text that anybody may have written.
+
+    JSON's null is what libraries write for none.
+    """
+    return f"coalesce(nullif({tasks}.retry, 'null'), nullif(codes.retry, 'null'))::text"
+
+
 # What a claim hands to the worker. The code comes with it: CODES rows may be edited, so that nothing may be remembered.
-_CLAIMED = """
+_CLAIMED = f"""
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements, claimed.waited, claimed.told
+           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -62,7 +70,7 @@ _TAKEN = """
         RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
                   tenant, traceparent, created_at, description, last_error,
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
-                  webhook IS NOT NULL AS told
+                  webhook IS NOT NULL AS told, retry
 """
 
 
@@ -248,37 +256,49 @@ NEXT_DUE = (
 """In how many seconds the next task comes due: not `infinity`, from which nothing can be subtracted. What is due and still
 there is locked by somebody else who promotes it."""
 
+EXPIRED_LEASES = f"""
+SELECT tasks.id, tasks.attempt, tasks.attempt - tasks.released, tasks.max_attempts, {_policy("tasks")}
+FROM tasks LEFT JOIN codes ON codes.id = tasks.code
+WHERE tasks.status = 'processing' AND tasks.lease_expires_at < now()
+ORDER BY tasks.lease_expires_at LIMIT %(limit)s
+"""
+"""Which attempts were given up, with what decides whether their tasks are tried again."""
+
 _LOST = """(
                 'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
-                || ' stopped extending its lease on attempt ' || attempt::text)"""
+                || ' stopped extending its lease on attempt ' || tasks.attempt::text
+                || CASE verdict.note WHEN '' THEN '' ELSE E'\n' || verdict.note END)"""
 
 RECOVER = f"""
-WITH expired AS (
-        SELECT id, worker_id AS lost_worker FROM tasks WHERE status = 'processing' AND lease_expires_at < now()
-        ORDER BY lease_expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+WITH verdict AS (
+        SELECT * FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(delays)s::float8[], %(notes)s::text[])
+            AS v (id, attempt, delay, note)
+    ),
+    expired AS (
+        SELECT id, worker_id AS lost_worker FROM tasks
+        WHERE id = ANY (%(ids)s::int8[]) AND status = 'processing' AND lease_expires_at < now()
+        FOR UPDATE SKIP LOCKED
     ),
     ended AS (
         UPDATE tasks SET
-            status = CASE WHEN cancel_requested THEN 'cancelled'
-                          WHEN attempt - released >= max_attempts THEN 'failed' ELSE 'pending' END,
+            status = CASE WHEN cancel_requested THEN 'cancelled' WHEN verdict.delay IS NULL THEN 'failed' ELSE 'pending' END,
             last_error = {_LOST},
             history = {_history("'lost'", _LOST)},
-            webhook_due = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN {_WEBHOOK_DUE} END,
-            finished = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN {_UTC} END,
-            worker_id = CASE WHEN cancel_requested OR attempt - released >= max_attempts THEN worker_id END,
-            run_at = CASE WHEN NOT cancel_requested AND attempt - released < max_attempts
-                THEN now() + least(%(cap)s::float8, %(base)s::float8 * power(%(factor)s::float8,
-                        least(32, greatest(0, attempt - released - 1))::float8))
-                     * (1 + %(jitter)s::float8 * (2 * random() - 1)) * interval '1 second' END,
+            webhook_due = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {_WEBHOOK_DUE} END,
+            finished = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {_UTC} END,
+            worker_id = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN worker_id END,
+            run_at = CASE WHEN NOT cancel_requested AND verdict.delay > 0
+                THEN now() + verdict.delay * interval '1 second' END,
             lease_expires_at = NULL
-        FROM expired
-        WHERE tasks.id = expired.id
+        FROM expired JOIN verdict ON verdict.id = expired.id
+        WHERE tasks.id = expired.id AND tasks.attempt = verdict.attempt
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
     counted AS ({_COUNT})
 SELECT status, count(*) FROM ended GROUP BY status
 """
-"""End attempts whose worker is gone. `processing` and an expired lease are seen under the lock: nobody else ends them."""
+"""End attempts whose worker is gone, as was decided for each. `processing`, the attempt and an expired lease are seen under the
+lock: nobody else ends them, and none that was extended or ended since it was read."""
 
 PURGE = """
 DELETE FROM tasks WHERE id IN (
@@ -298,16 +318,17 @@ WITH stored AS (
     RETURNING 1
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                   idempotency_key, unique_key, traceparent, webhook)
+                   idempotency_key, unique_key, traceparent, webhook, retry)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
-       t.traceparent, t.webhook
+       t.traceparent, t.webhook, t.retry::jsonb
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
-    %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[]
+    %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
+    %(retries)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                        idempotency_key, unique_key, traceparent, webhook, position)
+                        idempotency_key, unique_key, traceparent, webhook, retry, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
@@ -355,8 +376,8 @@ SELECT status FROM ended
 """Cancel a pending task, or ask for a running one to be stopped."""
 
 RETRY = f"""
-INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry_of)
-SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, id
+INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, retry_of)
+SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, id
 FROM tasks WHERE id = %(id)s AND status IN {_ENDED}
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -367,11 +388,13 @@ FIND_RETRY = "SELECT (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = ta
 """The copy of a task; no row where there is no such task."""
 
 STORE_CODE = """
-INSERT INTO codes (id, code, requirements) VALUES (%(id)s::uuid, %(code)s, %(requirements)s) ON CONFLICT (id) DO NOTHING
+INSERT INTO codes AS c (id, code, requirements, retry)
+VALUES (%(id)s::uuid, %(code)s, %(requirements)s, %(retry)s::text::jsonb)
+ON CONFLICT (id) DO UPDATE SET retry = excluded.retry WHERE excluded.retry IS DISTINCT FROM c.retry AND excluded.retry IS NOT NULL
 """
-"""Store a script, unless it is there."""
+"""Store a script, unless it is there; a policy that is given becomes its policy."""
 
-FETCH_CODE = "SELECT id::text, code, requirements FROM codes WHERE id = %(id)s::uuid"
+FETCH_CODE = "SELECT id::text, code, requirements, retry::text FROM codes WHERE id = %(id)s::uuid"
 """Read a script."""
 
 CODES = """
@@ -406,11 +429,13 @@ RETURNING 1
 """
 """Have a delivery made again later, or never when the time is NULL, unless somebody took it since."""
 
-FETCH = """
+_POLICY = f"(SELECT {_policy('tasks')} FROM (SELECT 1) AS one LEFT JOIN codes ON codes.id = tasks.code)"
+
+FETCH = f"""
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
-       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history
+       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history, {_POLICY}
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
@@ -525,7 +550,7 @@ def search(conditions: Iterable[str]) -> str:
         bounds = []
     return f"""
 SELECT id, name, status, priority, tenant, attempt, max_attempts, worker_id, created_at, run_at,
-       started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', exit_code, {_FIRST_LINE}
+       started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', exit_code, {_FIRST_LINE}, {_POLICY}
 FROM tasks WHERE {" AND ".join([*bounds, *(_SEARCHES[each] for each in wanted)])}
 ORDER BY id DESC LIMIT %(limit)s
 """

@@ -9,6 +9,7 @@ from types import NoneType
 from continuum.db.errors import InvalidTask
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
+from continuum.retry import BadPolicy, RetryPolicy, policy_text
 from continuum.webhook import LONGEST_URL, parse_url
 
 INTEGER = range(-(2**31), 2**31)
@@ -66,6 +67,7 @@ def _problems(task: NewTask) -> Iterator[str]:
     if task.code_id is not None and task.requirements is not None:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
     yield from (f"webhook {problem}" for problem in _url_problems(task.webhook))
+    yield from (f"retry {problem}" for problem in _policy_problems(task.retry))
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
     if task.code_id is not None and not is_uuid(task.code_id):
         yield f"code_id {task.code_id!r:.60} is no UUID"
@@ -123,6 +125,18 @@ def _requirements_problems(requirements: object) -> Iterator[str]:
         parse_requirements(requirements)
     except BadRequirements as error:
         yield str(error)
+
+
+def _policy_problems(policy: object) -> Iterator[str]:
+    if policy is None:
+        return
+    if not isinstance(policy, RetryPolicy):
+        yield f"is of type {type(policy).__name__}; use a RetryPolicy"
+        return
+    try:
+        policy_text(policy)
+    except BadPolicy as error:
+        yield f"cannot be used: {error}"
 
 
 def is_uuid(text: str) -> bool:

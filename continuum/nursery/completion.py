@@ -7,7 +7,6 @@ somebody holds its row locked, must not keep the others: what failed is tried ag
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 
 import structlog
@@ -16,10 +15,11 @@ import trio
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.logs import trace_fields
-from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status, retry_delay
+from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Status
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success, until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
+from continuum.retry import Cause, judge
 from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
     """What to write for an attempt that ended so: a terminal state, or another try after a backoff."""
-    retry_in = None
+    retry_in, message = None, outcome.message
     match outcome.ending:
         case Ending.COMPLETED:
             status = Status.COMPLETED
@@ -48,11 +48,11 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
             status = Status.FAILED
         case Ending.MALICIOUS:
             status = Status.MALICIOUS
-        case _ if task.attempts_left:
-            status = Status.PENDING
-            retry_in = retry_delay(task.counted_attempt, random.uniform(-1, 1))  # noqa: S311 - jitter
         case _:
-            status = Status.FAILED
+            cause = _cause_of(outcome)
+            retry_in, note = judge(task.retry, task.max_attempts, task.counted_attempt, cause, outcome.exit_code)
+            status = Status.FAILED if retry_in is None else Status.PENDING
+            message = f"{message}\n{note}" if note else message
     return Completion(
         task_id=task.id,
         attempt=task.attempt,
@@ -60,10 +60,21 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
         exit_code=outcome.exit_code,
         output=outcome.output,
         error_output=outcome.error_output,
-        last_error=_tellable(outcome.message) or None,
+        last_error=_tellable(message) or None,
         retry_in=retry_in,
         webhook=task.webhook,
     )
+
+
+def _cause_of(outcome: Outcome) -> Cause:
+    match outcome.ending:
+        case Ending.TIMED_OUT:
+            return Cause.TIMEOUT
+        case Ending.OUT_OF_MEMORY:
+            return Cause.MEMORY
+        case Ending.FAILED if outcome.exit_code is not None:
+            return Cause.EXIT
+    return Cause.ENGINE
 
 
 def _tellable(message: str) -> str:

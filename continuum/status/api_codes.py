@@ -5,11 +5,11 @@ from __future__ import annotations
 from quart import Response, request
 
 from continuum.db.protocol import Database
-from continuum.status.api_answers import answer, location
+from continuum.status.api_answers import answer, code_answer, location
 from continuum.status.api_bodies import read_body
 from continuum.status.api_errors import no_code
 from continuum.status.api_inputs import CodesQuery
-from continuum.status.api_outputs import CodeOutput, CodePage, CodeSummaryOutput, StoredCode, values_of
+from continuum.status.api_outputs import CodePage, CodeSummaryOutput, StoredCode, values_of
 from continuum.status.api_parsing import parse_code
 from continuum.status.api_pressure import Pressure
 
@@ -25,7 +25,7 @@ class CodeHandlers:
         with self._pressure.submission(request.content_length):
             new = await read_body(self._pressure.largest_body, parse_code)
             async with self._pressure.turn():
-                code_id = await self._database.store_code(new.code, new.requirements)
+                code_id = await self._database.store_code(new.code, new.requirements, new.retry)
         return answer(StoredCode(id=code_id), 201, location(f"/codes/{code_id}"))
 
     async def fetch(self, code_id: str) -> Response:
@@ -33,7 +33,7 @@ class CodeHandlers:
             code = await self._database.fetch_code(code_id)
         if code is None:
             raise no_code(code_id)
-        return answer(CodeOutput(**values_of(code, CodeOutput)))
+        return code_answer(code)
 
     async def list(self, query: CodesQuery) -> Response:
         async with self._pressure.turn():

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     WithJsonSchema,
     model_validator,
 )
@@ -19,6 +20,7 @@ from pydantic import (
 from continuum.db.validation import INTEGER, LARGEST, LONGEST, LONGEST_WINDOW
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
+from continuum.retry import BadPolicy, RetryPolicy, parse_policy, policy_schema
 from continuum.webhook import LONGEST_URL, parse_url
 
 MOST_TASKS = 1000
@@ -106,6 +108,15 @@ def _deliverable(text: str) -> str:
     return text
 
 
+def _policy(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    try:
+        return parse_policy(text)
+    except BadPolicy as error:
+        raise ValueError(f"a retry policy; {error}") from None
+
+
 def _pinned(text: str) -> str:
     try:
         parse_requirements(text)
@@ -134,6 +145,7 @@ Webhook = Annotated[
     str, Field(max_length=LONGEST_URL, json_schema_extra={"format": "webhook"}), AfterValidator(_deliverable)
 ]
 RunAt = Annotated[dt.datetime, BeforeValidator(_not_before), WithJsonSchema({"type": "string", "format": "date-time"})]
+Policy = Annotated[InstanceOf[RetryPolicy], BeforeValidator(_policy), WithJsonSchema(policy_schema())]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
 
@@ -198,6 +210,10 @@ class NewTaskInput(Input):
         description="While a task of the tenant with the same code and payload has not begun, this is that one.",
     )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
+    retry: Policy | None = Field(
+        default=None,
+        description="How it is tried again; null leaves it to its script, or to the default. See the guide to retries.",
+    )
     traceparent: Annotated[str, Field(pattern=_TRACEPARENT)] | None = Field(
         default=None, description="W3C Trace Context; the header of this name says the same for all tasks of a request."
     )
@@ -232,6 +248,10 @@ class NewCode(Input):
     code: Long
     requirements: Requirements | None = Field(
         default=None, description="What it imports beside the standard library: lines of `NAME==VERSION`."
+    )
+    retry: Policy | None = Field(
+        default=None,
+        description="How its tasks are tried again that say nothing themselves; null leaves what was said before.",
     )
 
 

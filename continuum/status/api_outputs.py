@@ -109,6 +109,7 @@ class TaskOutput(Output):
     retried_as: int | None = Field(description="The copy of this task.")
     retried_as_str: str | None
     history: list[Attempt]
+    retry: AnyJson | None = Field(description="Its retry policy, or its script's.")
     payload: AnyJson | None
 
 
@@ -155,6 +156,7 @@ class CodeOutput(Output):
     id: CodeId
     code: str
     requirements: str | None
+    retry: AnyJson | None = Field(description="How its tasks are tried again.")
 
 
 class CodeSummaryOutput(Output):

@@ -177,7 +177,10 @@ def _validated(model: type[M], fields: Fields, place: str, problems: list[Proble
     """The model with these fields, or what is wrong with them added to the problems."""
     shown = {name: _shown(raw) for name, raw in fields.items()}
     payload = fields.pop("payload", None) if "payload" in model.model_fields else None
+    policy = fields.pop("retry", None)
     values = {name: _value(raw) for name, raw in fields.items()}
+    if policy is not None:
+        values["retry"] = _policy(policy)
     if payload is not None:
         try:
             values["payload"] = text = bytes(payload).decode()
@@ -195,7 +198,7 @@ def _validated(model: type[M], fields: Fields, place: str, problems: list[Proble
 
 
 def _value(raw: msgspec.Raw) -> object:
-    """The value of a field. No field holds an object or an array, so that their contents are not even read."""
+    """The value of a field. No other field holds an object or an array, so that their contents are not even read."""
     match _kind(raw):
         case "array":
             return []
@@ -207,6 +210,11 @@ def _value(raw: msgspec.Raw) -> object:
         return float("inf")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _no_json(error) from None
+
+
+def _policy(raw: msgspec.Raw) -> object:
+    """A retry policy as its text, which its model reads; whatever cannot be one is left to that as well."""
+    return None if bytes(raw).strip() == b"null" else bytes(raw).decode(errors="replace")
 
 
 def _payload_problems(payload: str) -> Iterator[tuple[str, str]]:

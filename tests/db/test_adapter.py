@@ -32,6 +32,7 @@ from continuum.model import (
     Wakeup,
     WorkerReport,
 )
+from continuum.retry import RetryPolicy, parse_policy
 from tests.support.listener import listening
 
 HELLO = NewTask(code="print('hello')")
@@ -310,6 +311,31 @@ async def test_a_released_task_is_claimable_at_once_and_its_attempt_does_not_cou
     assert await database.recover("janitor") == Recovered(failed=1), "its first counted attempt was its last"
 
 
+@pytest.mark.parametrize("whose", ["task", "code"])
+async def test_a_lost_worker_is_an_outcome_that_a_retry_policy_may_name(database: Database, whose: str) -> None:
+    careful, patient = RetryPolicy(on=("exit", "timeout")), RetryPolicy(max_attempts=9, delays=(0, 3600), jitter=0)
+    if whose == "task":
+        ids = await database.submit([replace(HELLO, retry=careful), replace(HELLO, max_attempts=1, retry=patient)])
+    else:
+        codes = [await database.store_code("pass", retry=careful), await database.store_code("pass # 2", retry=patient)]
+        assert await database.store_code("pass") == codes[0], "without a policy it keeps the one it had"
+        ids = await database.submit([NewTask(code_id=code, max_attempts=1 + (not at)) for at, code in enumerate(codes)])
+    claimed = await database.claim("one", 2, lease=0.01)
+    assert [parse_policy(task.retry or "") for task in claimed] == [careful, patient]
+    await trio.sleep(0.05)
+    assert await database.recover("janitor") == Recovered(retried=1, failed=1)
+    never, again = await database.fetch(ids)
+    assert (never.status, again.status, again.max_attempts) == ("failed", "pending", 9)
+    assert again.run_at is None, "a delay of nothing makes it claimable at once"
+    await claim_one(database, lease=0.01)
+    await trio.sleep(0.05)
+    assert await database.recover("janitor") == Recovered(retried=1)
+    (again,) = await database.fetch(ids[1:])
+    assert again.run_at is not None
+    assert [each.max_attempts for each in await database.search(TaskFilter())] == [9, never.max_attempts]
+    assert (await database.promote()).next_in == pytest.approx(3600, abs=60)
+
+
 async def test_claims_that_were_never_heard_of_are_given_back_and_the_others_kept(database: Database) -> None:
     await database.submit([HELLO] * 3)
     known = (await database.claim("one", 1, lease=30))[0]
@@ -478,6 +504,7 @@ async def test_ids_come_back_in_the_order_of_submission(database: Database) -> N
         (replace(HELLO, idempotency_key="k", idempotency_window=0.0), "idempotency_window 0.0 is out of range"),
         (replace(HELLO, idempotency_key="k", idempotency_window=float("nan")), "idempotency_window nan is out of"),
         (replace(SAME, payload="{"), "payload|json|JSON"),
+        (replace(HELLO, retry=RetryPolicy(factor=0.5)), "retry cannot be used: factor"),
         (replace(HELLO, requirements="six==1.16.0\nattrs"), "requirements: line 2: 'attrs' is not pinned"),
         (NewTask(code_id="11111111-1111-1111-1111-111111111111", requirements="six==1.16.0"), "give them with code"),
         (NewTask(), "give code"),

@@ -16,6 +16,7 @@ from continuum.db.errors import InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.memory import MemoryDatabase
 from continuum.model import CodeRecord, Completion, NewTask, Statistics, Status
 from continuum.nursery.state import WorkerState
+from continuum.retry import RetryPolicy
 from continuum.status import api_pressure
 from continuum.status.app import create_app
 from continuum.telemetry import Telemetry
@@ -231,7 +232,7 @@ class Unsure(MemoryDatabase):
     async def submit(self, tasks: Sequence[NewTask]) -> list[int]:
         raise OutcomeUnknown("the connection was lost")
 
-    async def store_code(self, code: str, requirements: str | None = None) -> str:
+    async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         raise OutcomeUnknown("the connection was lost")
 
 
@@ -419,16 +420,33 @@ async def test_a_task_is_retried_as_one_copy() -> None:
 
 async def test_a_stored_code_is_run_by_its_id() -> None:
     asking = client()
-    answer = await asking.post("/codes", json={"code": "print(1)\n", "requirements": "a==1"}, headers=BEARER)
+    answer = await asking.post(
+        "/codes", json={"code": "print(1)\n", "requirements": "a==1", "retry": {"delays": [5]}}, headers=BEARER
+    )
     assert answer.status_code == 201
     code_id = (await answer.get_json())["id"]
     assert answer.headers["Location"] == f"/codes/{code_id}"
     assert (await post(asking, "/tasks", {"code_id": code_id}))[0] == 201
+    assert (await get(asking, "/tasks/1"))[1]["retry"] == {"delays": [5]}
+    assert (await post(asking, "/tasks", {"code_id": code_id, "retry": {"on": ["exit"]}, "payload": [1]}))[0] == 201
+    _, task = await get(asking, "/tasks/2")
+    assert (task["retry"], task["payload"]) == ({"on": ["exit"]}, [1])
     _, code = await get(asking, f"/codes/{code_id}")
-    assert code == {"id": code_id, "code": "print(1)\n", "requirements": "a==1\n"}
+    assert code == {"id": code_id, "code": "print(1)\n", "requirements": "a==1\n", "retry": {"delays": [5]}}
     _, page = await get(asking, "/codes")
     assert [one["first_line"] for one in page["codes"]] == ["print(1)"]
     assert (await get(asking, f"/codes/{CODE_ID}"))[0] == 404
+
+
+async def test_a_retry_policy_is_refused_with_its_field() -> None:
+    for given, named in (
+        ({"jitter": 3}, "jitter: Expected"),
+        ([1], "Expected `object`"),
+        ("x", "Expected `object`"),
+    ):
+        status, body = await post(client(), "/tasks", {"code": "pass", "retry": given})
+        assert (status, [each["field"] for each in body["problems"]]) == (422, ["retry"])
+        assert named in body["problems"][0]["allowed"]
 
 
 @pytest.mark.parametrize("path", ["/tasks/abc", "/tasks/0", f"/tasks/{2**63}", "/codes/7", "/tasks?limit=x"])

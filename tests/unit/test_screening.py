@@ -349,7 +349,7 @@ async def test_a_warning_quotes_code_only_where_payloads_may_be_logged(quotes: b
 
 def test_a_refused_attempt_is_never_tried_again() -> None:
     task = task_of(SHELL)
-    assert task.attempts_left
+    assert task.counted_attempt < task.max_attempts
     completion = decide(task, Outcome(Ending.MALICIOUS, message="Refused"))
     assert (completion.status, completion.last_error, completion.retry_in) == (Status.MALICIOUS, "Refused", None)
 

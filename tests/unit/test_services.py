@@ -16,7 +16,6 @@ from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.memory import MemoryDatabase
 from continuum.db.protocol import Listener
 from continuum.model import (
-    RETRY_CAP,
     ClaimedTask,
     Completion,
     Ending,
@@ -28,7 +27,6 @@ from continuum.model import (
     Stream,
     Wakeup,
     WorkerReport,
-    retry_delay,
 )
 from continuum.nursery import completion as completion_module
 from continuum.nursery.backoff import Backoff
@@ -129,10 +127,30 @@ def test_a_task_gets_the_time_that_it_wants_where_that_is_a_time(wanted: float |
     assert time_for(replace(TASK, timeout=wanted), 60.0) == given
 
 
-def test_the_wait_between_tries_doubles_up_to_a_cap_and_is_never_the_same_for_all() -> None:
-    assert [retry_delay(n, 0) for n in (1, 2, 3, 4)] == [1, 2, 4, 8]
-    assert retry_delay(50, 0) == RETRY_CAP
-    assert retry_delay(1, -1) < 1 < retry_delay(1, 1)
+@pytest.mark.parametrize(
+    ("outcome", "again"),
+    [
+        (Outcome(Ending.FAILED, 75), True),
+        (Outcome(Ending.FAILED, 1), False),
+        (Outcome(Ending.FAILED, 70), True),
+        (Outcome(Ending.FAILED, message="Requirements not installed"), True),
+        (Outcome(Ending.SANDBOX_LOST), True),
+        (Outcome(Ending.TIMED_OUT), False),
+        (Outcome(Ending.OUT_OF_MEMORY), False),
+    ],
+)
+def test_a_policy_says_which_outcomes_are_tried_again(outcome: Outcome, again: bool) -> None:
+    task = replace(TASK, retry='{"on": [75, "64-70", "engine"], "delays": [7], "jitter": 0}')
+    assert decide(task, outcome).retry_in == (7 if again else None)
+
+
+def test_a_policy_that_cannot_be_read_has_a_task_fail_and_names_the_field() -> None:
+    decided = decide(replace(TASK, retry='{"jitter": 2}'), Outcome(Ending.FAILED, 1, message="ValueError: no"))
+    assert decided.status is Status.FAILED
+    first, second = (decided.last_error or "").splitlines()
+    assert first == "ValueError: no"
+    assert second == "Not tried again: its retry policy cannot be read: jitter: Expected `float` <= 1.0"
+    assert decide(replace(TASK, retry="[]"), Outcome(Ending.COMPLETED, 0)).status is Status.COMPLETED
 
 
 def test_a_backoff_grows_and_starts_again_after_a_success() -> None:

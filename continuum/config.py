@@ -37,6 +37,8 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from continuum.cpus import usable_cpus
 from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
+from continuum.model import Status
+from continuum.retention import parse_retention
 from continuum.webhook import parse_secrets
 
 ENV_FILE = ".env"
@@ -124,6 +126,11 @@ def _connection_string(value: SecretStr | None) -> SecretStr | None:
             "use a connection string such as postgresql://user:password@localhost:5432/continuum, "
             "with what is special in the password escaped (@ is %40)"
         ) from None
+    return value
+
+
+def _retention(value: str) -> str:
+    parse_retention(value)
     return value
 
 
@@ -239,9 +246,10 @@ class Settings(BaseSettings):
     """CPU time of one attempt, all its processes together; 0 leaves it to TASK_TIMEOUT."""
     shutdown_grace: Duration = 25.0
     """How long running tasks may go on after the first SIGTERM or Ctrl-C."""
-    retention_days: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Finished tasks are deleted after so many days; 0 keeps them. On CockroachDB by row-level TTL, which stays when this is set
-    back to 0 (`ALTER TABLE tasks RESET (ttl)`)."""
+    retention_days: Annotated[str, BeforeValidator(str), AfterValidator(_retention)] = "0"
+    """Finished tasks are deleted after so many days; 0 keeps them. `7,failed=90` keeps those longer that failed: any of
+    `completed`, `failed`, `cancelled` and `malicious`. On CockroachDB by row-level TTL, which stays when this is set back to 0
+    (`ALTER TABLE tasks RESET (ttl)`)."""
 
     # Sandboxes
     sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"
@@ -356,6 +364,11 @@ class Settings(BaseSettings):
     def take_over(self, others: Settings, names: Iterable[str]) -> None:
         """Change some settings to what they are in others, for all who hold these: the one way in which they ever change."""
         vars(self).update({name: getattr(others, name) for name in names})
+
+    @property
+    def retention(self) -> dict[Status, float]:
+        """After how many seconds finished tasks are deleted, for each status of which any are."""
+        return parse_retention(self.retention_days)
 
     @property
     def webhook_secrets(self) -> tuple[bytes, ...]:

@@ -76,6 +76,12 @@ CREATE TABLE IF NOT EXISTS permits (
     INDEX permits_taken (task_id) WHERE task_id IS NOT NULL
 );
 
+CREATE TABLE IF NOT EXISTS duties (
+    name      TEXT PRIMARY KEY,     -- `retention`: deleting finished tasks
+    worker_id TEXT NOT NULL,        -- who does it
+    until     TIMESTAMPTZ NOT NULL  -- when another may take it, unless this one renews it
+);
+
 -- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
 -- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
@@ -145,7 +151,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_leases (lease_expires_at) STORING (worker_id) WHERE status = 'processing',
     INDEX tasks_held (worker_id) WHERE status = 'processing',
     INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
-    INDEX tasks_finished (finished) WHERE finished IS NOT NULL,
+    -- Retention, which may differ by how a task ended.
+    INDEX tasks_ended (status, finished) WHERE finished IS NOT NULL,
     -- Each task is tried again by one copy at most.
     UNIQUE INDEX tasks_retry_of (retry_of) WHERE retry_of IS NOT NULL,
     -- Who is to be told now.
@@ -196,6 +203,8 @@ CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE 
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
 DROP INDEX IF EXISTS tasks@tasks_claim;
+CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
+DROP INDEX IF EXISTS tasks@tasks_finished;
 
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
 -- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
@@ -208,6 +217,7 @@ ALTER TABLE wakeup_feeds CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE workers CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE limits CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE duties CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE permits CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 

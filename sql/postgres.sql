@@ -140,8 +140,9 @@ CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pen
 CREATE INDEX IF NOT EXISTS tasks_leases ON tasks (lease_expires_at) WHERE status = 'processing';
 -- Giving back what one worker holds.
 CREATE INDEX IF NOT EXISTS tasks_held ON tasks (worker_id) WHERE status = 'processing';
--- Retention.
-CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE finished IS NOT NULL;
+-- Retention, which may differ by how a task ended.
+CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
+DROP INDEX IF EXISTS tasks_finished;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency ON tasks (coalesce(tenant, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 -- Only while it was never begun: a retry must not fail because the same was submitted again meanwhile.
@@ -217,6 +218,13 @@ CREATE TABLE IF NOT EXISTS permits (
 CREATE INDEX IF NOT EXISTS permits_free ON permits (resource, free_at);
 CREATE INDEX IF NOT EXISTS permits_taken ON permits (task_id) WHERE task_id IS NOT NULL;
 ALTER TABLE permits SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+
+-- What one worker at a time does, whichever comes first.
+CREATE TABLE IF NOT EXISTS duties (
+    name      TEXT PRIMARY KEY,
+    worker_id TEXT NOT NULL,
+    until     TIMESTAMPTZ NOT NULL  -- when another may take it, unless this one renews it
+);
 
 -- Waking workers up ----------------------------------------------------------------------------------------------------------
 

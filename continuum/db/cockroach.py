@@ -18,7 +18,7 @@ from continuum.db.errors import DatabaseUnavailable, NotPermitted
 from continuum.db.polling import wake_at_intervals, wake_for_everything
 from continuum.db.protocol import Listener
 from continuum.db.shards import ShardedClaims
-from continuum.model import Wakeup
+from continuum.model import Status, Wakeup
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +31,9 @@ SELECT 1 FROM tasks WHERE worker_id = %(worker)s AND status = 'processing' AND c
 """Whether a task of this worker should be stopped. A partial index answers, which is nearly always empty."""
 
 EXPIRY = """
-ALTER TABLE tasks SET (
-    ttl_expiration_expression = $$CASE WHEN status NOT IN ('pending', 'processing')
-        THEN (finished + INTERVAL '{seconds} seconds') AT TIME ZONE 'utc' END$$,
-    ttl_job_cron = '@hourly'
-)
+ALTER TABLE tasks SET (ttl_expiration_expression = $${expression}$$, ttl_job_cron = '@hourly')
 """
-"""Row-level TTL for finished tasks; the others never expire. A schema change takes no parameters."""
+"""Row-level TTL for finished tasks. A schema change takes no parameters."""
 
 SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
 """How the table is set up, to change it only where it differs."""
@@ -106,18 +102,27 @@ async def migrate(connection: TrioConnection, schema: str) -> None:
             log.warning("the schema works without it, but slower", left_out=statement, reason=describe(error))
 
 
-async def expire(run: Run, older_than: float) -> bool:
+def expiration(ages: Mapping[Status, float]) -> str:
+    """When a task expires that ended in one of these ways; no other ever does."""
+    cases = (
+        f"WHEN '{status.value}' THEN (finished + INTERVAL '{int(age)} seconds') AT TIME ZONE 'utc'"
+        for status, age in ages.items()
+    )
+    return f"CASE status {' '.join(cases)} END"
+
+
+async def expire(run: Run, ages: Mapping[Status, float]) -> bool:
     """Set row-level TTL, where it is not set so already. False where the user may not."""
-    seconds = int(older_than)
+    expression = expiration(ages)
     ((schema,),) = await run(SHOW_SCHEMA)
-    if f"'{seconds} seconds" in schema.replace("\\'", "'"):
+    if expression in schema.replace("\\'", "'"):
         return True
     try:
-        await run(EXPIRY.format(seconds=seconds))
+        await run(EXPIRY.format(expression=expression))
     except NotPermitted as error:
         log.warning("row-level TTL is not this user's to set: workers delete finished tasks", reason=describe(error))
         return False
-    log.info("set row-level TTL: the server deletes finished tasks", seconds=seconds)
+    log.info("set row-level TTL: the server deletes finished tasks", seconds={**ages})
     return True
 
 

@@ -347,13 +347,19 @@ class SqlDatabase:
             cancelled=counts.get(Status.CANCELLED, 0),
         )
 
-    async def expire(self, older_than: float) -> bool:
-        expire = (await self._known_dialect()).expire
-        return expire is not None and await expire(self._run, older_than)
+    async def take_duty(self, name: str, worker_id: str, seconds: float) -> bool:
+        parameters = {"name": name, "worker": worker_id, "seconds": seconds}
+        return bool(await self._run(statements.TAKE_DUTY, parameters))
 
-    async def purge(self, older_than: float, limit: int = 1000) -> int:
+    async def expire(self, ages: Mapping[Status, float]) -> bool:
+        expire = (await self._known_dialect()).expire
+        return expire is not None and await expire(self._run, ages)
+
+    async def purge(self, status: Status, older_than: float, limit: int = 1000) -> int:
+        parameters = {"status": status.value, "older_than": older_than, "limit": limit}
+
         async def body(connection: TrioConnection) -> int:
-            cursor = await connection.execute(statements.PURGE.encode(), {"older_than": older_than, "limit": limit})
+            cursor = await connection.execute(statements.PURGE.encode(), parameters)
             return cursor.rowcount
 
         return await self._with_connection(body, deadline=self.long_deadline)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from continuum.db.connection import TrioConnection
 from continuum.db.protocol import Listener
+from continuum.model import Status
 
 SCHEMA_VERSION = 5
 """The version that this release needs; the files under sql/ record it."""
@@ -86,7 +87,7 @@ class Dialect:
     prepare_session: tuple[str, ...] = ()
     prepare_reading: tuple[str, ...] = ()
     prepares_by_itself: bool = True
-    expire: Callable[[Run, float], Awaitable[bool]] | None = None
+    expire: Callable[[Run, Mapping[Status, float]], Awaitable[bool]] | None = None
 
     def schema(self) -> str:
         """The text of the schema file: from the wheel, or from a checkout."""

@@ -90,6 +90,8 @@ class MemoryDatabase:
     _unique_keys: dict[int, str] = field(default_factory=dict)
     _queued_at: dict[int, dt.datetime] = field(default_factory=dict)
     """Since when tasks wait that did not begin to when they were created."""
+    _duties: dict[str, tuple[str, dt.datetime]] = field(default_factory=dict)
+    """Who does what one worker at a time does, and until when."""
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -341,18 +343,26 @@ class MemoryDatabase:
                 counts["retried"] += 1
         return Recovered(**counts)
 
-    async def expire(self, older_than: float) -> bool:
+    async def take_duty(self, name: str, worker_id: str, seconds: float) -> bool:
+        await self._answer()
+        holder, until = self._duties.get(name, ("", _now()))
+        if holder not in ("", worker_id) and until >= _now():
+            return False
+        self._duties[name] = (worker_id, _in(seconds))
+        return True
+
+    async def expire(self, ages: Mapping[Status, float]) -> bool:
         await self._answer()
         return False
 
-    async def purge(self, older_than: float, limit: int = 1000) -> int:
+    async def purge(self, status: Status, older_than: float, limit: int = 1000) -> int:
         await self._answer()
-        old = [
-            task.id
+        old = sorted(
+            (task.finished, task.id)
             for task in self.tasks.values()
-            if task.finished_for_good and task.finished and task.finished < _in(-older_than)
-        ]
-        for task_id in old[:limit]:
+            if task.status == status and task.finished and task.finished < _in(-older_than)
+        )
+        for _, task_id in old[:limit]:
             del self.tasks[task_id]
         return len(old[:limit])
 

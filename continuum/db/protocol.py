@@ -32,6 +32,7 @@ from continuum.model import (
     Retried,
     RunningTask,
     Statistics,
+    Status,
     TaskFilter,
     TaskRecord,
     TaskSummary,
@@ -148,13 +149,17 @@ class Database(Protocol):
         Failures are counted in WORKERS under `worker_id`."""
         ...
 
-    async def expire(self, older_than: float) -> bool:
-        """Have the database itself delete tasks that finished more than `older_than` seconds ago, from now on. False where
-        it cannot, or may not: `purge` them then."""
+    async def take_duty(self, name: str, worker_id: str, seconds: float) -> bool:
+        """Take something that one worker at a time does, or keep it, for so many seconds; False while another has it."""
         ...
 
-    async def purge(self, older_than: float, limit: int = 1000) -> int:
-        """Delete up to `limit` tasks that finished more than `older_than` seconds ago; return how many."""
+    async def expire(self, ages: Mapping[Status, float]) -> bool:
+        """Have the database itself delete, from now on, tasks that ended so more than so many seconds ago. False where it
+        cannot, or may not: `purge` them then."""
+        ...
+
+    async def purge(self, status: Status, older_than: float, limit: int = 1000) -> int:
+        """Delete up to `limit` tasks that ended so more than `older_than` seconds ago, the oldest first; return how many."""
         ...
 
     async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:

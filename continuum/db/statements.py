@@ -303,12 +303,20 @@ lock: nobody else ends them, and none that was extended or ended since it was re
 PURGE = """
 DELETE FROM tasks WHERE id IN (
     SELECT id FROM tasks
-    WHERE finished < (now() - %(older_than)s * interval '1 second') AT TIME ZONE 'utc'
-      AND status IN ('completed', 'failed', 'cancelled', 'malicious')
+    WHERE status = %(status)s AND finished < (now() - %(older_than)s * interval '1 second') AT TIME ZONE 'utc'
     ORDER BY finished LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 """
-"""Delete a small batch of tasks that were kept long enough."""
+"""Delete a small batch of tasks that ended in one way and were kept long enough: an ordered, limited scan of `tasks_ended`."""
+
+TAKE_DUTY = """
+INSERT INTO duties AS held (name, worker_id, until)
+VALUES (%(name)s, %(worker)s, now() + %(seconds)s * interval '1 second')
+ON CONFLICT (name) DO UPDATE SET worker_id = excluded.worker_id, until = excluded.until
+WHERE held.worker_id = excluded.worker_id OR held.until < now()
+RETURNING 1
+"""
+"""Take what one worker at a time does, or keep it, unless another has it."""
 
 INSERT_TASKS = """
 WITH stored AS (

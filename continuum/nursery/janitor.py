@@ -1,4 +1,4 @@
-"""Housekeeping in the record: attempts whose worker is gone, and tasks that were kept long enough.
+"""Housekeeping in the record: attempts whose worker is gone.
 
 Every worker does it; rows are locked and skipped, so none waits for another. After the database was away, leases have
 expired that nobody gave up: every worker gets the time of a heartbeat to extend its own before any is recovered.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
@@ -23,10 +22,7 @@ from continuum.telemetry import Telemetry
 log = structlog.get_logger(__name__)
 
 BATCH = 100
-"""Expired leases recovered, or old tasks deleted times ten, in one statement."""
-DAY = 86_400.0
-PURGE_INTERVAL = 60.0
-"""Seconds between two looks for tasks past their retention."""
+"""Expired leases recovered in one statement."""
 
 
 @dataclass(slots=True)
@@ -38,22 +34,15 @@ class Janitor:
     telemetry: Telemetry
     interval: float
     heartbeat_interval: float
-    settings: Settings
     retry_scheduled: Signal
-    _expires: bool = False
-    _expires_after: float | None = None
 
     async def run(self) -> None:
         """Recover at once and then every `interval`, a little apart from other workers; never return."""
         backoff = Backoff()
-        next_purge = trio.current_time()
         while True:
             await self.wait_until_steady()
             try:
                 await self.recover()
-                if self.settings.retention_days and trio.current_time() >= next_purge:
-                    await self.retain()
-                    next_purge = trio.current_time() + PURGE_INTERVAL
             except DatabaseUnavailable as error:
                 # Not tried again right here: after an outage the heartbeats come first.
                 note_database_failure(self.state, "janitor", error)
@@ -86,23 +75,4 @@ class Janitor:
             if recovered.retried:
                 self.retry_scheduled.notify()
             if recovered.total < BATCH:
-                return total
-
-    async def retain(self) -> None:
-        """Let go of what was kept long enough, unless the database does it by itself. Raises `DatabaseUnavailable`."""
-        retention = self.settings.retention_days
-        if self._expires_after != retention:
-            self._expires = await self.database.expire(retention * DAY)
-            self._expires_after = retention
-        if not self._expires:
-            await self.purge()
-
-    async def purge(self) -> int:
-        """Delete every task that finished longer ago than the retention; return how many there were. Raises
-        `DatabaseUnavailable`."""
-        total = 0
-        while True:
-            deleted = await self.database.purge(self.settings.retention_days * DAY, BATCH * 10)
-            total += deleted
-            if deleted < BATCH * 10:
                 return total

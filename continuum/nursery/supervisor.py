@@ -2,7 +2,7 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, janitor, reaper, progress, screening, webhooks, those who follow shutdowns and
+    └─ services      heartbeat, wake-up, janitor, retention, reaper, progress, screening, webhooks, those who follow shutdowns and
         │            reloads: alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
@@ -32,6 +32,7 @@ from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
 from continuum.nursery.queue_watch import QueueWatch
 from continuum.nursery.reaper import Reaper
+from continuum.nursery.retention import Retention
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import StopReason, WorkerState
@@ -101,7 +102,6 @@ async def supervise(
                 telemetry,
                 settings.lease_seconds / 2,
                 settings.heartbeat_interval,
-                settings,
                 schedule_changed,
             )
             reaper = Reaper(backend, pool, database, state, work, settings)
@@ -110,6 +110,7 @@ async def supervise(
             services.start_soon(heartbeat.run)
             services.start_soon(wakeups.run)
             services.start_soon(janitor.run)
+            services.start_soon(Retention(database, state, settings).run)
             services.start_soon(reaper.run)
             services.start_soon(Progress(database, state, task_began).run)
             if telemetry.has_metrics:

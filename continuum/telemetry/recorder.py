@@ -40,6 +40,7 @@ DATABASE_VERBS = frozenset(
         "recover",
     }
     | {
+        "take_duty",
         "expire",
         "purge",
         "claim_webhooks",

@@ -17,6 +17,7 @@ _INTRODUCTIONS = {
     "tasks": "One row for each task: what is to be done, who does it, and what came of it.",
     "codes": "Scripts, which tasks refer to.",
     "workers": "One row for each worker that was ever started, and its totals. `/global-status` sums them.",
+    "duties": "What one worker at a time does, and which one that is.",
     "continuum_schema": "Which versions of the schema were applied.",
     "wakeup_feeds": "CockroachDB only: which workers hold one of the cluster's few changefeeds.",
 }

@@ -209,7 +209,7 @@ async def test_a_refused_task_ends_as_malicious_is_counted_and_is_written_by_its
     assert await database.claim("one", 9, lease=30) == []
     seen = await database.statistics(latest=True)
     assert (seen.malicious, seen.failed, seen.total) == (1, 0, 1)
-    assert await database.purge(-1) == 1
+    assert await database.purge(Status.MALICIOUS, -1) == 1
 
 
 async def test_a_retry_waits_for_its_time_without_being_claimable(database: Database) -> None:
@@ -594,14 +594,27 @@ async def test_the_oldest_of_each_priority_counts(database: Database) -> None:
 async def test_finished_tasks_are_purged_when_they_are_old_and_open_ones_never(database: Database) -> None:
     await database.submit([HELLO] * 3)
     tasks = await database.claim("one", 2, lease=30)
-    await database.complete("one", [completed(task) for task in tasks])
-    assert await database.purge(3600) == 0
+    for task in tasks:
+        await database.complete("one", [completed(task)])
+    assert await database.purge(Status.COMPLETED, 3600) == 0
     await trio.sleep(0.05)
-    assert await database.purge(0.01, limit=1) == 1
-    assert await database.purge(0.01) == 1
-    assert await database.purge(0.01) == 0
+    assert await database.purge(Status.FAILED, 0.01) == 0, "each way to end has a retention of its own"
+    assert await database.purge(Status.COMPLETED, 0.01, limit=1) == 1
+    assert [record.id for record in await database.fetch([task.id for task in tasks])] == [tasks[1].id], "oldest first"
+    assert await database.purge(Status.COMPLETED, 0.01) == 1
+    assert await database.purge(Status.COMPLETED, 0.01) == 0
     statistics = await database.statistics(latest=True)
     assert (statistics.pending, statistics.completed) == (1, 2), "retention does not lower the totals"
+
+
+async def test_a_duty_is_one_workers_until_it_is_over(database: Database) -> None:
+    assert await database.take_duty("retention", "one", 0.2)
+    assert await database.take_duty("retention", "one", 0.2), "renewed"
+    assert not await database.take_duty("retention", "another", 60)
+    assert await database.take_duty("something else", "another", 60)
+    await trio.sleep(0.25)
+    assert await database.take_duty("retention", "another", 60)
+    assert not await database.take_duty("retention", "one", 60)
 
 
 async def test_a_listener_is_woken_by_work(database: Database) -> None:

@@ -431,16 +431,22 @@ async def test_statistics_wait_for_nobody(queue: Database, url: str) -> None:
 
 
 async def test_retention_is_row_level_ttl_for_finished_tasks(queue: Database, url: str) -> None:
-    assert await queue.expire(86_400 * 7)
-    assert await queue.expire(86_400 * 7), "once more changes nothing"
+    week = {Status.COMPLETED: 86_400 * 7.0}
+    with structlog.testing.capture_logs() as logs:
+        assert await queue.expire(week)
+        assert await queue.expire(week), "once more changes nothing"
+    assert len(logs) == 1
     ((schema,),) = execute(url, "SELECT create_statement FROM [SHOW CREATE TABLE tasks]")
     assert "604800 seconds" in schema
-    assert await queue.expire(3600)
+    assert await queue.expire({Status.COMPLETED: 3600, Status.FAILED: 86_400})
     execute(
         url,
         """
         INSERT INTO tasks (name, status, finished) VALUES
             ('old', 'completed', (now() - interval '2 hours')::timestamp), ('young', 'completed', now()::timestamp),
+            ('failed', 'failed', (now() - interval '2 hours')::timestamp),
+            ('old and failed', 'failed', (now() - interval '2 days')::timestamp),
+            ('kept', 'cancelled', (now() - interval '2 years')::timestamp),
             ('queued again by hand', 'pending', (now() - interval '2 hours')::timestamp)
         """,
     )
@@ -449,13 +455,13 @@ async def test_retention_is_row_level_ttl_for_finished_tasks(queue: Database, ur
         schema.split("ttl_expiration_expression = e'")[1].split("', ttl_")[0].replace("\\'", "'").replace("\\n", " ")
     )
     expired = execute(url, f"SELECT name FROM tasks WHERE ({expression}) < now()")
-    assert expired == [("old",)]
+    assert sorted(expired) == [("old",), ("old and failed",)]
 
 
 async def test_a_user_who_may_not_change_the_table_deletes_old_tasks_instead(queue: Database, url: str) -> None:
     worker = make_user(url, "SELECT, INSERT, UPDATE, DELETE ON TABLE *")
     async with open_url(worker) as database:
-        assert not await database.expire(3600)
+        assert not await database.expire({Status.COMPLETED: 3600})
         await database.submit([HELLO])
         assert len(await database.claim("one", 9, lease=30)) == 1
 

@@ -454,7 +454,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "promote": (statements.PROMOTE, {"limit": 1000}),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
-    "purge": (statements.PURGE, {"older_than": 1e9, "limit": 1000}),
+    "purge": (statements.PURGE, {"status": "completed", "older_than": 1e9, "limit": 1000}),
     "statistics": (statements.statistics(), {}),
     "oldest_pending": (statements.oldest_pending(), {}),
     "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from continuum.config import ENV_FILE, ConfigurationError, Settings, default_slots, load_settings, parse_duration
 from continuum.cpus import usable_cpus
 from continuum.db import conninfo_of
+from continuum.retention import parse_retention
 
 SECRET = "hunter2-and-more"
 
@@ -59,7 +60,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "task_timeout": 3600.0,
         "task_cpu_seconds": 0.0,
         "shutdown_grace": 25.0,
-        "retention_days": 0.0,
+        "retention_days": "0",
         "sandbox": "auto",
         "container_image": "python:3.9-slim",
         "container_memory_mb": 512,
@@ -171,6 +172,28 @@ def test_anything_else_is_no_duration(text: object) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [
+        ("0", {}),
+        (" 7 ", {"completed": 7, "failed": 7, "cancelled": 7, "malicious": 7}),
+        ("7, failed=90", {"completed": 7, "failed": 90, "cancelled": 7, "malicious": 7}),
+        ("0.5,failed=0,malicious=0", {"completed": 0.5, "cancelled": 0.5}),
+        ("Completed=1", {"completed": 1}),
+    ],
+)
+def test_a_retention_is_for_all_or_by_status(text: str, days: dict[str, float]) -> None:
+    assert parse_retention(text) == {status: each * 86_400 for status, each in days.items()}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a week", "-1", "inf", "nan", "7,", "7,8", "pending=7", "failed=1,failed=2", "failed", "=7", "1e9"]
+)
+def test_anything_else_is_no_retention(text: str) -> None:
+    with pytest.raises(ValueError, match="use a number of days"):
+        parse_retention(text)
+
+
 @given(st.text(max_size=12))
 def test_no_text_crashes_the_duration_parser(text: str) -> None:
     with suppress(ValueError):
@@ -186,7 +209,10 @@ BAD = {
     "MAX_PRIORITY": ("99999999999", "use a whole number from -2147483648 to 2147483647"),
     "POLLING_INTERVAL": ("0", "use a number, more than 0"),
     "LEASE_SECONDS": ("-3", "use a duration such as 90, 90s, 5m or 1h30m"),
-    "RETENTION_DAYS": ("inf", "use a number, at least 0"),
+    "RETENTION_DAYS": (
+        "inf",
+        "use a number of days, at least 0, and others by status (cancelled, completed, failed, malicious), as in 7,failed=90",
+    ),
     "SANDBOX": ("podman", "use 'auto', 'docker' or 'bubblewrap'"),
     "CONTAINER_CPU_LIMIT": ("half", "use a number, more than 0"),
     "EGRESS": ("open", "use 'public', 'none' or 'allowlist'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ from continuum.nursery.heartbeat import Heartbeat
 from continuum.nursery.janitor import Janitor
 from continuum.nursery.progress import Progress
 from continuum.nursery.reaper import SWEEP_INTERVAL, Reaper
+from continuum.nursery.retention import HELD, INTERVAL, Retention
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.nursery.wakeup import WakeUps
@@ -512,7 +514,7 @@ async def test_the_janitor_recovers_everything_that_expired_at_its_start_however
     await claimed(database, 250, lease=1)
     await trio.sleep(2)
     scheduled = Signal()
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(), scheduled)):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, scheduled)):
         await trio.sleep(0.01)
         assert await scheduled.wait(0)
     assert (await database.statistics()).scheduled == 250
@@ -523,7 +525,7 @@ async def test_after_an_outage_every_worker_may_extend_its_leases_before_any_is_
 ) -> None:
     (task,) = await claimed(database)
     state.running[task.lease] = Running(task)
-    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, settings(), Signal())
+    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, Signal())
     async with running(make_heartbeat(database, state, completions)), running(janitor):
         await trio.sleep(9)
         database.unavailable = True
@@ -534,15 +536,68 @@ async def test_after_an_outage_every_worker_may_extend_its_leases_before_any_is_
     assert database.tasks[task.id].status == "processing"
 
 
-async def test_the_janitor_deletes_what_is_past_its_retention_and_nothing_without_one(
+async def test_what_is_past_its_retention_is_deleted_and_nothing_without_one(
     autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
 ) -> None:
     await database.complete("worker", [done(task) for task in await claimed(database, 3)])
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(), Signal())):
+    async with running(Retention(database, state, settings())):
         await trio.sleep(3 * 86400)
         assert len(database.tasks) == 3
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(retention_days=1), Signal())):
+    async with running(Retention(database, state, settings(retention_days=1))):
         await trio.sleep(100)
+        assert not database.tasks
+
+
+async def test_failed_tasks_may_be_kept_for_longer(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    good, bad, stopped = await claimed(database, 3)
+    failed = replace(done(bad), status=Status.FAILED, last_error="no")
+    await database.complete("worker", [done(good), failed, replace(done(stopped), status=Status.CANCELLED)])
+    kept = []
+    async with running(Retention(database, state, settings(retention_days="2,failed=5,cancelled=0"))):
+        for _ in range(7):
+            kept.append(set(database.tasks))
+            await trio.sleep(86400)
+    everything = {good.id, bad.id, stopped.id}
+    assert kept == [everything] * 3 + [everything - {good.id}] * 3 + [{stopped.id}]
+
+
+async def test_retention_rests_between_batches_for_as_long_as_they_take_and_takes_less_at_once_when_they_take_long(
+    autojump_clock: MockClock, state: WorkerState
+) -> None:
+    batches: list[tuple[float, int]] = []
+
+    class Slow(MemoryDatabase):
+        async def purge(self, status: Status, older_than: float, limit: int = 1000) -> int:
+            began = trio.current_time()
+            deleted = await super().purge(status, older_than, limit)
+            await trio.sleep(deleted * 0.001)
+            if deleted:
+                batches.append((began, limit))
+            return deleted
+
+    database = Slow()
+    await database.complete("worker", [done(task) for task in await claimed(database, 1500)])
+    await trio.sleep(100)
+    async with running(Retention(database, state, settings(retention_days=0.0001))):
+        await trio.sleep(30)
+    assert not database.tasks
+    assert [limit for _, limit in batches[:3]] == [1000, 100, 100], "a batch should take a tenth of a second"
+    assert [round(later - sooner, 2) for (sooner, _), (later, _) in itertools.pairwise(batches[:4])] == [2, 0.2, 0.2]
+
+
+async def test_one_worker_at_a_time_applies_the_retention_and_another_follows_when_it_is_gone(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState
+) -> None:
+    await database.complete("worker", [done(task) for task in await claimed(database)])
+    first = Retention(database, replace(state, id="first"), settings(retention_days=0.001))
+    async with running(first):
+        await trio.sleep(1)
+    async with running(Retention(database, state, settings(retention_days=0.001))):
+        await trio.sleep(HELD - 10)
+        assert database.tasks, "past its retention, and another worker's to delete"
+        await trio.sleep(10 + 2 * INTERVAL)
         assert not database.tasks
 
 

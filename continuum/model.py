@@ -46,6 +46,7 @@ class NewTask:
     requirements: what `code` imports beside the standard library, in the lines of a requirements file, each pinned.
     payload: JSON text, already encoded; None is SQL NULL, which a script sees as `null`.
     run_at: not before this time (aware, UTC); None means now.
+    expires_at: not after this time (aware): a task of which no attempt has begun by then is cancelled, and none begins after it.
     timeout: seconds of wall time; None means the worker's TASK_TIMEOUT.
     webhook: a URL that is told when the task has ended.
     idempotency_window: seconds since the first task with this key was submitted, after which the key begins anew with this one;
@@ -71,6 +72,7 @@ class NewTask:
     idempotency_window: float | None = None
     unique: bool = False
     retry: RetryPolicy | None = None
+    expires_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class ClaimedTask:
     waited: seconds for which it could have been claimed, on the database's clock; None where it is not known.
     webhook: whether somebody is to be told when the task has ended.
     retry: its retry policy or its code's, JSON text that may be anything; None where neither has one.
+    expires_in: seconds after the claim, on the database's clock, from which on it must not begin; None where it always may.
     """
 
     id: int
@@ -108,6 +111,7 @@ class ClaimedTask:
     waited: float | None = None
     webhook: bool = False
     retry: str | None = None
+    expires_in: float | None = None
 
     @property
     def lease(self) -> Lease:
@@ -214,10 +218,19 @@ class Recovered:
 @dataclass(frozen=True, slots=True)
 class Promoted:
     """How many scheduled tasks became claimable, and in how many seconds there will be more: 0 when there are more now, None
-    when nothing is scheduled."""
+    when nothing is scheduled.
+
+    expires_in: in how many seconds the next pending task will be too late; not above 0 when there is one now, None when none ever
+    will.
+    """
 
     count: int
     next_in: float | None
+    expires_in: float | None = None
+
+
+EXPIRED = "Expired: it had not begun by the time in its expires_at"
+"""The first line of `last_error` of a task that was too late."""
 
 
 class Cancellation(enum.StrEnum):
@@ -313,6 +326,7 @@ class TaskRecord:
     retried_as: int | None = None
     history: tuple[AttemptRecord, ...] = ()
     retry: str | None = None
+    expires_at: dt.datetime | None = None
 
     @property
     def finished_for_good(self) -> bool:

@@ -106,6 +106,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),       -- when it was inserted
     -- Not before this time. NULL: now. A worker clears it when the time has come, so that claiming looks at due tasks only.
     run_at           TIMESTAMPTZ,
+    -- Not after this time: what has not begun by then is cancelled.
+    expires_at       TIMESTAMPTZ,
     -- The fencing token: one more with every claim, never less.
     attempt          INT4 NOT NULL DEFAULT 0,
     -- Attempts that workers gave back: they do not count against max_attempts.
@@ -148,6 +150,7 @@ CREATE TABLE IF NOT EXISTS tasks (
     ),
     CONSTRAINT tasks_shard_known CHECK (shard BETWEEN 0 AND 15),
     INDEX tasks_scheduled (run_at) WHERE status = 'pending' AND run_at IS NOT NULL,
+    INDEX tasks_expiring (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL,
     INDEX tasks_leases (lease_expires_at) STORING (worker_id) WHERE status = 'processing',
     INDEX tasks_held (worker_id) WHERE status = 'processing',
     INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
@@ -198,6 +201,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), u
     WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry JSONB;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS expires_at TIMESTAMPTZ;
+CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL

@@ -61,6 +61,8 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS created_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
     -- Not before this time. NULL: now. A worker clears it when the time has come, so that claiming looks at due tasks only.
     ADD COLUMN IF NOT EXISTS run_at           TIMESTAMPTZ,
+    -- Not after this time: what has not begun by then is cancelled.
+    ADD COLUMN IF NOT EXISTS expires_at       TIMESTAMPTZ,
     -- The fencing token: one more with every claim, never less.
     ADD COLUMN IF NOT EXISTS attempt          INTEGER NOT NULL DEFAULT 0,
     -- Attempts that workers gave back; they do not count against max_attempts.
@@ -136,6 +138,8 @@ CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id)
       AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
+-- Finding what has not begun in time.
+CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL;
 -- Recovering expired leases.
 CREATE INDEX IF NOT EXISTS tasks_leases ON tasks (lease_expires_at) WHERE status = 'processing';
 -- Giving back what one worker holds.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,31 @@ def duration(text: str | float) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def since_when(text: str | dt.datetime) -> dt.datetime:
+    """A parser for options: so long ago, or a date or time, which is UTC unless it says otherwise."""
+    return _moment(text, -1)
+
+
+def until_when(text: str | dt.datetime) -> dt.datetime:
+    """A parser for options: in so long, or a date or time, which is UTC unless it says otherwise."""
+    return _moment(text, 1)
+
+
+def _moment(text: str | dt.datetime, direction: int) -> dt.datetime:
+    if isinstance(text, dt.datetime):
+        return text
+    try:
+        when = dt.datetime.fromisoformat(text)
+        return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+    except ValueError:
+        days = re.fullmatch(r"(\d+)d", text)
+    try:
+        seconds = int(days[1]) * 86400 if days else duration(text)
+        return dt.datetime.now(dt.UTC) + direction * dt.timedelta(seconds=seconds)
+    except (typer.BadParameter, OverflowError):
+        raise typer.BadParameter(f"{text!r}: use 90s, 5m, 1h30m or 7d, or a date such as 2026-11-29") from None
 
 
 def retry_policy(text: str | RetryPolicy) -> RetryPolicy:

@@ -55,6 +55,8 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
     yield "created", f"{at(task.created_at)} UTC, {between(task.created_at, now)} ago"
     if task.run_at and task.status == Status.PENDING:
         yield "due", f"{at(task.run_at)} UTC"
+    if task.expires_at and not task.finished:
+        yield "expires", f"{at(task.expires_at)} UTC, unless it began before"
     if task.started and task.finished:
         waited = between(task.created_at, task.started)
         yield (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from continuum.cli.common import AsJson, RetryJson, Seconds, duration, settings
+from continuum.cli.common import AsJson, RetryJson, Seconds, duration, settings, until_when
 from continuum.cli.common import run as run_command
 from continuum.cli.complete import complete_code
 
@@ -46,6 +47,12 @@ def submit(
     task_timeout: TaskTimeout = None,
     max_attempts: Annotated[int, typer.Option(help="How often it is tried.")] = 3,
     retry: RetryJson = None,
+    expires: Annotated[
+        dt.datetime | None,
+        typer.Option(
+            parser=until_when, metavar="WHEN", help="Cancelled unless it began by then: 5m, 2d, 2026-11-29T08:00."
+        ),
+    ] = None,
     tenant: Tenant = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again yields the first task.")] = None,
     idempotency_window: Annotated[
@@ -79,6 +86,7 @@ def submit(
             priority=priority,
             max_attempts=max_attempts,
             retry=retry,
+            expires_at=expires,
             timeout=task_timeout,
             tenant=tenant,
             idempotency_key=idempotency_key,

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
-from continuum.cli.common import AsJson, Seconds, TaskId, TaskIds, duration, run, settings
+from continuum.cli.common import AsJson, Seconds, TaskId, TaskIds, run, settings, since_when
 from continuum.cli.complete import STATUSES, complete_status
-
-
-def since_when(text: str | dt.datetime) -> dt.datetime:
-    """A parser for options: so long ago, or a date or time, which is UTC unless it says otherwise."""
-    if isinstance(text, dt.datetime):
-        return text
-    try:
-        when = dt.datetime.fromisoformat(text)
-        return when if when.tzinfo else when.replace(tzinfo=dt.UTC)
-    except ValueError:
-        days = re.fullmatch(r"(\d+)d", text)
-        seconds = int(days[1]) * 86400 if days else _ago(text)
-    return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
-
-
-def _ago(text: str) -> float:
-    try:
-        return duration(text)
-    except typer.BadParameter:
-        raise typer.BadParameter(f"{text!r}: use 90s, 5m, 1h30m or 7d, or a date such as 2026-11-29") from None
 
 
 def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) -> None:

@@ -36,6 +36,7 @@ class CommonOptions(TypedDict, total=False):
     max_attempts: int
     timeout: float | None
     run_at: dt.datetime | None
+    expires_at: dt.datetime | None
     tenant: str | None
     traceparent: str | None
     webhook: str | None

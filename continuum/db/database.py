@@ -325,8 +325,16 @@ class SqlDatabase:
         ((count,),) = await self._run(statements.PROMOTE, {"limit": limit}, writes=True)
         if count == limit:
             return Promoted(count, 0.0)
-        ((next_in,),) = await self._read(statements.NEXT_DUE)
-        return Promoted(count, None if next_in is None else max(0.0, float(next_in)))
+        ((next_in, expires_in),) = await self._read(statements.NEXT_DUE)
+        return Promoted(
+            count,
+            None if next_in is None else max(0.0, float(next_in)),
+            None if expires_in is None else float(expires_in),
+        )
+
+    async def cancel_late(self, worker_id: str, limit: int = 1000) -> int:
+        ((count,),) = await self._run(statements.CANCEL_LATE, {"worker": worker_id, "limit": limit}, writes=True)
+        return int(count)
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
         found = await self._run(statements.EXPIRED_LEASES, {"limit": limit})

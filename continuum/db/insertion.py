@@ -129,4 +129,5 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "traceparents": [task.traceparent for task in tasks],
         "webhooks": [task.webhook for task in tasks],
         "retries": [task.retry and policy_text(task.retry) for task in tasks],
+        "expiries": [task.expires_at for task in tasks],
     }

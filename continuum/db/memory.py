@@ -22,6 +22,7 @@ from continuum.db.insertion import unique_key_of
 from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
+    EXPIRED,
     HISTORY_LENGTH,
     TERMINAL,
     AttemptRecord,
@@ -164,6 +165,7 @@ class MemoryDatabase:
             requirements=code.requirements if code else None,
             webhook=task.webhook is not None,
             retry=self._policy(task),
+            expires_in=(task.expires_at - _now()).total_seconds() if task.expires_at else None,
         )
 
     def _policy(self, task: TaskRecord) -> str | None:
@@ -318,7 +320,23 @@ class MemoryDatabase:
         if promoted:
             self._notify(Wakeup.PENDING)
         later = parked[len(promoted) :]
-        return Promoted(len(promoted), max(0.0, (later[0][0] - _now()).total_seconds()) if later else None)
+        expiries = [
+            task.expires_at for task in self.tasks.values() if task.status == Status.PENDING and task.expires_at
+        ]
+        return Promoted(
+            len(promoted),
+            max(0.0, (later[0][0] - _now()).total_seconds()) if later else None,
+            (min(expiries) - _now()).total_seconds() if expiries else None,
+        )
+
+    async def cancel_late(self, worker_id: str, limit: int = 1000) -> int:
+        await self._answer()
+        pending = [task for task in self.tasks.values() if task.status == Status.PENDING]
+        late = [task for task in pending if task.expires_at and task.expires_at <= _now()][:limit]
+        for task in late:
+            error = EXPIRED if task.last_error is None else f"{EXPIRED}\n{task.last_error}"
+            self._end(task, Status.CANCELLED, error, None)
+        return len(late)
 
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
         await self._answer()
@@ -459,6 +477,7 @@ class MemoryDatabase:
             traceparent=task.traceparent,
             webhook=task.webhook,
             retry=policy_text(task.retry) if task.retry else None,
+            expires_at=task.expires_at,
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key

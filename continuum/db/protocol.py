@@ -143,6 +143,11 @@ class Database(Protocol):
         """Make up to `limit` scheduled tasks that are due claimable."""
         ...
 
+    async def cancel_late(self, worker_id: str, limit: int = 1000) -> int:
+        """End up to `limit` pending tasks whose `expires_at` has passed as cancelled; return how many. They are counted in
+        WORKERS under `worker_id`."""
+        ...
+
     async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
         """End up to `limit` attempts whose lease expired: back to pending with backoff where the retry policy says so,
         else failed with a message that starts with "Timeout/Crash: "; cancelled where that was requested.

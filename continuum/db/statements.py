@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from continuum.model import HISTORY_LENGTH
+from continuum.model import EXPIRED, HISTORY_LENGTH
 
 CLAIMABLE = """status = 'pending' AND run_at IS NULL
           AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
@@ -51,7 +51,7 @@ _CLAIMED = f"""
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}
+           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -66,11 +66,15 @@ _TAKE = f"""
             output = NULL, error_output = NULL, exit_code = NULL
 """
 
-_TAKEN = """
+# From `infinity` nothing can be subtracted.
+_NEAR = "greatest(least(expires_at, now() + interval '100 years'), now() - interval '1 day')"
+
+_TAKEN = f"""
         RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
                   tenant, traceparent, created_at, description, last_error,
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
-                  webhook IS NOT NULL AS told, retry
+                  webhook IS NOT NULL AS told, retry,
+                  CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in
 """
 
 
@@ -249,12 +253,32 @@ SELECT count(*) FROM promoted
 """
 """Make what has come due claimable."""
 
-NEXT_DUE = (
-    "SELECT extract(epoch FROM min(run_at) - now()) FROM tasks "
-    "WHERE status = 'pending' AND run_at > now() AND run_at < now() + interval '100 years'"
-)
-"""In how many seconds the next task comes due: not `infinity`, from which nothing can be subtracted. What is due and still
-there is locked by somebody else who promotes it."""
+NEXT_DUE = """
+SELECT (SELECT extract(epoch FROM min(run_at) - now()) FROM tasks
+        WHERE status = 'pending' AND run_at > now() AND run_at < now() + interval '100 years'),
+       (SELECT extract(epoch FROM greatest(expires_at, now() - interval '1 day') - now()) FROM tasks
+        WHERE status = 'pending' AND expires_at IS NOT NULL AND expires_at < now() + interval '100 years'
+        ORDER BY expires_at LIMIT 1)
+"""
+"""In how many seconds the next task comes due, and the next one is too late: not `infinity`, from which nothing can be
+subtracted. What is due and still there is locked by somebody else who promotes it."""
+
+CANCEL_LATE = f"""
+WITH late AS (
+        SELECT id FROM tasks WHERE status = 'pending' AND expires_at <= now()
+        ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ),
+    ended AS (
+        UPDATE tasks SET
+            status = 'cancelled', finished = {_UTC}, run_at = NULL, webhook_due = {_WEBHOOK_DUE},
+            last_error = '{EXPIRED}' || coalesce(E'\\n' || last_error, '')
+        WHERE id IN (SELECT id FROM late)
+        RETURNING tasks.id, tasks.status, 0 AS seconds
+    ),
+    counted AS ({_COUNT})
+SELECT count(*) FROM ended
+"""
+"""End tasks that were not begun in time."""
 
 EXPIRED_LEASES = f"""
 SELECT tasks.id, tasks.attempt, tasks.attempt - tasks.released, tasks.max_attempts, {_policy("tasks")}
@@ -326,17 +350,18 @@ WITH stored AS (
     RETURNING 1
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                   idempotency_key, unique_key, traceparent, webhook, retry)
+                   idempotency_key, unique_key, traceparent, webhook, retry, expires_at)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
-       t.traceparent, t.webhook, t.retry::jsonb
+       t.traceparent, t.webhook, t.retry::jsonb, t.expires_at
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
     %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
-    %(retries)s::text[]
+    %(retries)s::text[], %(expiries)s::timestamptz[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                        idempotency_key, unique_key, traceparent, webhook, retry, position)
+                        idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
+                        position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
@@ -443,7 +468,7 @@ FETCH = f"""
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
-       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history, {_POLICY}
+       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history, {_POLICY}, expires_at
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""

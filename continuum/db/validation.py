@@ -82,8 +82,9 @@ def _problems(task: NewTask) -> Iterator[str]:
             yield f"idempotency_window {task.idempotency_window} is out of range: seconds, more than 0, at most 1e9"
         if task.idempotency_key is None:
             yield "idempotency_window says for how long an idempotency_key counts; give one"
-    if task.run_at is not None and task.run_at.tzinfo is None:
-        yield "run_at has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
+    for name in ("run_at", "expires_at"):
+        if (time := getattr(task, name)) is not None and time.tzinfo is None:
+            yield f"{name} has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
 
 
 def holds_nul(payload: str) -> bool:

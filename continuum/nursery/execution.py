@@ -11,7 +11,7 @@ import trio
 
 from continuum.config import Settings
 from continuum.logs import tell_attempt
-from continuum.model import ClaimedTask, Ending, Outcome, RunRequest, Stream
+from continuum.model import EXPIRED, ClaimedTask, Ending, Outcome, RunRequest, Stream
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.screening import Screening, ScreeningUnusable
 from continuum.nursery.signals import Signal
@@ -61,8 +61,11 @@ class Executions:
             with running.scope:
                 if not running.granted.is_set():  # a wait for what is set takes a turn of Trio's
                     await running.granted.wait()
-                with self.telemetry.execution(task):
-                    outcome = await self._run_in_sandbox(task, running)
+                if trio.current_time() >= running.expires:
+                    outcome = Outcome(Ending.CANCELLED, message="\n".join(filter(None, (EXPIRED, task.last_error))))
+                else:
+                    with self.telemetry.execution(task):
+                        outcome = await self._run_in_sandbox(task, running)
             match running.stop_reason:
                 case StopReason.CANCELLED if outcome is None:
                     outcome = _cut_short(running, Ending.CANCELLED, "Cancelled while it ran")

@@ -115,9 +115,13 @@ class Running:
     stop_reason: StopReason | None = None
     traceparent: str | None = None
     """The trace that the run is part of: where it is traced, its own span, otherwise what the producer stored with it."""
+    expires: float = math.inf
+    """When, on Trio's clock, it is too late to begin."""
 
     def __post_init__(self) -> None:
         self.traceparent = self.task.traceparent
+        if self.task.expires_in is not None:
+            self.expires = self.since + self.task.expires_in
 
     def begin(self) -> None:
         """It has a slot now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import structlog
 import trio
 
 from continuum.config import Settings
@@ -17,6 +18,8 @@ from continuum.model import Wakeup
 from continuum.nursery.backoff import Backoff, note_database_failure, until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
+
+log = structlog.get_logger(__name__)
 
 STEADY = 10.0
 """Seconds after which a connection that breaks is replaced at once."""
@@ -53,13 +56,24 @@ class WakeUps:
                 await trio.sleep(self._backoff.next_delay())
 
     async def promote_when_due(self) -> None:
-        """Make scheduled tasks claimable when their time has come."""
+        """Make scheduled tasks claimable when their time has come, and end those that were not begun in time."""
         while True:
             promoted = await until_available(self.state, "wake-up", self.database.promote)
             if promoted.count:
                 self.work.notify()
-            longest = self.settings.polling_interval
-            await self.schedule_changed.wait(longest if promoted.next_in is None else min(promoted.next_in, longest))
+            if promoted.expires_in is not None and promoted.expires_in <= 0 and await self.cancel_late():
+                continue
+            times = [
+                seconds for seconds in (promoted.next_in, promoted.expires_in) if seconds is not None and seconds >= 0
+            ]
+            await self.schedule_changed.wait(min([*times, self.settings.polling_interval]))
+
+    async def cancel_late(self) -> int:
+        """End tasks that were not begun by their `expires_at`; return how many. Those that are left are somebody else's."""
+        ended = await until_available(self.state, "wake-up", lambda: self.database.cancel_late(self.state.id))
+        if ended:
+            log.info("cancelled tasks that were not begun in time", count=ended)
+        return ended
 
     # -- as the database's listener ---------------------------------------------------------------------------------
 

@@ -192,6 +192,9 @@ class NewTaskInput(Input):
         description="Seconds; null is the worker's TASK_TIMEOUT.",
     )
     run_at: RunAt | None = Field(default=None, description="Not before this time.")
+    expires_at: RunAt | None = Field(
+        default=None, description="Not after this time: what has not begun by then is cancelled, with the reason."
+    )
     tenant: Short | None = None
     idempotency_key: Key | None = Field(
         default=None,

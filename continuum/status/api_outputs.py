@@ -91,6 +91,7 @@ class TaskOutput(Output):
     worker_id: str | None
     created_at: Time
     run_at: Time | None
+    expires_at: Time | None
     started: Time | None
     finished: Time | None
     lease_expires_at: Time | None

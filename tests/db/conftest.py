@@ -91,6 +91,14 @@ def queue_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def sql_url(queue_url: str) -> str:
+    """Where somebody else writes into the queue."""
+    if not queue_url:
+        pytest.skip("nobody else writes into the queue in memory")
+    return queue_url
+
+
+@pytest.fixture
 async def database(queue_url: str) -> AsyncIterator[Database]:
     """An empty queue in each kind of database."""
     if not queue_url:

@@ -629,14 +629,6 @@ async def test_an_applied_schema_fits_and_may_be_applied_again(database: Databas
     await database.ping()
 
 
-@pytest.fixture
-def sql_url(queue_url: str) -> str:
-    """Where somebody else writes into the queue."""
-    if not queue_url:
-        pytest.skip("nobody else writes into the queue in memory")
-    return queue_url
-
-
 @pytest.mark.parametrize(
     "values",
     [

@@ -15,8 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from continuum.cli import app, formats
+from continuum.cli.common import since_when, until_when
 from continuum.cli.complete import complete_code, complete_status, complete_task
-from continuum.cli.tasks import since_when
 from continuum.db.memory import MemoryDatabase
 from continuum.model import Completion, NewTask, Status
 
@@ -127,6 +127,7 @@ def test_since_takes_lengths_of_time_and_dates() -> None:
     assert since_when("2026-11-29T08:00+02:00") == dt.datetime(2026, 11, 29, 6, tzinfo=dt.UTC)
     with pytest.raises(typer.BadParameter):
         since_when("yesterday")
+    assert abs((until_when("2d") - now).total_seconds() - 2 * 86400) < 5
 
 
 def test_a_task_shows_its_story_with_the_place_in_its_code(failed: MemoryDatabase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from continuum.db.errors import SchemaMismatch
-from continuum.db.memory import MemoryDatabase
-from continuum.model import Cancellation, NewTask, Status
+from continuum.db.memory import EPOCH, MemoryDatabase
+from continuum.model import EXPIRED, Cancellation, NewTask, Status
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import worker
 
@@ -105,6 +106,29 @@ async def test_a_failed_attempt_is_tried_again_after_a_backoff_that_holds_no_slo
     assert record.attempt == 3
     assert record.exit_code == 3
     assert record.last_error == "exit code 3"
+
+
+async def test_what_has_not_begun_in_time_is_cancelled_whether_or_not_it_was_claimed_by_then(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    def after(seconds: float) -> dt.datetime:
+        return EPOCH + dt.timedelta(seconds=trio.current_time() + seconds)
+
+    async with worker(database, slots=1, polling_interval=5) as w:
+        (busy,) = await w.submit("sleep 30")
+        await w.wait_for(busy, status="processing")
+        (late,) = await w.submit("hello", expires_at=after(7))
+        (in_time,) = await w.submit("hello", expires_at=after(70))
+        (record,) = await w.wait_for(late, seconds=13)
+        assert (record.status, record.last_error) == (Status.CANCELLED, EXPIRED)
+        assert (await w.record(busy)).status == Status.PROCESSING
+        (record,) = await w.wait_for(in_time)
+        assert record.status == Status.COMPLETED
+        (claimed_late,) = await w.submit("hello", expires_at=after(-1))
+        (record,) = await w.wait_for(claimed_late)
+        assert (record.status, record.last_error) == (Status.CANCELLED, EXPIRED)
+    assert [request.task_id for request in w.backend.ran] == [busy, in_time]
+    assert (await database.statistics()).cancelled == 2
 
 
 async def test_code_that_does_not_exist_fails_without_another_try(

@@ -1,0 +1,85 @@
+"""Tasks that are not begun in time, on every database."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import psycopg
+import pytest
+import trio
+
+from continuum.db.memory import MemoryDatabase
+from continuum.db.protocol import Database
+from continuum.model import EXPIRED, Completion, NewTask, Status
+
+HELLO = NewTask(code="print('hello')")
+
+
+def now_of(database: Database) -> dt.datetime:
+    if isinstance(database, MemoryDatabase):
+        from continuum.db.memory import _now
+
+        return _now()
+    return dt.datetime.now(dt.UTC)
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_not_begun_in_time_is_cancelled_with_the_reason_and_counted(database: Database) -> None:
+    now = now_of(database)
+    late = replace(HELLO, expires_at=now - dt.timedelta(seconds=5), webhook="https://example.org/told")
+    parked = replace(late, run_at=now + dt.timedelta(hours=1), webhook=None)
+    early = replace(HELLO, expires_at=now + dt.timedelta(hours=1))
+    ids = await database.submit([late, parked, early, HELLO])
+    promoted = await database.promote()
+    assert promoted.expires_in is not None
+    assert promoted.expires_in <= 0
+    assert await database.cancel_late("one", limit=1) == 1
+    assert await database.cancel_late("one") == 1
+    assert await database.cancel_late("one") == 0
+    records = await database.fetch(ids)
+    assert [record.status for record in records] == ["cancelled", "cancelled", "pending", "pending"]
+    assert [record.last_error for record in records] == [EXPIRED, EXPIRED, None, None]
+    assert [record.expires_at for record in records] == [late.expires_at, late.expires_at, early.expires_at, None]
+    assert (records[1].run_at, records[1].finished is not None) == (None, True)
+    assert (await database.statistics(latest=True)).cancelled == 2
+    assert [each.task_id for each in await database.claim_webhooks(9, lease=30)] == ids[:1]
+    assert (await database.promote()).expires_in == pytest.approx(3600, abs=60)
+    claimed = await database.claim("one", 9, lease=30)
+    assert [task.id for task in claimed] == ids[2:]
+    assert claimed[0].expires_in == pytest.approx(3600, abs=60)
+    assert claimed[1].expires_in is None
+
+
+async def test_a_claim_says_that_a_task_is_too_late(database: Database) -> None:
+    await database.submit([replace(HELLO, expires_at=now_of(database) - dt.timedelta(days=400))])
+    (task,) = await database.claim("one", 1, lease=30)
+    assert task.expires_in is not None
+    assert task.expires_in < 0
+
+
+async def test_a_retry_that_would_come_too_late_is_not_made_and_the_failure_is_kept(database: Database) -> None:
+    (task_id,) = await database.submit([replace(HELLO, expires_at=now_of(database) + dt.timedelta(seconds=0.3))])
+    await database.claim("one", 1, lease=30)
+    await database.complete("one", [Completion(task_id, 1, Status.PENDING, 1, "", "", "ValueError: no", 3600.0)])
+    with trio.fail_after(10):
+        while not await database.cancel_late("one"):
+            await trio.sleep(0.05)
+    (record,) = await database.fetch([task_id])
+    assert (record.status, record.last_error) == ("cancelled", f"{EXPIRED}\nValueError: no")
+    assert len(record.history) == 1
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "290000-01-01"])
+async def test_a_time_that_no_clock_reaches_harms_nothing(database: Database, sql_url: str, time: str) -> None:
+    with psycopg.connect(sql_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO tasks (name, expires_at) VALUES ('x', %s)", [time])
+    promoted = await database.promote()
+    if time == "-infinity":
+        assert promoted.expires_in == pytest.approx(-86400)
+    else:
+        assert promoted.expires_in is None
+    (task,) = await database.claim("one", 1, lease=30)
+    assert (task.expires_in or 0) == pytest.approx(-86400 if time == "-infinity" else 100 * 31_557_600, rel=0.01)

@@ -33,7 +33,9 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.RELEASE: [[(0,)]],
     statements.RELEASE_EXCEPT: [[(0,)]],
     statements.PROMOTE: [[(0,)]],
-    statements.NEXT_DUE: [[(None,)]],
+    statements.NEXT_DUE: [[(None, None)]],
+    statements.CANCEL_LATE: [[(0,)]],
+    statements.EXPIRED_LEASES: [[(1, 1, 1, 3, None)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
@@ -91,6 +93,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.report(WorkerReport("worker", "host", 1, "0", 4, 0, "docker"))
     await queue.sign_off("worker")
     await queue.promote()
+    await queue.cancel_late("worker")
     await queue.recover("worker")
     await queue.take_duty("retention", "worker", 60)
     await queue.expire({Status.COMPLETED: 86400})
@@ -169,6 +172,6 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
-        "SqlDatabase.claim_webhooks",
+        "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late",
         "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
     }  # fmt: skip

@@ -292,8 +292,9 @@ HISTORY_LENGTH = 50
 class TaskRecord:
     """One row of TASKS, read back. Times are aware and UTC. `status` is a `Status` where it is a known one.
 
-    retry_of: the task of which this one is a copy. retried_as: the copy of this one. history: how attempts ended so far,
-    oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says `max_attempts`, so does the record.
+    retry_of: the task of which this one is a copy. retried_as: the copy of this one. schedule: what made it, for the time due_at.
+    history: how attempts ended so far, oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says
+    `max_attempts`, so does the record.
     """
 
     id: int
@@ -324,6 +325,8 @@ class TaskRecord:
     webhook: str | None = None
     retry_of: int | None = None
     retried_as: int | None = None
+    schedule: str | None = None
+    due_at: dt.datetime | None = None
     history: tuple[AttemptRecord, ...] = ()
     retry: str | None = None
     expires_at: dt.datetime | None = None
@@ -524,6 +527,8 @@ class Wakeup(enum.Enum):
     """Somebody asked to cancel a running task."""
     SCHEDULED = "scheduled"
     """A task was given a time to run at, which may be sooner than the next one known."""
+    SCHEDULES = "schedules"
+    """A schedule was changed: its due time is to be worked out."""
 
 
 @dataclass(frozen=True, slots=True)

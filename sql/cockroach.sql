@@ -82,6 +82,45 @@ CREATE TABLE IF NOT EXISTS duties (
     until     TIMESTAMPTZ NOT NULL  -- when another may take it, unless this one renews it
 );
 
+-- What makes tasks at due times.
+CREATE TABLE IF NOT EXISTS schedules (
+    name          TEXT PRIMARY KEY,                             -- letters, digits, `.`, `_`, `-` and `:`
+    cron          TEXT NOT NULL,                                -- five fields, or six that begin with seconds
+    time_zone     TEXT NOT NULL DEFAULT 'UTC',                  -- in which they are read, such as Europe/Berlin
+    catch_up      TEXT NOT NULL DEFAULT 'one',                  -- of the due times that passed while nobody fired: none, the last one, or all
+    overlap       TEXT NOT NULL DEFAULT 'allow',                -- skip: no task while the one before is open
+    jitter_s      FLOAT8 NOT NULL DEFAULT 0,                    -- fired up to so many seconds later, the same for a due time everywhere
+    paused        BOOL NOT NULL DEFAULT false,                  -- it makes no tasks
+    task_name     TEXT NOT NULL DEFAULT '',                     -- the tasks' name. '': the schedule's. These, down to retry, as in TASKS
+    description   TEXT,
+    code          UUID NOT NULL REFERENCES codes (id),
+    payload       JSONB,                                        -- an object, or NULL: `schedule` and `due_at` are put into it
+    priority      INT4 NOT NULL DEFAULT 0,
+    tenant        TEXT,
+    max_attempts  INT4 NOT NULL DEFAULT 3,
+    timeout_s     FLOAT8,
+    worker_tags   TEXT NOT NULL DEFAULT '',
+    webhook       TEXT,
+    retry         JSONB,
+    next_at       TIMESTAMPTZ,                                  -- when a worker looks at it next. NULL: at once, to work out due_at anew
+    due_at        TIMESTAMPTZ,                                  -- the due time that it is then fired for. NULL: to be worked out
+    last_due      TIMESTAMPTZ,                                  -- the last due time that was dealt with
+    last_fired_at TIMESTAMPTZ,                                  -- when it last made a task
+    last_task_id  INT8,                                         -- that task
+    fired         INT8 NOT NULL DEFAULT 0,                      -- tasks that it made
+    skipped       INT8 NOT NULL DEFAULT 0,                      -- due times without one, because the one before was open
+    missed        INT8 NOT NULL DEFAULT 0,                      -- due times that passed while nobody fired, and were left out
+    last_error    TEXT,                                         -- why it cannot be fired as it stands; workers look again every minute
+    created_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),           -- when somebody last changed it by command or over HTTP
+    CONSTRAINT schedules_name_known CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' AND length(name) <= 100),
+    CONSTRAINT schedules_catch_up_known CHECK (catch_up IN ('none', 'one', 'all')),
+    CONSTRAINT schedules_overlap_known CHECK (overlap IN ('allow', 'skip')),
+    CONSTRAINT schedules_jitter_fits CHECK (jitter_s BETWEEN 0 AND 3600),
+    CONSTRAINT schedules_payload_fits CHECK (payload IS NULL OR jsonb_typeof(payload) = 'object'),
+    INDEX schedules_next (next_at) WHERE NOT paused
+);
+
 -- One column family, which SKIP LOCKED needs. Ids are unique_rowid(): 64 bits, in order of insertion but for clock skew, and
 -- beyond what JSON numbers hold exactly: the HTTP interfaces give them as strings, too.
 CREATE TABLE IF NOT EXISTS tasks (
@@ -145,6 +184,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     admitted         BOOL NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
     unique_key       TEXT,
+    schedule         TEXT,                                     -- the schedule that made it
+    due_at           TIMESTAMPTZ,                              -- the due time for which it did
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -156,6 +197,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_unwanted (worker_id) WHERE status = 'processing' AND cancel_requested,
     -- Retention, which may differ by how a task ended.
     INDEX tasks_ended (status, finished) WHERE finished IS NOT NULL,
+    -- A schedule makes one task for each due time, whatever becomes of the answer.
+    UNIQUE INDEX tasks_of_schedules (schedule, due_at) WHERE schedule IS NOT NULL,
     -- Each task is tried again by one copy at most.
     UNIQUE INDEX tasks_retry_of (retry_of) WHERE retry_of IS NOT NULL,
     -- Who is to be told now.
@@ -203,6 +246,9 @@ ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS expires_at TIMESTAMPTZ;
 CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS schedule TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS due_at TIMESTAMPTZ;
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
@@ -224,6 +270,7 @@ ALTER TABLE continuum_schema CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE limits CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE duties CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE permits CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE schedules CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 
 INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;

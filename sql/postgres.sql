@@ -97,7 +97,10 @@ ALTER TABLE tasks
     -- Whether a task with a key, or one that depends on others, may be claimed.
     ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
-    ADD COLUMN IF NOT EXISTS unique_key       TEXT;
+    ADD COLUMN IF NOT EXISTS unique_key       TEXT,
+    -- The schedule that made it, and the due time for which it did.
+    ADD COLUMN IF NOT EXISTS schedule         TEXT,
+    ADD COLUMN IF NOT EXISTS due_at           TIMESTAMPTZ;
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks
@@ -153,6 +156,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS tasks_idempotency ON tasks (coalesce(tenant, '
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
     WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
 
+-- A schedule makes one task for each due time, whatever becomes of the answer.
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
 -- Each task is tried again by one copy at most.
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_retry_of ON tasks (retry_of) WHERE retry_of IS NOT NULL;
 -- Who is to be told now.
@@ -230,6 +235,47 @@ CREATE TABLE IF NOT EXISTS duties (
     until     TIMESTAMPTZ NOT NULL  -- when another may take it, unless this one renews it
 );
 
+-- Schedules: what makes tasks at due times ------------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS schedules (
+    name          TEXT PRIMARY KEY,                             -- letters, digits, `.`, `_`, `-` and `:`
+    cron          TEXT NOT NULL,                                -- five fields, or six that begin with seconds
+    time_zone     TEXT NOT NULL DEFAULT 'UTC',                  -- in which they are read, such as Europe/Berlin
+    catch_up      TEXT NOT NULL DEFAULT 'one',                  -- of the due times that passed while nobody fired: none, the last one, or all
+    overlap       TEXT NOT NULL DEFAULT 'allow',                -- skip: no task while the one before is open
+    jitter_s      DOUBLE PRECISION NOT NULL DEFAULT 0,          -- fired up to so many seconds later, the same for a due time everywhere
+    paused        BOOLEAN NOT NULL DEFAULT false,               -- it makes no tasks
+    task_name     TEXT NOT NULL DEFAULT '',                     -- the tasks' name. '': the schedule's. These, down to retry, as in TASKS
+    description   TEXT,
+    code          UUID NOT NULL REFERENCES codes (id),
+    payload       JSONB,                                        -- an object, or NULL: `schedule` and `due_at` are put into it
+    priority      INTEGER NOT NULL DEFAULT 0,
+    tenant        TEXT,
+    max_attempts  INTEGER NOT NULL DEFAULT 3,
+    timeout_s     DOUBLE PRECISION,
+    worker_tags   TEXT NOT NULL DEFAULT '',
+    webhook       TEXT,
+    retry         JSONB,
+    next_at       TIMESTAMPTZ,                                  -- when a worker looks at it next. NULL: at once, to work out due_at anew
+    due_at        TIMESTAMPTZ,                                  -- the due time that it is then fired for. NULL: to be worked out
+    last_due      TIMESTAMPTZ,                                  -- the last due time that was dealt with
+    last_fired_at TIMESTAMPTZ,                                  -- when it last made a task
+    last_task_id  BIGINT,                                       -- that task
+    fired         BIGINT NOT NULL DEFAULT 0,                    -- tasks that it made
+    skipped       BIGINT NOT NULL DEFAULT 0,                    -- due times without one, because the one before was open
+    missed        BIGINT NOT NULL DEFAULT 0,                    -- due times that passed while nobody fired, and were left out
+    last_error    TEXT,                                         -- why it cannot be fired as it stands; workers look again every minute
+    created_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),           -- when somebody last changed it by command or over HTTP
+    CONSTRAINT schedules_name_known CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' AND length(name) <= 100),
+    CONSTRAINT schedules_catch_up_known CHECK (catch_up IN ('none', 'one', 'all')),
+    CONSTRAINT schedules_overlap_known CHECK (overlap IN ('allow', 'skip')),
+    CONSTRAINT schedules_jitter_fits CHECK (jitter_s BETWEEN 0 AND 3600),
+    CONSTRAINT schedules_payload_fits CHECK (payload IS NULL OR jsonb_typeof(payload) = 'object')
+);
+CREATE INDEX IF NOT EXISTS schedules_next ON schedules (next_at) WHERE NOT paused;
+ALTER TABLE schedules SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+
 -- Waking workers up ----------------------------------------------------------------------------------------------------------
 
 -- NOTIFY takes one lock for the whole server before the commit and holds it until the commit is on disk: many producers would
@@ -293,6 +339,13 @@ CREATE TRIGGER continuum_cancelled AFTER UPDATE ON tasks
     FOR EACH ROW
     WHEN (NEW.cancel_requested AND NOT OLD.cancel_requested AND NEW.status = 'processing')
     EXECUTE FUNCTION continuum_notify_updated('cancel');
+
+-- A schedule whose due time is to be worked out.
+DROP TRIGGER IF EXISTS continuum_schedule_changed ON schedules;
+CREATE TRIGGER continuum_schedule_changed AFTER INSERT OR UPDATE ON schedules
+    FOR EACH ROW
+    WHEN (NEW.next_at IS NULL AND NOT NEW.paused)
+    EXECUTE FUNCTION continuum_notify_updated('schedules');
 
 -- The version, last: whoever finds it finds all of the above --------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from continuum.db import rows, searching, statements
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
+from continuum.db.database_schedules import SqlSchedules
 from continuum.db.dialect import SCHEMA_VERSION, Dialect, Queue, Rows, Session
 from continuum.db.errors import (
     DatabaseUnavailable,
@@ -84,7 +85,7 @@ _NOT_YET_THERE = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn,
 """What a statement about a moment ago says of a schema that was applied since."""
 
 
-class SqlDatabase:
+class SqlDatabase(SqlSchedules):
     """One queue in a PostgreSQL or CockroachDB database; `continuum.db.open_database` makes it.
 
     deadline, long_deadline: seconds; see the constants of the same names.

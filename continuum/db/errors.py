@@ -7,6 +7,7 @@
     ├─ NotPermitted               the database's user may not do what was asked: its owner can grant it
     ├─ DialectMismatch            DB_DIALECT names another database than the one that answers
     └─ InvalidTask                the database refused what a producer submitted, and says why
+       └─ InvalidSchedule         the same, of a schedule
 
 Anything else that escapes an adapter (a psycopg ProgrammingError, say) is a bug and ends the worker.
 """
@@ -40,3 +41,7 @@ class DialectMismatch(DatabaseError):
 
 class InvalidTask(DatabaseError):
     """The database refused a submitted task."""
+
+
+class InvalidSchedule(InvalidTask):
+    """A schedule cannot be stored as it is; the message has a line for each field."""

@@ -19,6 +19,7 @@ from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.db.insertion import unique_key_of
+from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
 from continuum.db.validation import check_new_tasks
 from continuum.model import (
@@ -53,6 +54,7 @@ from continuum.model import (
     WorkerReport,
 )
 from continuum.retry import Cause, RetryPolicy, attempts_of, judge, policy_text
+from continuum.schedules import ScheduleRecord
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 ALIVE_FOR = 90.0
@@ -68,7 +70,7 @@ def _in(seconds: float) -> dt.datetime:
 
 
 @dataclass
-class MemoryDatabase:
+class MemoryDatabase(MemorySchedules):
     """One queue in memory; several workers may share it.
 
     unavailable: every method raises `DatabaseUnavailable` while it is True. schema_problem: what `check_schema`
@@ -93,11 +95,17 @@ class MemoryDatabase:
     """Since when tasks wait that did not begin to when they were created."""
     _duties: dict[str, tuple[str, dt.datetime]] = field(default_factory=dict)
     """Who does what one worker at a time does, and until when."""
+    schedule_rows: dict[str, ScheduleRecord] = field(default_factory=dict)
+    _fired_for: dict[tuple[str, dt.datetime], int] = field(default_factory=dict)
+    """The task of each schedule and due time."""
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
         if self.unavailable:
             raise DatabaseUnavailable("the in-memory database was made unavailable")
+
+    def _time(self) -> dt.datetime:
+        return _now()
 
     # -- the schema ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from continuum.db.protocol_schedules import Schedules
 from continuum.model import (
     Cancellation,
     ClaimedTask,
@@ -70,7 +71,7 @@ class Listener(Protocol):
         ...
 
 
-class Database(Protocol):
+class Database(Schedules, Protocol):
     """A queue of tasks in a database. Use it inside the `async with open_database(settings)` that made it."""
 
     @property

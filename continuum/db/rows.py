@@ -22,12 +22,12 @@ Row = tuple[Any, ...]
 
 def claimed_task(row: Row) -> ClaimedTask:
     """A row of the claim."""
-    return ClaimedTask(*_in_utc(row))
+    return ClaimedTask(*in_utc(row))
 
 
 def task_record(row: Row) -> TaskRecord:
     """A row of `FETCH`."""
-    values = _in_utc(row)
+    values = in_utc(row)
     record = TaskRecord(*values)
     return replace(
         record,
@@ -38,25 +38,25 @@ def task_record(row: Row) -> TaskRecord:
 
 def task_summary(row: Row) -> TaskSummary:
     """A row of a search."""
-    *values, policy = _in_utc(row)
+    *values, policy = in_utc(row)
     summary = TaskSummary(*values)
     return replace(summary, max_attempts=attempts_of(policy, summary.max_attempts))
 
 
 def running_task(row: Row) -> RunningTask:
     """A row of `RUNNING`."""
-    return RunningTask(*_in_utc(row))
+    return RunningTask(*in_utc(row))
 
 
 def failure_group(row: Row) -> FailureGroup:
     """A row of `FAILURES`."""
-    error, count, newest_id, newest_at, first, last = _in_utc(row)
+    error, count, newest_id, newest_at, first, last = in_utc(row)
     return FailureGroup(error, count, newest_id, newest_at, (first,) if first == last else (first, last))
 
 
 def webhook_delivery(row: Row) -> WebhookDelivery:
     """A row of `CLAIM_WEBHOOKS`."""
-    return WebhookDelivery(*_in_utc(row))
+    return WebhookDelivery(*in_utc(row))
 
 
 def _attempt(values: dict[str, Any]) -> AttemptRecord:
@@ -67,6 +67,6 @@ def _attempt(values: dict[str, Any]) -> AttemptRecord:
     return AttemptRecord(**(values | times))
 
 
-def _in_utc(row: Row) -> list[Any]:
+def in_utc(row: Row) -> list[Any]:
     """The values, with times in UTC: the server gives them in the session's time zone."""
     return [value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else value for value in row]

@@ -468,7 +468,7 @@ FETCH = f"""
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
-       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), history, {_POLICY}, expires_at
+       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""

@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from types import NoneType
 
-from continuum.db.errors import InvalidTask
+from continuum.db.errors import InvalidSchedule, InvalidTask
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.retry import BadPolicy, RetryPolicy, policy_text
+from continuum.schedules import NewSchedule, problems_of
 from continuum.webhook import LONGEST_URL, parse_url
 
 INTEGER = range(-(2**31), 2**31)
@@ -46,6 +47,13 @@ def check_new_tasks(tasks: Sequence[NewTask]) -> None:
     ]
     if problems:
         raise InvalidTask("\n".join(problems))
+
+
+def check_new_schedule(schedule: NewSchedule) -> None:
+    """Raise `InvalidSchedule` with a line for each field that cannot be used."""
+    problems = [*problems_of(schedule), *_problems(schedule.task)]
+    if problems:
+        raise InvalidSchedule("\n".join(problems))
 
 
 def _problems(task: NewTask) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, janitor, retention, reaper, progress, screening, webhooks, those who follow shutdowns and
-        │            reloads: alive until the last outcome is written
+    └─ services      heartbeat, wake-up, schedules, janitor, retention, reaper, progress, screening, webhooks, those who follow
+        │            shutdowns and reloads: alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
                 └─ claim       ends as soon as shutdown is requested
@@ -33,6 +33,7 @@ from continuum.nursery.progress import Progress
 from continuum.nursery.queue_watch import QueueWatch
 from continuum.nursery.reaper import Reaper
 from continuum.nursery.retention import Retention
+from continuum.nursery.schedules import ScheduleFiring
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import StopReason, WorkerState
@@ -76,7 +77,7 @@ async def supervise(
     state.health.report("sandbox", f"{backend.name} is starting")
     if not await _schema_fits(state, database, shutdown):
         return
-    work, heartbeat_now, schedule_changed, task_began, webhook_due = (Signal() for _ in range(5))
+    work, heartbeat_now, schedule_changed, task_began, webhook_due, schedules_changed = (Signal() for _ in range(6))
     completions = Completions(database, state, telemetry, schedule_changed, work, webhook_due)
     webhooks: Webhooks | None = None
     if sender is not None:
@@ -95,7 +96,8 @@ async def supervise(
                 heartbeat_now,
                 work,
             )
-            wakeups = WakeUps(database, state, settings, work, heartbeat_now, schedule_changed)
+            wakeups = WakeUps(database, state, settings, work, heartbeat_now, schedule_changed, schedules_changed)
+            firing = ScheduleFiring(database, state, telemetry, settings, work, schedules_changed)
             janitor = Janitor(
                 database,
                 state,
@@ -109,6 +111,7 @@ async def supervise(
             state.sandboxes = pool.view
             services.start_soon(heartbeat.run)
             services.start_soon(wakeups.run)
+            services.start_soon(firing.run)
             services.start_soon(janitor.run)
             services.start_soon(Retention(database, state, settings).run)
             services.start_soon(reaper.run)
@@ -121,7 +124,7 @@ async def supervise(
                 services.start_soon(webhooks.run)
             services.start_soon(_announce_shutdown, state, shutdown, work)
             if reloaded is not None:
-                told = (work, schedule_changed, heartbeat_now)
+                told = (work, schedule_changed, schedules_changed, heartbeat_now)
                 services.start_soon(_follow_settings, settings, reloaded, state, pool, told)
             on_up()
 

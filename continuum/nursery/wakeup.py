@@ -35,6 +35,7 @@ class WakeUps:
     work: Signal
     heartbeat_now: Signal
     schedule_changed: Signal
+    schedules_changed: Signal = field(default_factory=Signal)
     _backoff: Backoff = field(default_factory=Backoff)
 
     async def run(self) -> None:
@@ -101,3 +102,5 @@ class WakeUps:
                 self.heartbeat_now.notify()
             case Wakeup.SCHEDULED:
                 self.schedule_changed.notify()
+            case Wakeup.SCHEDULES:
+                self.schedules_changed.notify()

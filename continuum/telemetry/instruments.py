@@ -143,6 +143,14 @@ class Instruments:
             ["continuum.webhook.result"],
             expected=[("delivered",), ("failed",), ("given_up",), ("gone",), ("refused",)],
         )
+        self.schedules = Counter(
+            "continuum.schedules.due",
+            "{due}",
+            "Due times of schedules that this worker dealt with: it made the task (fired), the one before was open (skipped), "
+            "or they had passed while nobody fired and were left out (missed)",
+            ["continuum.schedule.result"],
+            expected=[("fired",), ("skipped",), ("missed",)],
+        )
         self.batch_size = Histogram(
             "continuum.completion.batch_size", "{task}", "Outcomes written together", SIZE_BUCKETS
         )
@@ -249,6 +257,7 @@ class Instruments:
             self.finished,
             self.recovered,
             self.webhooks,
+            self.schedules,
             self.batch_size,
             self.cold_start,
             self.database_call,

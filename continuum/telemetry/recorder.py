@@ -38,6 +38,7 @@ DATABASE_VERBS = frozenset(
         "sign_off",
         "promote",
         "recover",
+        "cancel_late",
     }
     | {
         "take_duty",
@@ -66,6 +67,15 @@ DATABASE_VERBS = frozenset(
         "ping",
     }
     | {"migrate", "check_schema"}
+    | {
+        "look_at_schedules",
+        "move_schedules",
+        "put_schedule",
+        "schedules",
+        "fetch_schedule",
+        "pause_schedule",
+        "remove_schedule",
+    }
 )
 """All that a database is asked, but for `listen`, which never ends."""
 _DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
@@ -180,6 +190,13 @@ class Telemetry:
         for result, count in counts.items():
             if count:
                 self._instruments.recovered.add(count, result)
+
+    def schedules_fired(self, fired: int, skipped: int, missed: int) -> None:
+        """So many due times of schedules were dealt with in these ways."""
+        if self._instruments is not None:
+            for result, count in {"fired": fired, "skipped": skipped, "missed": missed}.items():
+                if count:
+                    self._instruments.schedules.add(count, result)
 
     def webhook_tried(self, result: str) -> None:
         """A delivery was tried with this result."""

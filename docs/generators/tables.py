@@ -16,6 +16,7 @@ _TYPES = {"INT2": "smallint", "INT4": "integer", "INT8": "bigint", "FLOAT8": "do
 _INTRODUCTIONS = {
     "tasks": "One row for each task: what is to be done, who does it, and what came of it.",
     "codes": "Scripts, which tasks refer to.",
+    "schedules": "What makes tasks at due times.",
     "workers": "One row for each worker that was ever started, and its totals. `/global-status` sums them.",
     "duties": "What one worker at a time does, and which one that is.",
     "continuum_schema": "Which versions of the schema were applied.",

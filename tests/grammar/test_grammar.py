@@ -14,12 +14,13 @@ import trio
 import trio.testing
 
 from continuum.config import Settings
-from continuum.db import changefeed, cockroach, database, open_database, statements
+from continuum.db import changefeed, cockroach, database, open_database, statements, statements_schedules
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
 from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
 from continuum.model import Completion, NewTask, PartialOutput, Status, TaskFilter, WorkerReport
+from continuum.schedules import Move, NewSchedule, Waiting
 from tests.conftest import require
 from tests.grammar.parser import NotBuilt, build, find_go, refused
 from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
@@ -38,6 +39,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.EXPIRED_LEASES: [[(1, 1, 1, 3, None)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
+    statements_schedules.NEXT: [[(NOW, None)]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
     statements.statistics(cockroach.COCKROACH.as_of): [
         psycopg.errors.UndefinedTable("it was not there five seconds ago")
@@ -117,8 +119,22 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.failures(NOW)
     await queue.depths()
     await queue.running()
+    await _use_schedules(queue, task)
     await trio.sleep(RESTED + 1)
     await queue.ping()
+
+
+async def _use_schedules(queue: Database, task: NewTask) -> None:
+    await queue.put_schedule(NewSchedule("nightly", "0 2 * * *", task))
+    await queue.put_schedule(NewSchedule("nightly", "0 2 * * *", task), replace=True)
+    await queue.look_at_schedules()
+    await queue.move_schedules(
+        [Move(Waiting("nightly", "0 2 * * *", "UTC", "one", 0.0, NOW, NOW, None, None), NOW, NOW, NOW)]
+    )
+    await queue.schedules()
+    await queue.fetch_schedule("nightly")
+    await queue.pause_schedule("nightly")
+    await queue.remove_schedule("nightly")
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +188,6 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
-        "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late",
+        "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlSchedules.move_schedules",
         "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
     }  # fmt: skip

@@ -244,6 +244,9 @@ class Settings(BaseSettings):
     """Wall time of one attempt. A task's own `timeout_s` may be shorter."""
     task_cpu_seconds: Duration = 0.0
     """CPU time of one attempt, all its processes together; 0 leaves it to TASK_TIMEOUT."""
+    quarantine_after: int = Field(default=2, ge=0)
+    """A task that took down so many sandboxes, or workers that ran it alone, is not tried again, whatever its attempts; a worker
+    that ran others as well counts half. 0 tries it as often as any."""
     shutdown_grace: Duration = 25.0
     """How long running tasks may go on after the first SIGTERM or Ctrl-C."""
     retention_days: Annotated[str, BeforeValidator(str), AfterValidator(_retention)] = "0"

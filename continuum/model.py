@@ -89,6 +89,7 @@ class ClaimedTask:
     waited: seconds for which it could have been claimed, on the database's clock; None where it is not known.
     webhook: whether somebody is to be told when the task has ended.
     retry: its retry policy or its code's, JSON text that may be anything; None where neither has one.
+    crashes: what it took down before, sandboxes and workers: see `continuum.retry.is_poison`.
     expires_in: seconds after the claim, on the database's clock, from which on it must not begin; None where it always may.
     """
 
@@ -112,6 +113,7 @@ class ClaimedTask:
     webhook: bool = False
     retry: str | None = None
     expires_in: float | None = None
+    crashes: float = 0.0
 
     @property
     def lease(self) -> Lease:
@@ -166,7 +168,8 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What to write for one attempt. `status` is terminal, or PENDING to have the task tried again
-    `retry_in` seconds from now, on the database's clock. webhook: whether somebody is to be told of the end."""
+    `retry_in` seconds from now, on the database's clock. webhook: whether somebody is to be told of the end. crashes: by how much
+    the task's grow. quarantined: whether that is why it ends."""
 
     task_id: int
     attempt: int
@@ -177,6 +180,8 @@ class Completion:
     last_error: str | None = field(repr=False)
     retry_in: float | None = None
     webhook: bool = False
+    crashes: float = 0.0
+    quarantined: bool = False
 
     @property
     def lease(self) -> Lease:
@@ -294,7 +299,7 @@ class TaskRecord:
 
     retry_of: the task of which this one is a copy. retried_as: the copy of this one. schedule: what made it, for the time due_at.
     history: how attempts ended so far, oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says
-    `max_attempts`, so does the record.
+    `max_attempts`, so does the record. quarantined: it failed because it took down what ran it. crashes: how often it did.
     """
 
     id: int
@@ -330,6 +335,8 @@ class TaskRecord:
     history: tuple[AttemptRecord, ...] = ()
     retry: str | None = None
     expires_at: dt.datetime | None = None
+    crashes: float = 0.0
+    quarantined: bool = False
 
     @property
     def finished_for_good(self) -> bool:
@@ -341,7 +348,8 @@ class TaskFilter:
     """Which tasks to list; what is left out does not count.
 
     text: an id, or a part of a name in any case. statuses: any of them. error: the group of `FailureGroup.error`.
-    since: created then (aware) or later. before: ids below this one, to go on where a page ended. limit: how many.
+    since: created then (aware) or later. before: ids below this one, to go on where a page ended. limit: how many. quarantined:
+    only such.
     """
 
     text: str = ""
@@ -352,6 +360,7 @@ class TaskFilter:
     since: dt.datetime | None = None
     before: int | None = None
     limit: int = 50
+    quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

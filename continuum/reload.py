@@ -29,6 +29,7 @@ RELOADABLE = frozenset(
         "polling_interval",
         "task_timeout",
         "task_cpu_seconds",
+        "quarantine_after",
         "shutdown_grace",
         "retention_days",
         "output_limit",

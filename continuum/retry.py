@@ -116,6 +116,50 @@ def judge(policy: str | None, max_attempts: int, tried: int, cause: Cause, exit_
     return Verdict(read.delay(tried, random.uniform(-1, 1)))  # noqa: S311 - jitter
 
 
+ALONE = 1.0
+SHARED = 0.5
+"""What a lost sandbox or worker counts against the task that it ran, and against each of several: of these most are innocent, and
+nobody knows which one is not."""
+
+
+def is_poison(crashes: float, quarantine_after: int) -> bool:
+    """Whether a task that has so much against it is not to be tried again. quarantine_after: QUARANTINE_AFTER, 0 for never."""
+    return 0 < quarantine_after <= crashes
+
+
+class Loss(NamedTuple):
+    """What is to become of a task whose worker was lost. crashes: by how much the task's grow."""
+
+    verdict: Verdict
+    crashes: float
+    quarantined: bool
+
+
+def judge_loss(
+    task_id: int,
+    policy: str | None,
+    max_attempts: int,
+    tried: int,
+    crashes: float,
+    held: int | None,
+    quarantine_after: int,
+) -> Loss:
+    """crashes: what the task has against it already. held: how many tasks its worker ran; None where it ended in order."""
+    more = 0.0 if held is None else ALONE if held <= 1 else SHARED
+    if more and is_poison(crashes + more, quarantine_after):
+        return Loss(Verdict(None, quarantine_note(task_id)), more, True)
+    return Loss(judge(policy, max_attempts, tried, Cause.ENGINE), more, False)
+
+
+QUARANTINED = "Quarantined: "
+"""What `last_error` of a task in quarantine begins with: before what it failed of."""
+
+
+def quarantine_note(task_id: int) -> str:
+    """The line that explains it."""
+    return f"It took down what ran it time and again, and is not tried again; `continuum retry {task_id}` lets it out."
+
+
 def attempts_of(policy: str | None, max_attempts: int) -> int:
     """How often a task is tried under a policy, which may be none that can be read."""
     try:

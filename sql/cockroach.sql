@@ -154,6 +154,10 @@ CREATE TABLE IF NOT EXISTS tasks (
     max_attempts     INT4 NOT NULL DEFAULT 3,                  -- how often it is tried
     -- How it is tried again: an object, see the guide to retries. NULL: as its code says, or by the default.
     retry            JSONB,
+    -- How many sandboxes and workers it took down; a worker that ran others as well counts half.
+    crashes          FLOAT8 NOT NULL DEFAULT 0,
+    -- Whether it is not tried again for that.
+    quarantined      BOOL NOT NULL DEFAULT false,
     timeout_s        FLOAT8,                                   -- wall time of one attempt in seconds, where it is less than TASK_TIMEOUT
     lease_expires_at TIMESTAMPTZ,                              -- until when the claim lasts without a heartbeat
     tenant           TEXT,                                     -- whose task it is: no sandbox serves two tenants
@@ -245,6 +249,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), u
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS expires_at TIMESTAMPTZ;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS crashes FLOAT8 NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS quarantined BOOL NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS schedule TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS due_at TIMESTAMPTZ;

@@ -70,6 +70,9 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS max_attempts     INTEGER NOT NULL DEFAULT 3,
     -- How it is tried again: an object, see docs/how-to/retries.md. NULL: as its code says, or by the default.
     ADD COLUMN IF NOT EXISTS retry            JSONB,
+    -- How many sandboxes and workers it took down, and whether it is not tried again for that.
+    ADD COLUMN IF NOT EXISTS crashes          DOUBLE PRECISION NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS quarantined      BOOLEAN NOT NULL DEFAULT false,
     ADD COLUMN IF NOT EXISTS timeout_s        DOUBLE PRECISION,
     ADD COLUMN IF NOT EXISTS lease_expires_at TIMESTAMPTZ,
     ADD COLUMN IF NOT EXISTS tenant           TEXT,

@@ -60,6 +60,7 @@ def list_tasks(
     name: Annotated[str, typer.Option(help="A part of a name, in any case.")] = "",
     worker: Annotated[str | None, typer.Option(metavar="ID", help="Those a worker runs, or ran last.")] = None,
     error: Annotated[str | None, typer.Option(help="The group of an error, as `continuum top` names it.")] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Those in quarantine.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     before: Annotated[int | None, typer.Option(metavar="ID", help="Older than this one.")] = None,
     as_json: AsJson = False,
@@ -74,7 +75,7 @@ def list_tasks(
         raise typer.BadParameter(f"{min(unknown)!r} is no status; use {', '.join(STATUSES)}", param_hint="--status")
     if text and name:
         raise typer.BadParameter("give the text or --name, not both")
-    wanted = TaskFilter(text or name, frozenset(statuses), tenant, worker, error, since, before, limit)
+    wanted = TaskFilter(text or name, frozenset(statuses), tenant, worker, error, since, before, limit, quarantined)
 
     async def command() -> None:
         async with open_database(settings(), application="continuum-tasks") as database:

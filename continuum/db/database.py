@@ -61,7 +61,7 @@ from continuum.model import (
     WorkerRecord,
     WorkerReport,
 )
-from continuum.retry import Cause, RetryPolicy, judge, policy_text
+from continuum.retry import RetryPolicy, judge_loss, policy_text
 
 DEADLINE = 5.0
 """Seconds for an ordinary call, waiting for a connection and opening it included: well inside the shortest useful lease."""
@@ -271,6 +271,8 @@ class SqlDatabase(SqlSchedules):
             "error_outputs": [completion.error_output for completion in completions],
             "last_errors": [completion.last_error for completion in completions],
             "delays": [completion.retry_in for completion in completions],
+            "crashes": [completion.crashes for completion in completions],
+            "quarantined": [completion.quarantined for completion in completions],
         }
         deadline = self._time_for(completions)
         found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True, keyed=True)
@@ -337,17 +339,22 @@ class SqlDatabase(SqlSchedules):
         ((count,),) = await self._run(statements.CANCEL_LATE, {"worker": worker_id, "limit": limit}, writes=True)
         return int(count)
 
-    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+    async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         found = await self._run(statements.EXPIRED_LEASES, {"limit": limit})
         if not found:
             return Recovered()
-        verdicts = [judge(policy, most, tried, Cause.ENGINE) for _, _, tried, most, policy in found]
+        losses = [
+            judge_loss(task_id, policy, most, tried, crashes, held, quarantine_after)
+            for task_id, _, tried, most, policy, crashes, held in found
+        ]
         parameters = {
             "worker": worker_id,
             "ids": [row[0] for row in found],
             "attempts": [row[1] for row in found],
-            "delays": [verdict.retry_in for verdict in verdicts],
-            "notes": [verdict.note for verdict in verdicts],
+            "delays": [loss.verdict.retry_in for loss in losses],
+            "notes": [loss.verdict.note for loss in losses],
+            "crashes": [loss.crashes for loss in losses],
+            "quarantined": [loss.quarantined for loss in losses],
         }
         counts: dict[str, int] = dict(await self._run(statements.RECOVER, parameters, writes=True))
         return Recovered(

@@ -53,7 +53,7 @@ from continuum.model import (
     WorkerRecord,
     WorkerReport,
 )
-from continuum.retry import Cause, RetryPolicy, attempts_of, judge, policy_text
+from continuum.retry import QUARANTINED, RetryPolicy, attempts_of, judge_loss, policy_text
 from continuum.schedules import ScheduleRecord
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -173,6 +173,7 @@ class MemoryDatabase(MemorySchedules):
             requirements=code.requirements if code else None,
             webhook=task.webhook is not None,
             retry=self._policy(task),
+            crashes=task.crashes,
             expires_in=(task.expires_at - _now()).total_seconds() if task.expires_at else None,
         )
 
@@ -199,6 +200,8 @@ class MemoryDatabase(MemorySchedules):
                     completion.retry_in,
                     {Status.PENDING: "failed", Status.COMPLETED: ""}.get(completion.status, completion.status),
                     exit_code=completion.exit_code,
+                    crashes=task.crashes + completion.crashes,
+                    quarantined=completion.quarantined,
                     output=completion.output,
                     error_output=completion.error_output,
                 )
@@ -346,18 +349,29 @@ class MemoryDatabase(MemorySchedules):
             self._end(task, Status.CANCELLED, error, None)
         return len(late)
 
-    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+    async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         await self._answer()
         expired = [
             task
             for task in self.tasks.values()
             if task.status == Status.PROCESSING and task.lease_expires_at is not None and task.lease_expires_at < _now()
         ]
+        held = {task.id: self._held_by(task.worker_id) for task in expired}
         counts = dict.fromkeys(("retried", "failed", "cancelled"), 0)
         for task in expired[:limit]:
-            verdict = judge(self._policy(task), task.max_attempts, task.attempt - task.released, Cause.ENGINE)
-            message = f"Timeout/Crash: worker {task.worker_id} stopped extending its lease on attempt {task.attempt}"
+            verdict, crashes, quarantined = judge_loss(
+                task.id,
+                self._policy(task),
+                task.max_attempts,
+                task.attempt - task.released,
+                task.crashes,
+                held[task.id],
+                quarantine_after,
+            )
+            message = QUARANTINED if quarantined else ""
+            message += f"Timeout/Crash: worker {task.worker_id} stopped extending its lease on attempt {task.attempt}"
             message += f"\n{verdict.note}" if verdict.note else ""
+            task = replace(task, crashes=task.crashes + crashes, quarantined=quarantined and not task.cancel_requested)
             if task.cancel_requested:
                 self._end(task, Status.CANCELLED, message, None, "lost")
                 counts["cancelled"] += 1
@@ -376,6 +390,14 @@ class MemoryDatabase(MemorySchedules):
             return False
         self._duties[name] = (worker_id, _in(seconds))
         return True
+
+    def _held_by(self, worker_id: str | None) -> int | None:
+        """How many tasks a worker runs, as far as is known; None where it ended in order."""
+        worker = self._workers.get(worker_id or "")
+        if worker is not None and worker.stopped_at is not None:
+            return None
+        held = sum(task.status == Status.PROCESSING and task.worker_id == worker_id for task in self.tasks.values())
+        return max(held, worker.running if worker else 0)
 
     async def expire(self, ages: Mapping[Status, float]) -> bool:
         await self._answer()

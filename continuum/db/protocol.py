@@ -149,9 +149,10 @@ class Database(Schedules, Protocol):
         WORKERS under `worker_id`."""
         ...
 
-    async def recover(self, worker_id: str, limit: int = 100) -> Recovered:
+    async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         """End up to `limit` attempts whose lease expired: back to pending with backoff where the retry policy says so,
         else failed with a message that starts with "Timeout/Crash: "; cancelled where that was requested.
+        What has taken down too much is not tried again (QUARANTINE_AFTER; 0: never).
         Failures are counted in WORKERS under `worker_id`."""
         ...
 

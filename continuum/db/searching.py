@@ -23,6 +23,7 @@ def conditions(wanted: TaskFilter) -> Iterator[Parameters]:
         "worker_id": wanted.worker_id,
         "error": wanted.error,
         "since": wanted.since,
+        "quarantined": wanted.quarantined or None,
     }
     given = {name: value for name, value in common.items() if value is not None}
     text = wanted.text.strip()

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from continuum.model import EXPIRED, HISTORY_LENGTH
+from continuum.retry import QUARANTINED
 
 CLAIMABLE = """status = 'pending' AND run_at IS NULL
           AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
@@ -51,7 +52,7 @@ _CLAIMED = f"""
     SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in
+           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in, claimed.crashes
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
@@ -74,7 +75,8 @@ _TAKEN = f"""
                   tenant, traceparent, created_at, description, last_error,
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
                   webhook IS NOT NULL AS told, retry,
-                  CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in
+                  CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in,
+                  crashes
 """
 
 
@@ -103,8 +105,9 @@ _OUTCOMES = """
     outcome AS (
         SELECT * FROM unnest(
             %(ids)s::int8[], %(attempts)s::int4[], %(statuses)s::text[], %(exit_codes)s::int4[], %(outputs)b::text[],
-            %(error_outputs)b::text[], %(last_errors)b::text[], %(delays)s::float8[]
-        ) AS o (id, attempt, status, exit_code, output, error_output, last_error, delay)
+            %(error_outputs)b::text[], %(last_errors)b::text[], %(delays)s::float8[],
+            %(crashes)s::float8[], %(quarantined)s::bool[]
+        ) AS o (id, attempt, status, exit_code, output, error_output, last_error, delay, crashes, quarantined)
     )
 """
 
@@ -150,7 +153,8 @@ WITH {_OUTCOMES},
             run_at = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested AND outcome.delay > 0
                           THEN now() + outcome.delay * interval '1 second' END,
             webhook_due = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_WEBHOOK_DUE} END,
-            history = CASE WHEN outcome.status = 'completed' THEN history ELSE {_OUTCOME_IN_HISTORY} END
+            history = CASE WHEN outcome.status = 'completed' THEN history ELSE {_OUTCOME_IN_HISTORY} END,
+            crashes = tasks.crashes + outcome.crashes, quarantined = outcome.quarantined
         FROM outcome
         WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND ({_HELD_BY_US}) IS TRUE
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
@@ -281,22 +285,27 @@ SELECT count(*) FROM ended
 """End tasks that were not begun in time."""
 
 EXPIRED_LEASES = f"""
-SELECT tasks.id, tasks.attempt, tasks.attempt - tasks.released, tasks.max_attempts, {_policy("tasks")}
-FROM tasks LEFT JOIN codes ON codes.id = tasks.code
+SELECT tasks.id, tasks.attempt, tasks.attempt - tasks.released, tasks.max_attempts, {_policy("tasks")}, tasks.crashes,
+       CASE WHEN workers.stopped_at IS NULL THEN greatest(workers.running, (
+           SELECT count(*) FROM tasks AS other WHERE other.status = 'processing' AND other.worker_id = tasks.worker_id)) END
+FROM tasks LEFT JOIN codes ON codes.id = tasks.code LEFT JOIN workers ON workers.id = tasks.worker_id
 WHERE tasks.status = 'processing' AND tasks.lease_expires_at < now()
 ORDER BY tasks.lease_expires_at LIMIT %(limit)s
 """
-"""Which attempts were given up, with what decides whether their tasks are tried again."""
+"""Which attempts were given up, with what decides whether their tasks are tried again: in the end how many tasks their worker
+ran, as far as is known; NULL where it ended in order."""
 
-_LOST = """(
-                'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
+_LOST = f"""(
+                CASE WHEN verdict.quarantined THEN '{QUARANTINED}' ELSE '' END
+                || 'Timeout/Crash: worker ' || coalesce(expired.lost_worker, '(unknown)')
                 || ' stopped extending its lease on attempt ' || tasks.attempt::text
                 || CASE verdict.note WHEN '' THEN '' ELSE E'\n' || verdict.note END)"""
 
 RECOVER = f"""
 WITH verdict AS (
-        SELECT * FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(delays)s::float8[], %(notes)s::text[])
-            AS v (id, attempt, delay, note)
+        SELECT * FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(delays)s::float8[],
+                             %(notes)s::text[], %(crashes)s::float8[], %(quarantined)s::bool[])
+            AS v (id, attempt, delay, note, crashes, quarantined)
     ),
     expired AS (
         SELECT id, worker_id AS lost_worker FROM tasks
@@ -313,7 +322,8 @@ WITH verdict AS (
             worker_id = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN worker_id END,
             run_at = CASE WHEN NOT cancel_requested AND verdict.delay > 0
                 THEN now() + verdict.delay * interval '1 second' END,
-            lease_expires_at = NULL
+            lease_expires_at = NULL,
+            crashes = tasks.crashes + verdict.crashes, quarantined = verdict.quarantined AND NOT cancel_requested
         FROM expired JOIN verdict ON verdict.id = expired.id
         WHERE tasks.id = expired.id AND tasks.attempt = verdict.attempt
         RETURNING tasks.id, tasks.status, 0 AS seconds
@@ -468,7 +478,8 @@ FETCH = f"""
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
-       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at
+       (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
+       crashes, quarantined
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
@@ -570,6 +581,7 @@ _SEARCHES = {
     "worker_id": "worker_id = %(worker_id)s",
     "error": f"coalesce({_GROUP}, '') = %(error)s",
     "since": "created_at >= %(since)s::timestamptz",
+    "quarantined": "quarantined = %(quarantined)s",
 }
 
 

@@ -19,7 +19,7 @@ from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Sta
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success, until_available
 from continuum.nursery.signals import Signal
 from continuum.nursery.state import WorkerState
-from continuum.retry import Cause, judge
+from continuum.retry import ALONE, QUARANTINED, Cause, is_poison, judge, quarantine_note
 from continuum.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -36,9 +36,12 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Text in one statement: outputs may be large, and nothing else happens in the worker while they are made one message."""
 
 
-def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
-    """What to write for an attempt that ended so: a terminal state, or another try after a backoff."""
+def decide(task: ClaimedTask, outcome: Outcome, quarantine_after: int = 0) -> Completion:
+    """What to write for an attempt that ended so: a terminal state, or another try after a backoff. quarantine_after: how many
+    sandboxes a task may take down; 0: all that its attempts let it."""
     retry_in, message = None, outcome.message
+    crashes = ALONE if outcome.ending is Ending.SANDBOX_LOST else 0.0
+    quarantined = bool(crashes) and is_poison(task.crashes + crashes, quarantine_after)
     match outcome.ending:
         case Ending.COMPLETED:
             status = Status.COMPLETED
@@ -48,6 +51,9 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
             status = Status.FAILED
         case Ending.MALICIOUS:
             status = Status.MALICIOUS
+        case _ if quarantined:
+            status = Status.FAILED
+            message = f"{QUARANTINED}{message}\n{quarantine_note(task.id)}"
         case _:
             cause = _cause_of(outcome)
             retry_in, note = judge(task.retry, task.max_attempts, task.counted_attempt, cause, outcome.exit_code)
@@ -63,6 +69,8 @@ def decide(task: ClaimedTask, outcome: Outcome) -> Completion:
         last_error=_tellable(message) or None,
         retry_in=retry_in,
         webhook=task.webhook,
+        crashes=crashes,
+        quarantined=quarantined,
     )
 
 

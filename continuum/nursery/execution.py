@@ -86,7 +86,7 @@ class Executions:
             self.completions.release(task.lease)
         else:
             self.telemetry.task_ended(task, outcome, trio.current_time() - running.since)
-            self.completions.put(decide(task, outcome))
+            self.completions.put(decide(task, outcome, self.settings.quarantine_after))
 
     async def _run_in_sandbox(self, task: ClaimedTask, running: Running) -> Outcome:
         if (traceparent := current_traceparent()) is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
@@ -34,6 +35,7 @@ class Janitor:
     telemetry: Telemetry
     interval: float
     heartbeat_interval: float
+    settings: Settings
     retry_scheduled: Signal
 
     async def run(self) -> None:
@@ -62,7 +64,9 @@ class Janitor:
         """End every attempt whose lease has expired; return how many there were. Raises `DatabaseUnavailable`."""
         total = 0
         while True:
-            recovered = await self.database.recover(self.state.id, BATCH)
+            recovered = await self.database.recover(
+                self.state.id, BATCH, quarantine_after=self.settings.quarantine_after
+            )
             total += recovered.total
             if recovered.total:
                 log.warning(

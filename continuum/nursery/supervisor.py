@@ -104,6 +104,7 @@ async def supervise(
                 telemetry,
                 settings.lease_seconds / 2,
                 settings.heartbeat_interval,
+                settings,
                 schedule_changed,
             )
             reaper = Reaper(backend, pool, database, state, work, settings)

@@ -109,6 +109,10 @@ class TaskOutput(Output):
     retry_of_str: str | None
     retried_as: int | None = Field(description="The copy of this task.")
     retried_as_str: str | None
+    quarantined: bool = Field(
+        description="It failed because it took its sandbox or its worker down, and is not tried again."
+    )
+    crashes: float = Field(description="How many it took down; a worker that ran others as well counts half.")
     history: list[Attempt]
     retry: AnyJson | None = Field(description="Its retry policy, or its script's.")
     payload: AnyJson | None

@@ -120,6 +120,7 @@ class TaskHandlers:
             since=query.since,
             before=query.before,
             limit=query.limit,
+            quarantined=query.quarantined,
         )
         async with self._pressure.turn():
             found = await self._database.search(wanted)

@@ -1,4 +1,4 @@
-"""Tasks that are not begun in time, on every database."""
+"""Tasks that are not begun in time, and tasks that take down what runs them, on every database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import trio
 
 from continuum.db.memory import MemoryDatabase
 from continuum.db.protocol import Database
-from continuum.model import EXPIRED, Completion, NewTask, Status
+from continuum.model import EXPIRED, Completion, NewTask, Recovered, Status, TaskFilter, WorkerReport
+from continuum.retry import RetryPolicy, quarantine_note
 
 HELLO = NewTask(code="print('hello')")
 
@@ -83,3 +84,71 @@ async def test_a_time_that_no_clock_reaches_harms_nothing(database: Database, sq
         assert promoted.expires_in is None
     (task,) = await database.claim("one", 1, lease=30)
     assert (task.expires_in or 0) == pytest.approx(-86400 if time == "-infinity" else 100 * 31_557_600, rel=0.01)
+
+
+# -- quarantine --------------------------------------------------------------------------------------------------------------
+
+
+async def lose_worker(database: Database, worker: str, count: int) -> Recovered:
+    """A worker claims so many tasks and is not heard of again."""
+    assert len(await database.claim(worker, count, lease=0.01)) == count
+    await trio.sleep(0.05)
+    return await database.recover("janitor", quarantine_after=2)
+
+
+RESTLESS = replace(HELLO, max_attempts=99, retry=RetryPolicy(delays=(0,)))
+
+
+async def test_a_task_that_took_down_two_workers_alone_is_quarantined(database: Database) -> None:
+    (task_id,) = await database.submit([RESTLESS])
+    assert await lose_worker(database, "one", 1) == Recovered(retried=1)
+    assert await lose_worker(database, "two", 1) == Recovered(failed=1)
+    (record,) = await database.fetch([task_id])
+    assert (record.status, record.quarantined, record.crashes, record.attempt) == ("failed", True, 2, 2)
+    assert (record.last_error or "").splitlines() == [
+        "Quarantined: Timeout/Crash: worker two stopped extending its lease on attempt 2", quarantine_note(task_id),
+    ]  # fmt: skip
+    assert [each.id for each in await database.search(TaskFilter(quarantined=True))] == [task_id]
+    copy = (await database.retry(task_id)).task_id
+    assert copy is not None
+    (record,) = await database.fetch([copy])
+    assert (record.status, record.quarantined, record.crashes) == ("pending", False, 0)
+
+
+async def test_innocent_tasks_of_a_worker_that_ran_several_are_not_quarantined_so_soon(database: Database) -> None:
+    ids = await database.submit([RESTLESS] * 2)
+    for worker in ("one", "two", "three"):
+        assert await lose_worker(database, worker, 2) == Recovered(retried=2)
+    assert [(each.crashes, each.quarantined) for each in await database.fetch(ids)] == [(1.5, False)] * 2
+    assert await lose_worker(database, "four", 2) == Recovered(failed=2)
+
+
+async def test_what_a_worker_ran_when_it_was_last_heard_of_counts_as_well(database: Database) -> None:
+    (task_id,) = await database.submit([RESTLESS])
+    await database.report(WorkerReport("one", "host", 1, "0", 4, 3, "fake"))
+    await lose_worker(database, "one", 1)
+    assert (await database.fetch([task_id]))[0].crashes == 0.5
+
+
+async def test_a_worker_that_ended_in_order_and_a_task_given_back_count_for_nothing(database: Database) -> None:
+    (task_id,) = await database.submit([RESTLESS])
+    (task,) = await database.claim("one", 1, lease=30)
+    await database.release("one", [task.lease])
+    await database.report(WorkerReport("two", "host", 1, "0", 4, 1, "fake"))
+    await database.sign_off("two")
+    await lose_worker(database, "two", 1)
+    (record,) = await database.fetch([task_id])
+    assert (record.crashes, record.quarantined, record.status) == (0, False, "pending")
+
+
+async def test_a_lost_sandbox_and_a_lost_worker_add_up(database: Database) -> None:
+    (task_id,) = await database.submit([RESTLESS])
+    (task,) = await database.claim("one", 1, lease=30)
+    lost = Completion(task.id, 1, Status.PENDING, None, "", "", "Sandbox lost: gone", 0.0, crashes=1.0)
+    assert await database.complete("one", [lost]) == {task.lease}
+    (task,) = await database.claim("one", 1, lease=30)
+    assert task.crashes == 1
+    ended = Completion(task.id, 2, Status.FAILED, None, "", "", "Quarantined: x", crashes=1.0, quarantined=True)
+    await database.complete("one", [ended])
+    (record,) = await database.fetch([task_id])
+    assert (record.crashes, record.quarantined, record.status) == (2, True, "failed")

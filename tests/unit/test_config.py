@@ -59,6 +59,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "lease_seconds": 30.0,
         "task_timeout": 3600.0,
         "task_cpu_seconds": 0.0,
+        "quarantine_after": 2,
         "shutdown_grace": 25.0,
         "retention_days": "0",
         "sandbox": "auto",

@@ -42,6 +42,7 @@ from continuum.nursery.retention import HELD, INTERVAL, Retention
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import Running, StopReason, WorkerState
 from continuum.nursery.wakeup import WakeUps
+from continuum.retry import quarantine_note
 from continuum.sandbox.pool import open_pool
 from continuum.telemetry import Telemetry
 from tests.support.fake_sandbox import FakeBackend
@@ -144,6 +145,18 @@ def test_a_task_gets_the_time_that_it_wants_where_that_is_a_time(wanted: float |
 def test_a_policy_says_which_outcomes_are_tried_again(outcome: Outcome, again: bool) -> None:
     task = replace(TASK, retry='{"on": [75, "64-70", "engine"], "delays": [7], "jitter": 0}')
     assert decide(task, outcome).retry_in == (7 if again else None)
+
+
+def test_a_task_that_took_its_sandbox_down_twice_is_quarantined_whatever_its_attempts() -> None:
+    lost, task = Outcome(Ending.SANDBOX_LOST, message="Sandbox lost: gone"), replace(TASK, max_attempts=99)
+    first = decide(task, lost, quarantine_after=2)
+    assert (first.status, first.crashes, first.quarantined) == (Status.PENDING, 1, False)
+    second = decide(replace(task, attempt=2, crashes=1.0), lost, quarantine_after=2)
+    assert (second.status, second.crashes, second.quarantined) == (Status.FAILED, 1, True)
+    assert (second.last_error or "").splitlines() == ["Quarantined: Sandbox lost: gone", quarantine_note(task.id)]
+    assert decide(replace(task, crashes=9.0), lost, quarantine_after=0).status is Status.PENDING
+    exited = decide(replace(task, crashes=9.0), Outcome(Ending.FAILED, 1), quarantine_after=2)
+    assert (exited.status, exited.quarantined) == (Status.PENDING, False)
 
 
 def test_a_policy_that_cannot_be_read_has_a_task_fail_and_names_the_field() -> None:
@@ -514,7 +527,7 @@ async def test_the_janitor_recovers_everything_that_expired_at_its_start_however
     await claimed(database, 250, lease=1)
     await trio.sleep(2)
     scheduled = Signal()
-    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, scheduled)):
+    async with running(Janitor(database, state, Telemetry(), 15.0, 10.0, settings(), scheduled)):
         await trio.sleep(0.01)
         assert await scheduled.wait(0)
     assert (await database.statistics()).scheduled == 250
@@ -525,7 +538,7 @@ async def test_after_an_outage_every_worker_may_extend_its_leases_before_any_is_
 ) -> None:
     (task,) = await claimed(database)
     state.running[task.lease] = Running(task)
-    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, Signal())
+    janitor = Janitor(database, state, Telemetry(), 0.1, 10.0, settings(), Signal())
     async with running(make_heartbeat(database, state, completions)), running(janitor):
         await trio.sleep(9)
         database.unavailable = True

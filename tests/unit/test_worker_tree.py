@@ -131,6 +131,20 @@ async def test_what_has_not_begun_in_time_is_cancelled_whether_or_not_it_was_cla
     assert (await database.statistics()).cancelled == 2
 
 
+async def test_what_takes_down_two_sandboxes_is_not_tried_a_third_time(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    async with worker(database) as w:
+        (deadly,) = await w.submit("lost", max_attempts=50)
+        (record,) = await w.wait_for(deadly)
+        assert (record.status, record.attempt, record.quarantined, record.crashes) == (Status.FAILED, 2, True, 2)
+        assert (record.last_error or "").startswith("Quarantined: Sandbox lost: it died\n")
+        copy = (await database.retry(deadly)).task_id
+        assert copy is not None
+        (again,) = await w.wait_for(copy, status="pending")
+        assert not again.quarantined
+
+
 async def test_code_that_does_not_exist_fails_without_another_try(
     autojump_clock: MockClock, database: MemoryDatabase
 ) -> None:
@@ -184,11 +198,11 @@ async def test_a_sandbox_lost_under_a_task_costs_an_attempt_and_is_never_used_ag
     autojump_clock: MockClock, database: MemoryDatabase
 ) -> None:
     async with worker(database) as w:
-        (task_id,) = await w.submit("lost", max_attempts=2)
+        (task_id,) = await w.submit("lost", max_attempts=1)
         (record,) = await w.wait_for(task_id)
-    assert record.attempt == 2
+    assert record.attempt == 1
     assert record.last_error == "Sandbox lost: it died"
-    assert w.backend.started >= 2
+    assert w.backend.started >= 1
     assert w.backend.alive == 0
 
 
@@ -233,7 +247,7 @@ async def test_a_request_that_ends_every_sandbox_costs_attempts_until_there_are_
     autojump_clock: MockClock, database: MemoryDatabase
 ) -> None:
     backend = FakeBackend(deadly_requests={"sleep 7"})
-    async with worker(database, backend) as w:
+    async with worker(database, backend, quarantine_after=0) as w:
         (record,) = await w.wait_for(*await w.submit("sleep 7", max_attempts=2))
         assert w.state.health.ready
     assert (record.status, record.attempt) == (Status.FAILED, 2)

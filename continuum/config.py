@@ -39,6 +39,7 @@ from continuum.cpus import usable_cpus
 from continuum.egress import Address, AllowEntry, parse_allow, parse_resolvers
 from continuum.model import Status
 from continuum.retention import parse_retention
+from continuum.tags import parse_tags
 from continuum.webhook import parse_secrets
 
 ENV_FILE = ".env"
@@ -231,6 +232,9 @@ class Settings(BaseSettings):
     """The least priority number that this worker takes; 0 leaves this end open."""
     max_priority: int = 0
     """The greatest priority number that this worker takes; 0 leaves this end open."""
+    worker_tags: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parsed_list(parse_tags))] = ()
+    """What this worker has that tasks may ask for, such as `gpu, eu`: it takes tasks that ask for nothing, and those that ask for
+    some of these."""
     polling_interval: Duration = Field(default=5.0, gt=0)
     """The longest that a due task waits when every wake-up is lost."""
     wakeup: Literal["auto", "changefeed", "poll"] = "auto"

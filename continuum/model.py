@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ class NewTask:
     None: never, for as long as the first task is kept.
     unique: while a task of the tenant with the same code and payload is pending and was never begun, this one is that one.
     retry: whether and when it is tried again; None leaves it to its code, or to the default.
+    worker_tags: tags that its worker must have, such as `gpu` or `eu`.
     """
 
     name: str = ""
@@ -73,6 +74,7 @@ class NewTask:
     unique: bool = False
     retry: RetryPolicy | None = None
     expires_at: dt.datetime | None = None
+    worker_tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,15 @@ class ClaimedTask:
     def counted_attempt(self) -> int:
         """Which try this is, not counting those that workers gave back: 1 is the first."""
         return self.attempt - self.released
+
+
+class Claim(list[ClaimedTask]):
+    """What a claim took. again_in: seconds until a rate limit that held something back allows the next start; None where none
+    did."""
+
+    def __init__(self, tasks: Iterable[ClaimedTask] = (), again_in: float | None = None) -> None:
+        super().__init__(tasks)
+        self.again_in = again_in
 
 
 class Ending(enum.StrEnum):
@@ -337,6 +348,7 @@ class TaskRecord:
     expires_at: dt.datetime | None = None
     crashes: float = 0.0
     quarantined: bool = False
+    worker_tags: tuple[str, ...] = ()
 
     @property
     def finished_for_good(self) -> bool:
@@ -500,6 +512,33 @@ class WorkerRecord:
     cancelled: int
     malicious: int
     finished_last_hour: int
+
+
+class Scope(enum.StrEnum):
+    """What a row of LIMITS is about."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    TAG = "tag"
+    QUEUE = "queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A row of LIMITS: what is None is not limited by it, but by the row named `*`, of all in its scope, where there is one.
+
+    weight: a tenant's share, compared with 1. max_running: at a time. rate: starts in any period of rate_period seconds.
+    max_pending: open tasks that have not begun. All of them of all workers together.
+    """
+
+    scope: Scope
+    name: str
+    weight: float | None = None
+    max_running: int | None = None
+    rate: int | None = None
+    rate_period: float | None = None
+    max_pending: int | None = None
+    paused: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

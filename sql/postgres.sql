@@ -134,7 +134,7 @@ $$;
 
 -- Claiming: from one tenant after the other an ordered, limited scan of this index and nothing else, however many rows are
 -- finished or parked.
-CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, coalesce(tenant, ''), priority, id)
+CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, (coalesce(tenant, '') COLLATE "C"), priority, id)
     WHERE status = 'pending' AND run_at IS NULL
       AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 DROP INDEX IF EXISTS tasks_claim;
@@ -349,6 +349,18 @@ CREATE TRIGGER continuum_schedule_changed AFTER INSERT OR UPDATE ON schedules
     FOR EACH ROW
     WHEN (NEW.next_at IS NULL AND NOT NEW.paused)
     EXECUTE FUNCTION continuum_notify_updated('schedules');
+
+-- Limits that changed may let something begin.
+CREATE OR REPLACE FUNCTION continuum_notify_limits() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('tasks_updated', 'pending');
+    RETURN NULL;
+END
+$$;
+
+DROP TRIGGER IF EXISTS continuum_limits ON limits;
+CREATE TRIGGER continuum_limits AFTER INSERT OR UPDATE OR DELETE ON limits
+    FOR EACH STATEMENT EXECUTE FUNCTION continuum_notify_limits();
 
 -- The version, last: whoever finds it finds all of the above --------------------------------------------------------------------
 

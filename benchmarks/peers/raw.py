@@ -16,6 +16,7 @@ from benchmarks.peers import Connection, Contender
 from continuum.db import statements
 from continuum.db.cockroach import COCKROACH
 from continuum.db.dialect import Dialect
+from continuum.db.fair import CLAIM, PLACE, Ring
 from continuum.db.postgres import POSTGRES
 from continuum.db.shards import SHARDS, claim_shard_statement
 from continuum.db.validation import INTEGER
@@ -63,11 +64,12 @@ def main() -> None:
 
 
 def _claim(connection: Connection, dialect: Dialect, part: int) -> list[tuple[Any, ...]]:
-    statement = claim_shard_statement(0) if dialect is COCKROACH else statements.CLAIM_POSTGRES
     bounds = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1, "shard": part}
-    return connection.execute(
-        statement.encode(), {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
-    ).fetchall()
+    values = {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
+    if dialect is COCKROACH:
+        return connection.execute(claim_shard_statement(0).encode(), values).fetchall()
+    found = connection.execute(CLAIM.encode(), values | Ring([""]).parameters(BATCH)).fetchall()
+    return [row[PLACE:] for row in found if row[PLACE] is not None]
 
 
 def _complete(connection: Connection, dialect: Dialect, claimed: list[tuple[Any, ...]]) -> None:

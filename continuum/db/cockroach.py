@@ -60,8 +60,8 @@ class CockroachQueue:
         self._session = session
         self._claims = ShardedClaims(session.run, session.read, session.polling_interval)
 
-    async def claim(self, parameters: Mapping[str, Any]) -> Rows:
-        return await self._claims.claim(parameters)
+    async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
+        return await self._claims.claim(parameters), None
 
     async def listen(self, listener: Listener) -> None:
         feed = Changefeed(self._session, listener, self._claims)

@@ -6,6 +6,7 @@ conflicts are tried again here, everything else that is transient is told to the
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import random
 import uuid
@@ -34,16 +35,17 @@ from continuum.db.errors import (
 from continuum.db.insertion import Insertion, insert_tasks, unique_key_of
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
-from continuum.db.validation import INTEGER, check_new_tasks, is_uuid
+from continuum.db.validation import INTEGER, check_limit, check_new_tasks, is_uuid
 from continuum.model import (
     Cancellation,
-    ClaimedTask,
+    Claim,
     CodeRecord,
     CodeSummary,
     Completion,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
+    Limit,
     NewTask,
     PartialOutput,
     Promoted,
@@ -52,6 +54,7 @@ from continuum.model import (
     Retried,
     Retry,
     RunningTask,
+    Scope,
     Statistics,
     Status,
     TaskFilter,
@@ -249,17 +252,25 @@ class SqlDatabase(SqlSchedules):
     # -- a worker's verbs --------------------------------------------------------------------------------------------
 
     async def claim(
-        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
-    ) -> list[ClaimedTask]:
+        self,
+        worker_id: str,
+        limit: int,
+        *,
+        lease: float,
+        min_priority: int = 0,
+        max_priority: int = 0,
+        tags: Sequence[str] = (),
+    ) -> Claim:
         parameters = {
             "worker": worker_id,
             "limit": limit,
             "lease": lease,
             "min_priority": min_priority or INTEGER.start,
             "max_priority": max_priority or INTEGER.stop - 1,
+            "tags": tags,
         }
-        found = await (await self._known_queue()).claim(parameters)
-        return [rows.claimed_task(row) for row in found]
+        found, again_in = await (await self._known_queue()).claim(parameters)
+        return Claim(map(rows.claimed_task, found), again_in)
 
     async def complete(self, worker_id: str, completions: Sequence[Completion]) -> frozenset[Lease]:
         parameters = {
@@ -340,6 +351,8 @@ class SqlDatabase(SqlSchedules):
         return int(count)
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
+        if stale := [task_id for (task_id,) in await self._run(statements.FIND_STALE_PERMITS)]:
+            await self._run(statements.FREE_STALE_PERMITS, {"ids": stale})
         found = await self._run(statements.EXPIRED_LEASES, {"limit": limit})
         if not found:
             return Recovered()
@@ -431,6 +444,16 @@ class SqlDatabase(SqlSchedules):
             return Retried(Retry.UNKNOWN)
         ((copy,),) = found
         return Retried(Retry.OPEN if copy is None else Retry.ALREADY, copy)
+
+    async def limits(self) -> list[Limit]:
+        return [Limit(Scope(scope), *values) for scope, *values in await self._run(statements.LIMITS)]
+
+    async def set_limit(self, limit: Limit) -> None:
+        check_limit(limit)
+        await self._run(statements.SET_LIMIT, dataclasses.asdict(limit))
+
+    async def clear_limit(self, scope: Scope, name: str) -> bool:
+        return bool(await self._run(statements.CLEAR_LIMIT, {"scope": scope, "name": name}))
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         task = NewTask(code=code, requirements=requirements, retry=retry)

@@ -56,8 +56,8 @@ class Session:
 class Queue(Protocol):
     """How one kind of database hands out tasks and tells of them. It may remember what it learned on the way."""
 
-    async def claim(self, parameters: Mapping[str, Any]) -> Rows:
-        """Claim due tasks; rows for `rows.claimed_task`, in order of priority, then id.
+    async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
+        """Claim due tasks; rows for `rows.claimed_task`, in order of priority, then id, and `Claim.again_in`.
 
         parameters: worker, limit, lease (seconds), min_priority and max_priority (inclusive).
         """

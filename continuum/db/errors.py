@@ -6,8 +6,9 @@
     ├─ SchemaMismatch             the schema is missing or older than this worker: run `continuum migrate`
     ├─ NotPermitted               the database's user may not do what was asked: its owner can grant it
     ├─ DialectMismatch            DB_DIALECT names another database than the one that answers
-    └─ InvalidTask                the database refused what a producer submitted, and says why
-       └─ InvalidSchedule         the same, of a schedule
+    ├─ InvalidTask                the database refused what a producer submitted, and says why
+    │  └─ InvalidSchedule         the same, of a schedule
+    └─ InvalidLimit               a limit that LIMITS cannot hold, and why
 
 Anything else that escapes an adapter (a psycopg ProgrammingError, say) is a bug and ends the worker.
 """
@@ -45,3 +46,7 @@ class InvalidTask(DatabaseError):
 
 class InvalidSchedule(InvalidTask):
     """A schedule cannot be stored as it is; the message has a line for each field."""
+
+
+class InvalidLimit(DatabaseError):
+    """A limit that cannot be kept as it is written."""

@@ -15,6 +15,7 @@ from continuum.db.connection import TrioConnection
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.model import NewTask
 from continuum.retry import policy_text
+from continuum.tags import written
 
 ROUNDS = 8
 """How often tasks are inserted that others kept out which had gone when they were looked for."""
@@ -130,4 +131,5 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "webhooks": [task.webhook for task in tasks],
         "retries": [task.retry and policy_text(task.retry) for task in tasks],
         "expiries": [task.expires_at for task in tasks],
+        "worker_tags": [written(task.worker_tags) for task in tasks],
     }

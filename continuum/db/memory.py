@@ -19,15 +19,17 @@ from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.db.insertion import unique_key_of
+from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
-from continuum.db.validation import check_new_tasks
+from continuum.db.validation import check_limit, check_new_tasks
 from continuum.model import (
     EXPIRED,
     HISTORY_LENGTH,
     TERMINAL,
     AttemptRecord,
     Cancellation,
+    Claim,
     ClaimedTask,
     CodeRecord,
     CodeSummary,
@@ -35,6 +37,7 @@ from continuum.model import (
     FailureGroup,
     HeartbeatAnswer,
     Lease,
+    Limit,
     NewTask,
     PartialOutput,
     Promoted,
@@ -43,6 +46,7 @@ from continuum.model import (
     Retried,
     Retry,
     RunningTask,
+    Scope,
     Statistics,
     Status,
     TaskFilter,
@@ -91,6 +95,7 @@ class MemoryDatabase(MemorySchedules):
     _webhooks: dict[int, tuple[dt.datetime | None, int]] = field(default_factory=dict)
     """When each task's webhook is due, and how often it was tried."""
     _unique_keys: dict[int, str] = field(default_factory=dict)
+    _limits: MemoryLimits = field(default_factory=MemoryLimits)
     _queued_at: dict[int, dt.datetime] = field(default_factory=dict)
     """Since when tasks wait that did not begin to when they were created."""
     _duties: dict[str, tuple[str, dt.datetime]] = field(default_factory=dict)
@@ -125,8 +130,15 @@ class MemoryDatabase(MemorySchedules):
     # -- a worker's verbs ------------------------------------------------------------------------------------------
 
     async def claim(
-        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
-    ) -> list[ClaimedTask]:
+        self,
+        worker_id: str,
+        limit: int,
+        *,
+        lease: float,
+        min_priority: int = 0,
+        max_priority: int = 0,
+        tags: Sequence[str] = (),
+    ) -> Claim:
         await self._answer()
         due = [
             task
@@ -137,7 +149,10 @@ class MemoryDatabase(MemorySchedules):
             and (not max_priority or task.priority <= max_priority)
         ]
         due.sort(key=lambda task: (task.priority, task.id))
-        return [self._claim(task, worker_id, lease) for task in due[:limit]]
+        running = [task for task in self.tasks.values() if task.status == Status.PROCESSING]
+        chosen, again_in = self._limits.choose(worker_id, tags, due, running, limit, trio.current_time())
+        chosen.sort(key=lambda task: (task.priority, task.id))
+        return Claim((self._claim(task, worker_id, lease) for task in chosen), again_in)
 
     def _claim(self, task: TaskRecord, worker_id: str, lease: float) -> ClaimedTask:
         task = self.tasks[task.id] = replace(
@@ -508,6 +523,7 @@ class MemoryDatabase(MemorySchedules):
             webhook=task.webhook,
             retry=policy_text(task.retry) if task.retry else None,
             expires_at=task.expires_at,
+            worker_tags=tuple(sorted(set(task.worker_tags))),
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key
@@ -567,6 +583,22 @@ class MemoryDatabase(MemorySchedules):
         self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)
         self.tasks[task_id] = replace(task, retried_as=number)
         return Retried(Retry.SUBMITTED, number)
+
+    async def limits(self) -> list[Limit]:
+        await self._answer()
+        return [self._limits.rows[key] for key in sorted(self._limits.rows)]
+
+    async def set_limit(self, limit: Limit) -> None:
+        check_limit(limit)
+        await self._answer()
+        self._limits.rows[limit.scope, limit.name] = limit
+        self._notify(Wakeup.PENDING)
+
+    async def clear_limit(self, scope: Scope, name: str) -> bool:
+        await self._answer()
+        found = self._limits.rows.pop((scope, name), None)
+        self._notify(Wakeup.PENDING)
+        return found is not None
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         await self._answer()

@@ -8,10 +8,12 @@ from typing import Any
 from continuum.db import statements
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect, Rows, Session
+from continuum.db.fair import CLAIM, PLACE, Ring
 from continuum.db.notifications import Claimed, Notifications
 from continuum.db.polling import wake_at_intervals, wake_for_everything
 from continuum.db.pool import discard
 from continuum.db.protocol import Listener
+from continuum.tags import sets_of
 
 # A statement whose client has gone ends soon, where the server (14 and newer) can notice.
 _NOTICE_DEAD_CLIENTS = (
@@ -28,11 +30,22 @@ class PostgresQueue:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._claimed = Claimed()
+        self._ring = Ring([""])
 
-    async def claim(self, parameters: Mapping[str, Any]) -> Rows:
-        rows = await self._session.run(statements.CLAIM_POSTGRES, parameters, writes=True)
-        self._claimed.note(len(rows), parameters["limit"])
-        return rows
+    async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
+        rows: Rows = []
+        limit, more = parameters["limit"], True
+        ring = self._ring
+        ring.tags = sets_of(parameters["tags"])
+        while more and len(rows) < limit:
+            wanted = limit - len(rows)
+            told = {**parameters, "limit": wanted, **ring.parameters(wanted)}
+            answer = await self._session.run(CLAIM, told, writes=True, keyed=True)
+            found = [row[PLACE:] for row in answer if row[PLACE] is not None]
+            more = ring.follow(*answer[0][:PLACE], found=len(found))
+            rows += found
+        self._claimed.note(len(rows), limit)
+        return sorted(rows, key=statements.claim_order), ring.again_in
 
     async def listen(self, listener: Listener) -> None:
         if self._session.wakeup == "poll":

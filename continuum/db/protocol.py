@@ -18,13 +18,14 @@ from typing import Protocol
 from continuum.db.protocol_schedules import Schedules
 from continuum.model import (
     Cancellation,
-    ClaimedTask,
+    Claim,
     CodeRecord,
     CodeSummary,
     Completion,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
+    Limit,
     NewTask,
     PartialOutput,
     Promoted,
@@ -32,6 +33,7 @@ from continuum.model import (
     Recovered,
     Retried,
     RunningTask,
+    Scope,
     Statistics,
     Status,
     TaskFilter,
@@ -96,12 +98,21 @@ class Database(Schedules, Protocol):
     # -- a worker's verbs ------------------------------------------------------------------------------------------
 
     async def claim(
-        self, worker_id: str, limit: int, *, lease: float, min_priority: int = 0, max_priority: int = 0
-    ) -> list[ClaimedTask]:
-        """Claim up to `limit` due pending tasks in order of priority, then id, and return them in that order.
+        self,
+        worker_id: str,
+        limit: int,
+        *,
+        lease: float,
+        min_priority: int = 0,
+        max_priority: int = 0,
+        tags: Sequence[str] = (),
+    ) -> Claim:
+        """Claim up to `limit` due pending tasks: of each tenant its share, as LIMITS weighs and limits it, in order of priority,
+        then id. Return them in that order.
 
         lease: seconds until the claim expires unless a heartbeat extends it.
         min_priority, max_priority: inclusive bounds; 0 leaves that end open.
+        tags: the worker's; tasks that ask for others are left to others.
         """
         ...
 
@@ -197,6 +208,18 @@ class Database(Schedules, Protocol):
     async def retry(self, task_id: int) -> Retried:
         """Submit a copy of a task that has ended: the same code, payload and limits, with an id of its own. A task has one copy
         at most, so that this is safe to repeat."""
+        ...
+
+    async def limits(self) -> list[Limit]:
+        """All rows of LIMITS, in order."""
+        ...
+
+    async def set_limit(self, limit: Limit) -> None:
+        """Insert or replace a row of LIMITS: it holds from the next claim or submission on. Raises `InvalidLimit`."""
+        ...
+
+    async def clear_limit(self, scope: Scope, name: str) -> bool:
+        """Remove a row of LIMITS; False where there is none."""
         ...
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:

@@ -32,6 +32,7 @@ def task_record(row: Row) -> TaskRecord:
     return replace(
         record,
         history=tuple(_attempt(each) for each in record.history or ()),  # type: ignore[arg-type]
+        worker_tags=tuple(record.worker_tags.split(",")) if record.worker_tags else (),  # type: ignore[attr-defined]
         max_attempts=attempts_of(record.retry, record.max_attempts),
     )
 

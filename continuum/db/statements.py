@@ -48,18 +48,21 @@ def _policy(tasks: str) -> str:
 
 
 # What a claim hands to the worker. The code comes with it: CODES rows may be edited, so that nothing may be remembered.
-_CLAIMED = f"""
-    SELECT claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
+CLAIMED = f"""claimed.id, claimed.attempt, claimed.max_attempts, claimed.released, claimed.name, codes.code,
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
-           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in, claimed.crashes
+           codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in,
+           claimed.crashes"""
+
+_CLAIM_RESULT = f"""
+    SELECT {CLAIMED}
     FROM claimed LEFT JOIN codes ON codes.id = claimed.code
     ORDER BY claimed.priority, claimed.id
 """
 
 ID, _PRIORITY = 0, 8
 
-_TAKE = f"""
+TAKE = f"""
         UPDATE tasks SET
             status = 'processing', worker_id = %(worker)s, attempt = least(attempt, 2147483646) + 1,
             started = {_UTC}, locked_at = {_UTC}, finished = NULL,
@@ -70,7 +73,7 @@ _TAKE = f"""
 # From `infinity` nothing can be subtracted.
 _NEAR = "greatest(least(expires_at, now() + interval '100 years'), now() - interval '1 day')"
 
-_TAKEN = f"""
+TAKEN = f"""
         RETURNING id, attempt, max_attempts, released, name, code, payload::text AS payload, priority, timeout_s,
                   tenant, traceparent, created_at, description, last_error,
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
@@ -82,24 +85,13 @@ _TAKEN = f"""
 
 def claim(which: str) -> str:
     """The statement that claims the tasks for which a condition holds."""
-    return f"WITH claimed AS ({_TAKE} WHERE {which} {_TAKEN}) {_CLAIMED}"
+    return f"WITH claimed AS ({TAKE} WHERE {which} {TAKEN}) {_CLAIM_RESULT}"
 
 
 def claim_order(row: tuple[Any, ...]) -> tuple[int, int]:
     """Priority and id of a row that such a statement returned."""
     return row[_PRIORITY], row[ID]
 
-
-CLAIM_POSTGRES = claim(f"""
-    id = ANY (ARRAY (
-        SELECT id FROM tasks
-        WHERE {CLAIMABLE} AND worker_tags = ''
-          AND priority >= %(min_priority)s AND priority <= %(max_priority)s
-        ORDER BY priority, id LIMIT %(limit)s
-        FOR UPDATE SKIP LOCKED
-    ))""")
-"""Claim due tasks. The array is made once and looked up by primary key: a join might be planned as a scan of the table,
-and would make the LIMIT a matter of the plan."""
 
 _OUTCOMES = """
     outcome AS (
@@ -131,6 +123,11 @@ _COUNT = """
         RETURNING 1
 """
 
+_FREE = """
+        UPDATE permits SET free_at = now(), task_id = NULL FROM ended WHERE permits.task_id = ended.id
+"""
+"""What runs no more takes no place of those that may run at once."""
+
 _SECONDS = "extract(epoch FROM tasks.finished - tasks.started) AS seconds"
 
 _HELD_BY_US = "tasks.worker_id = %(worker)s AND tasks.status = 'processing'"
@@ -159,7 +156,8 @@ WITH {_OUTCOMES},
         WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND ({_HELD_BY_US}) IS TRUE
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
     ),
-    counted AS ({_COUNT})
+    counted AS ({_COUNT}),
+    freed AS ({_FREE})
 SELECT id, attempt FROM ended
 """
 """Write a batch of outcomes, each only under its own lease. IS TRUE, because no index fits that on PostgreSQL, which would scan
@@ -196,7 +194,8 @@ WITH ended AS (
           AND {_HELD_BY_US}
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT})
+    counted AS ({_COUNT}),
+    freed AS ({_FREE})
 SELECT count(*) FROM ended
 """
 """Give tasks back without counting the attempt."""
@@ -208,7 +207,8 @@ WITH ended AS (
           AND NOT EXISTS (SELECT 1 FROM {_HELD} WHERE held.id = tasks.id AND held.attempt = tasks.attempt)
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT})
+    counted AS ({_COUNT}),
+    freed AS ({_FREE})
 SELECT count(*) FROM ended
 """
 """Give back what the record says we process, but for what we know of: claims whose answer never came."""
@@ -328,11 +328,25 @@ WITH verdict AS (
         WHERE tasks.id = expired.id AND tasks.attempt = verdict.attempt
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT})
+    counted AS ({_COUNT}),
+    freed AS ({_FREE})
 SELECT status, count(*) FROM ended GROUP BY status
 """
 """End attempts whose worker is gone, as was decided for each. `processing`, the attempt and an expired lease are seen under the
 lock: nobody else ends them, and none that was extended or ended since it was read."""
+
+FIND_STALE_PERMITS = """
+SELECT task_id FROM permits WHERE task_id IS NOT NULL
+  AND NOT EXISTS (SELECT FROM tasks WHERE tasks.id = permits.task_id AND tasks.status = 'processing')
+"""
+"""Permits of tasks that do not run: somebody deleted the task, or wrote its status by hand."""
+
+FREE_STALE_PERMITS = """
+UPDATE permits SET free_at = now(), task_id = NULL
+WHERE task_id = ANY (%(ids)s::int8[])
+  AND NOT EXISTS (SELECT FROM tasks WHERE tasks.id = permits.task_id AND tasks.status = 'processing')
+"""
+"""Free such permits, unless they were taken since: of those no snapshot may judge, but their ids say so."""
 
 PURGE = """
 DELETE FROM tasks WHERE id IN (
@@ -360,18 +374,19 @@ WITH stored AS (
     RETURNING 1
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
-                   idempotency_key, unique_key, traceparent, webhook, retry, expires_at)
+                   idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
+                   worker_tags)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
-       t.traceparent, t.webhook, t.retry::jsonb, t.expires_at
+       t.traceparent, t.webhook, t.retry::jsonb, t.expires_at, t.worker_tags
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
     %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
-    %(retries)s::text[], %(expiries)s::timestamptz[]
+    %(retries)s::text[], %(expiries)s::timestamptz[], %(worker_tags)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                         idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                        position)
+                        worker_tags, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
@@ -419,8 +434,9 @@ SELECT status FROM ended
 """Cancel a pending task, or ask for a running one to be stopped."""
 
 RETRY = f"""
-INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, retry_of)
-SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, id
+INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry,
+                   worker_tags, retry_of)
+SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags, id
 FROM tasks WHERE id = %(id)s AND status IN {_ENDED}
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -429,6 +445,24 @@ RETURNING id
 
 FIND_RETRY = "SELECT (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id) FROM tasks WHERE id = %(id)s"
 """The copy of a task; no row where there is no such task."""
+
+LIMITS = """
+SELECT scope, name, weight, max_running, rate, rate_period_s, max_pending, paused FROM limits ORDER BY scope, name
+"""
+"""All limits."""
+
+SET_LIMIT = """
+INSERT INTO limits (scope, name, weight, max_running, rate, rate_period_s, max_pending, paused)
+VALUES (%(scope)s, %(name)s, %(weight)s, %(max_running)s, %(rate)s, %(rate_period)s, %(max_pending)s, %(paused)s)
+ON CONFLICT (scope, name) DO UPDATE SET
+    weight = excluded.weight, max_running = excluded.max_running, rate = excluded.rate,
+    rate_period_s = excluded.rate_period_s, max_pending = excluded.max_pending, paused = excluded.paused,
+    updated_at = now()
+"""
+"""Set a limit, all of it."""
+
+CLEAR_LIMIT = "DELETE FROM limits WHERE scope = %(scope)s AND name = %(name)s RETURNING 1"
+"""Remove a limit."""
 
 STORE_CODE = """
 INSERT INTO codes AS c (id, code, requirements, retry)
@@ -479,7 +513,7 @@ SELECT id, name, description, status, payload::text, code::text, priority, attem
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
        (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
-       crashes, quarantined
+       crashes, quarantined, worker_tags
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""

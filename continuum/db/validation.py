@@ -6,11 +6,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from types import NoneType
 
-from continuum.db.errors import InvalidSchedule, InvalidTask
-from continuum.model import NewTask
+from continuum.db.errors import InvalidLimit, InvalidSchedule, InvalidTask
+from continuum.model import Limit, NewTask, Scope
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.retry import BadPolicy, RetryPolicy, policy_text
 from continuum.schedules import NewSchedule, problems_of
+from continuum.tags import tag_problems
 from continuum.webhook import LONGEST_URL, parse_url
 
 INTEGER = range(-(2**31), 2**31)
@@ -74,6 +75,7 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield "give code, the script's text, or code_id, the id of a row of CODES"
     if task.code_id is not None and task.requirements is not None:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
+    yield from (f"worker_tags: {problem}" for problem in tag_problems(task.worker_tags))
     yield from (f"webhook {problem}" for problem in _url_problems(task.webhook))
     yield from (f"retry {problem}" for problem in _policy_problems(task.retry))
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
@@ -93,6 +95,46 @@ def _problems(task: NewTask) -> Iterator[str]:
     for name in ("run_at", "expires_at"):
         if (time := getattr(task, name)) is not None and time.tzinfo is None:
             yield f"{name} has no time zone; use an aware datetime, such as datetime.now(timezone.utc)"
+
+
+def check_limit(limit: Limit) -> None:
+    """Raise `InvalidLimit` with a line for each value that LIMITS cannot hold, or that its scope does not know."""
+    problems = [*_limit_problems(limit)]
+    if problems:
+        raise InvalidLimit("\n".join(problems))
+
+
+LIMITED = {
+    Scope.TENANT: {"weight", "max_running", "rate", "rate_period", "max_pending", "paused"},
+    Scope.KEY: {"max_running"},
+    Scope.TAG: {"paused"},
+    Scope.QUEUE: {"max_pending", "paused"},
+}
+"""What a limit of each scope may say."""
+
+
+def _limit_problems(limit: Limit) -> Iterator[str]:
+    names = ("weight", "max_running", "rate", "rate_period", "max_pending", "paused")
+    given = {name for name in names if getattr(limit, name) is not None}
+    for name in sorted(given - LIMITED[limit.scope]):
+        yield f"{name} is no limit of a {limit.scope}; it may have {', '.join(sorted(LIMITED[limit.scope]))}"
+    if not given:
+        yield f"it limits nothing: give {' or '.join(sorted(LIMITED[limit.scope]))}"
+    yield from (f"name {problem}" for problem in _text_problems(limit.name, 255))
+    if (limit.scope is Scope.QUEUE) != (limit.name == "") and not (limit.scope is Scope.TENANT and limit.name == ""):
+        yield "name the tenant, key or tag, or `*` for all of them; the queue has no name"
+    if limit.weight is not None and not 0 < limit.weight <= 1000:
+        yield f"weight {limit.weight:g} is out of range: more than 0, at most 1000"
+    if limit.max_running is not None and limit.max_running not in range(10_001):
+        yield f"max_running {limit.max_running} is out of range: 0 to 10000"
+    if (limit.rate is None) != (limit.rate_period is None):
+        yield "a rate is a number of starts in a period: give both"
+    if limit.rate is not None and not 0 < limit.rate < INTEGER.stop:
+        yield f"rate {limit.rate} is out of range: at least 1"
+    if limit.rate_period is not None and not 0 < limit.rate_period <= 604_800:
+        yield f"rate_period {limit.rate_period:g} is out of range: more than 0 s, at most a week"
+    if limit.max_pending is not None and limit.max_pending not in range(INTEGER.stop):
+        yield f"max_pending {limit.max_pending} is out of range: at least 0"
 
 
 def holds_nul(payload: str) -> bool:

@@ -12,7 +12,7 @@ import trio
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.protocol import Database
-from continuum.model import ClaimedTask, Lease
+from continuum.model import Claim, ClaimedTask, Lease
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.completion import Completions
 from continuum.nursery.signals import Shutdown, Signal
@@ -87,7 +87,8 @@ class Claims:
                     self.state.admit(task)
                     executions.start_soon(hold_slot, task)
             if len(tasks) < wanted:
-                await self.work.wait(self.settings.polling_interval)
+                rest = self.settings.polling_interval
+                await self.work.wait(rest if tasks.again_in is None else min(rest, tasks.again_in))
 
     def _places(self) -> int:
         """How many tasks to claim now."""
@@ -101,17 +102,18 @@ class Claims:
             return 0  # enough are still there: a claim for many costs no more than one for few
         return most - len(self._taken)
 
-    async def _claim(self, wanted: int) -> list[ClaimedTask]:
+    async def _claim(self, wanted: int) -> Claim:
         if trio.current_time() >= self._give_back_at:
             await self._give_back_unheard_claims()
         if wanted == 0:
-            return []
+            return Claim()
         return await self.database.claim(
             self.state.id,
             wanted,
             lease=self.settings.lease_seconds,
             min_priority=self.settings.min_priority,
             max_priority=self.settings.max_priority,
+            tags=self.settings.worker_tags,
         )
 
     async def _give_back_unheard_claims(self) -> None:

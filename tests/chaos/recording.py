@@ -12,7 +12,7 @@ import trio
 
 from continuum.db.protocol import Database, Listener
 from continuum.model import (
-    ClaimedTask,
+    Claim,
     Completion,
     Ending,
     HeartbeatAnswer,
@@ -48,7 +48,7 @@ class RecordedDatabase:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
 
-    async def claim(self, worker_id: str, limit: int, *, lease: float, **bounds: int) -> list[ClaimedTask]:
+    async def claim(self, worker_id: str, limit: int, *, lease: float, **bounds: Any) -> Claim:
         began = time.monotonic()
         tasks = await self._database.claim(worker_id, limit, lease=lease, **bounds)
         if tasks:

@@ -918,7 +918,7 @@ async def test_what_is_no_url_to_deliver_to_is_refused(database: Database, url: 
 
 
 async def test_however_a_task_ends_its_webhook_is_due(database: Database) -> None:
-    ids = await database.submit([replace(HOOKED, max_attempts=1)] * 5 + [HELLO])
+    ids = await database.submit([replace(HOOKED, max_attempts=1)] * 5 + [replace(HELLO, tenant=HOOKED.tenant)])
     await database.cancel(ids[0])
     tasks = {task.id: task for task in await database.claim("one", 3, lease=30)}
     await database.complete("one", [completed(tasks[ids[1]]), replace(failed(tasks[ids[2]]), status=Status.MALICIOUS)])

@@ -22,6 +22,7 @@ from continuum.db import CONNECT_TIMEOUT, DIALECTS, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
+from continuum.db.fair import CLAIM, Ring
 from continuum.db.protocol import Database
 from continuum.db.validation import INTEGER
 from continuum.model import Completion, HeartbeatAnswer, Lease, NewTask, Status
@@ -435,7 +436,7 @@ async def test_a_status_that_nobody_knows_is_refused_where_it_is_written(
 _LEASES = {"ids": list(range(1, 51)), "attempts": [1] * 50}
 _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
-    "claim": (statements.CLAIM_POSTGRES, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS}),
+    "claim": (CLAIM, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS, **Ring([""]).parameters(20)}),
     "complete": (
         statements.COMPLETE,
         {

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from continuum.db.memory import MemoryDatabase
-from continuum.model import Cancellation, ClaimedTask, Completion, Lease, Status
+from continuum.model import Cancellation, Claim, Completion, Lease, Status
 from continuum.nursery.pace import AHEAD, MOST_AHEAD, PATIENCE, Pace
 from tests.support.harness import RunningWorker, worker
 
@@ -20,7 +20,7 @@ class Counting(MemoryDatabase):
 
     claims = completes = 0
 
-    async def claim(self, *args: Any, **values: Any) -> list[ClaimedTask]:
+    async def claim(self, *args: Any, **values: Any) -> Claim:
         self.claims += 1
         await trio.sleep(0.002)
         return await super().claim(*args, **values)

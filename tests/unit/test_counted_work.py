@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from continuum.db.memory import MemoryDatabase
-from continuum.model import ClaimedTask, Completion, Lease
+from continuum.model import Claim, Completion, Lease
 from tests.support.harness import RunningWorker, worker
 
 ROUND_TRIP = 0.002
@@ -27,7 +27,7 @@ class Counted(MemoryDatabase):
 
     statements = 0
 
-    async def claim(self, *args: Any, **values: Any) -> list[ClaimedTask]:
+    async def claim(self, *args: Any, **values: Any) -> Claim:
         self.statements += 1
         await trio.sleep(ROUND_TRIP)
         return await super().claim(*args, **values)

@@ -17,6 +17,7 @@ from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.memory import MemoryDatabase
 from continuum.db.protocol import Listener
 from continuum.model import (
+    Claim,
     ClaimedTask,
     Completion,
     Ending,
@@ -369,7 +370,7 @@ async def test_tasks_of_a_claim_that_was_never_answered_are_given_back_before_th
     class Deaf(MemoryDatabase):
         deaf = True
 
-        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+        async def claim(self, *arguments: object, **values: object) -> Claim:
             tasks = await super().claim(*arguments, **values)  # type: ignore[arg-type]
             if self.deaf:
                 self.deaf = False
@@ -394,7 +395,7 @@ async def test_tasks_of_a_claim_that_took_effect_long_after_its_deadline_are_giv
     late: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     class Hanging(MemoryDatabase):
-        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+        async def claim(self, *arguments: object, **values: object) -> Claim:
             if not late:
                 late.append((arguments, values))
                 raise OutcomeUnknown("the node hangs")
@@ -424,7 +425,7 @@ async def test_what_a_claim_brings_after_shutdown_was_requested_goes_back(
     shutdown = Shutdown()
 
     class Slow(MemoryDatabase):
-        async def claim(self, *arguments: object, **values: object) -> list[ClaimedTask]:
+        async def claim(self, *arguments: object, **values: object) -> Claim:
             tasks = await super().claim(*arguments, **values)  # type: ignore[arg-type]
             shutdown.request()
             return tasks

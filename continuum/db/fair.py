@@ -1,0 +1,259 @@
+"""The claim on PostgreSQL: a fair share for each tenant, and no more than LIMITS allows, in one statement.
+
+The tenants that have something to claim stand in a ring, in the order of their names. A claim goes on around it from where this
+worker's last one ended, and takes from each tenant as many tasks as its weight says: deficit round robin (Shreedhar and Varghese,
+1995), with the ring found by index probes instead of kept. So nothing is kept anywhere but a worker's place in the ring, no row
+is written by all, and a claim costs the same however many tasks and tenants there are.
+
+Limits are kept by permits, rows of which a claim locks as many as it takes tasks, skipping those that others hold: `max_running`
+by permits that are taken until the task ends, `rate` by permits that are taken for a period. Whether a permit is free stands in
+its own row, which PostgreSQL reads again once it is locked: that makes limits exact, whatever else a statement's snapshot misses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from continuum.db import statements
+
+_TENANT = "(coalesce(tenant, '') COLLATE \"C\")"
+_CLAIMABLE = f"{statements.CLAIMABLE} AND worker_tags"
+
+MOST_PERMITS = 1000
+"""Permits that stand for a rate. A rate of 5,000 an hour is kept as one of 1,000 in 12 minutes, which is stricter and implies
+it."""
+FEWEST_STEPS = 8
+"""Tenants that a claim goes past beyond those that it takes something from: some are paused, or at their limits."""
+MOST_STEPS = 512
+"""Tenants that one statement goes past at most."""
+
+
+def _next(tags: str, tenant: str) -> str:
+    """The place in the ring after another one: a later tenant with the same tags, or the first one with the next. The turns are
+    taken one after another until one finds something, for there is nothing that PostgreSQL could sort them by. No text lies
+    between another one and the same with the first character behind it."""
+    return f"""(
+            SELECT place.tags, found.tenant
+            FROM generate_series(0, cardinality(%(tags)s::text[])) AS turn,
+                 LATERAL (SELECT ({tags} - 1 + turn) %% cardinality(%(tags)s::text[]) + 1 AS tags) AS place,
+                 LATERAL (
+                     SELECT {_TENANT} AS tenant FROM tasks
+                     WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.tags]
+                       AND {_TENANT} >= CASE WHEN turn = 0 THEN {tenant} || chr(1) ELSE '' END
+                     ORDER BY {_TENANT} LIMIT 1
+                 ) AS found
+            LIMIT 1
+        )"""
+
+
+def _free(resource: str, most: str) -> str:
+    """How many permits are free, of as many as are wanted."""
+    return f"""(
+                        SELECT count(*) FROM (
+                            SELECT FROM permits
+                            WHERE resource = {resource} AND free_at <= now() AND number <= {most}
+                            LIMIT greatest(%(limit)s, quota)
+                        ) AS those)"""
+
+
+CLAIM = f"""
+WITH RECURSIVE
+    ring (step, tags, tenant, first_tags, first_tenant) AS (
+        SELECT 1, start.tags, start.tenant, start.tags, start.tenant
+        FROM (
+            SELECT %(at_tags)s::int4 AS tags, %(at_tenant)s::text COLLATE "C" AS tenant WHERE %(credit)s::int4 > 0
+            UNION ALL
+            SELECT tags, tenant FROM {_next("%(at_tags)s::int4", "%(at_tenant)s::text")} AS following
+            LIMIT 1
+        ) AS start
+      UNION ALL
+        SELECT step + 1, following.tags, following.tenant, first_tags, first_tenant
+        FROM ring CROSS JOIN LATERAL {_next("ring.tags", "ring.tenant")} AS following
+        WHERE step < %(steps)s AND (following.tags, following.tenant) <> (first_tags, first_tenant)
+    ),
+    entitled AS (
+        SELECT ring.step, ring.tags, ring.tenant,
+               CASE WHEN ring.step = 1 AND %(credit)s::int4 > 0 THEN %(credit)s::int4
+                    ELSE floor(limited.weight + random())::int4 END AS quota,
+               limited.max_running, floor(limited.rate / parts)::int4 AS rate, limited.rate_period_s / parts AS rate_period
+        FROM ring
+        LEFT JOIN limits AS own ON own.scope = 'tenant' AND own.name = ring.tenant
+        LEFT JOIN limits AS every ON every.scope = 'tenant' AND every.name = '*'
+        LEFT JOIN limits AS queue ON queue.scope = 'queue' AND queue.name = ''
+        CROSS JOIN LATERAL (
+            SELECT EXISTS (SELECT FROM limits AS tag WHERE tag.scope = 'tag' AND tag.paused
+                           AND tag.name = ANY (string_to_array((%(tags)s::text[])[ring.tags], ','))) AS paused
+        ) AS asked
+        CROSS JOIN LATERAL (
+            SELECT coalesce(own.weight, every.weight, 1) AS weight,
+                   coalesce(own.paused, every.paused, false) OR coalesce(queue.paused, false) OR asked.paused AS paused,
+                   coalesce(own.max_running, every.max_running) AS max_running,
+                   coalesce(own.rate, every.rate)::float8 AS rate,
+                   coalesce(own.rate_period_s, every.rate_period_s) AS rate_period_s,
+                   ceil(coalesce(own.rate, every.rate)::float8 / {MOST_PERMITS}) AS parts
+        ) AS limited
+        WHERE NOT limited.paused
+    ),
+    -- Who is at a limit is passed by.
+    able AS (
+        SELECT * FROM (
+            SELECT entitled.*, least(
+                    CASE WHEN max_running IS NOT NULL THEN {_free("'running:' || tenant", "max_running")} END,
+                    CASE WHEN rate IS NOT NULL THEN {_free("'rate:' || tenant", "rate")} END) AS free
+            FROM entitled
+        ) AS measured WHERE (free > 0) IS NOT FALSE
+    ),
+    -- Once around, or, where all are seen and there are few, as often as there is room for.
+    rounds AS (
+        SELECT sum(quota) = 0 AS nobody,
+               CASE WHEN (SELECT max(step) FROM ring) < %(steps)s
+                    THEN ceil(%(limit)s::float8 / greatest(sum(quota), 1)) ELSE 1 END AS number
+        FROM able
+    ),
+    shares AS (
+        SELECT step, tags, tenant, max_running, rate, rate_period, due,
+               least(due, %(limit)s - sum(due) OVER (ORDER BY step) + due)::int4 AS share
+        FROM (
+            SELECT able.*, least(free, (CASE WHEN nobody THEN 1 ELSE quota END) * number)::int4 AS due
+            FROM able CROSS JOIN rounds
+        ) AS dues
+    ),
+    offers AS (SELECT * FROM shares WHERE share > 0),
+    running AS (
+        SELECT step, permit.resource, permit.number, row_number() OVER (PARTITION BY step ORDER BY permit.number) AS nth
+        FROM offers CROSS JOIN LATERAL (
+            SELECT resource, number FROM permits
+            WHERE resource = 'running:' || offers.tenant AND free_at <= now() AND number <= offers.max_running
+            ORDER BY free_at LIMIT offers.share FOR UPDATE SKIP LOCKED
+        ) AS permit
+        WHERE max_running IS NOT NULL
+    ),
+    starts AS (
+        SELECT step, permit.resource, permit.number, row_number() OVER (PARTITION BY step ORDER BY permit.number) AS nth
+        FROM offers CROSS JOIN LATERAL (
+            SELECT resource, number FROM permits
+            WHERE resource = 'rate:' || offers.tenant AND free_at <= now() AND number <= offers.rate
+            ORDER BY free_at LIMIT offers.share FOR UPDATE SKIP LOCKED
+        ) AS permit
+        WHERE rate IS NOT NULL
+    ),
+    granted AS (
+        SELECT step, tags, tenant, least(
+                share,
+                CASE WHEN max_running IS NOT NULL
+                     THEN (SELECT count(*) FROM running WHERE running.step = offers.step) END,
+                CASE WHEN rate IS NOT NULL
+                     THEN (SELECT count(*) FROM starts WHERE starts.step = offers.step) END) AS share
+        FROM offers
+    ),
+    picked AS (
+        SELECT granted.step, task.id, row_number() OVER (PARTITION BY granted.step) AS nth
+        FROM granted CROSS JOIN LATERAL (
+            SELECT id FROM tasks
+            WHERE {_CLAIMABLE} = (%(tags)s::text[])[granted.tags] AND {_TENANT} = granted.tenant
+              AND priority >= %(min_priority)s AND priority <= %(max_priority)s
+            ORDER BY priority, id LIMIT granted.share FOR UPDATE SKIP LOCKED
+        ) AS task
+    ),
+    claimed AS ({statements.TAKE} WHERE id = ANY (ARRAY (SELECT id FROM picked)) {statements.TAKEN}),
+    taken AS (
+        UPDATE permits SET free_at = 'infinity', task_id = picked.id
+        FROM running JOIN picked USING (step, nth)
+        WHERE permits.resource = running.resource AND permits.number = running.number
+    ),
+    started AS (
+        UPDATE permits SET free_at = now() + offers.rate_period * interval '1 second'
+        FROM starts JOIN picked USING (step, nth) JOIN offers USING (step)
+        WHERE permits.resource = starts.resource AND permits.number = starts.number
+    ),
+    made AS (
+        INSERT INTO permits (resource, number)
+        SELECT resource, number
+        FROM entitled CROSS JOIN LATERAL (
+            SELECT 'running:' || tenant AS resource, max_running AS most WHERE max_running > 0
+            UNION ALL SELECT 'rate:' || tenant, rate WHERE rate > 0
+        ) AS wanted CROSS JOIN LATERAL generate_series(1, most) AS number
+        WHERE NOT EXISTS (SELECT FROM permits WHERE permits.resource = wanted.resource AND permits.number = most)
+        ON CONFLICT DO NOTHING
+        RETURNING 1
+    ),
+    place AS (
+        SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s AS whole,
+               EXISTS (SELECT FROM made) OR (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
+                   SELECT FROM granted JOIN offers USING (step)
+                   WHERE granted.share < offers.share  -- another claim was quicker, and there may be others
+                      OR granted.share = (SELECT count(*) FROM picked WHERE picked.step = granted.step)) AS more,
+               (SELECT extract(epoch FROM min(start.at) - now())
+                FROM entitled CROSS JOIN LATERAL (
+                    SELECT min(free_at) AS at FROM permits
+                    WHERE resource = 'rate:' || entitled.tenant AND number <= entitled.rate
+                ) AS start
+                WHERE entitled.rate IS NOT NULL AND start.at > now())::float8 AS again_in,
+               last.tags, last.tenant, coalesce(last.credit, 0) AS credit
+        FROM (SELECT) AS always LEFT JOIN (
+            SELECT ring.tags, ring.tenant,
+                   CASE WHEN (SELECT number FROM rounds) = 1 THEN coalesce(offers.due - offers.share, 0) ELSE 0 END AS credit
+            FROM ring LEFT JOIN offers USING (step)
+            ORDER BY CASE WHEN (SELECT sum(share) FROM offers) >= %(limit)s THEN offers.step END DESC NULLS LAST,
+                     ring.step DESC
+            LIMIT 1
+        ) AS last ON true
+    )
+SELECT place.*, {statements.CLAIMED}
+FROM place LEFT JOIN (claimed LEFT JOIN codes ON codes.id = claimed.code) ON true
+ORDER BY claimed.priority, claimed.id
+"""
+"""Claim due tasks, for one tenant after the other. Each row begins with the place in the ring, which is told even where nothing
+was claimed. Permits are made when a limit is first met, and serve from the next claim on."""
+
+
+PLACE = 6
+"""How many columns of a row that is."""
+
+
+@dataclass(slots=True)
+class Ring:
+    """A worker's place in the ring of tenants.
+
+    tags: what tasks may ask of the worker, as they write it in `worker_tags`: each set of its tags.
+    again_in: seconds until a rate that held something back allows the next start; None where none did.
+    """
+
+    tags: list[str]
+    again_in: float | None = None
+    _at_tags: int = 1
+    _at_tenant: str = ""
+    _credit: int = 0
+    _steps: int = FEWEST_STEPS
+
+    def parameters(self, limit: int) -> dict[str, Any]:
+        """What the claim of so many tasks must be told."""
+        return {
+            "tags": self.tags,
+            "at_tags": self._at_tags,
+            "at_tenant": self._at_tenant,
+            "credit": self._credit,
+            "steps": limit + self._steps,
+        }
+
+    def follow(
+        self,
+        whole: bool,
+        more: bool,
+        again_in: float | None,
+        tags: int | None,
+        tenant: str | None,
+        credit: int,
+        *,
+        found: int,
+    ) -> bool:
+        """Go to where a claim ended. Returns whether another one may find more now.
+
+        whole: it has seen every tenant. found: how many tasks it claimed. again_in: seconds until a rate allows a start.
+        """
+        if tags is not None and tenant is not None:
+            self._at_tags, self._at_tenant, self._credit = tags, tenant, credit
+        self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)
+        self.again_in = again_in
+        return more or not whole

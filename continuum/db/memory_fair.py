@@ -1,0 +1,108 @@
+"""The fair claim and its limits for the database in memory; see `continuum.db.fair`, which says how it goes."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from continuum.model import Limit, Scope, TaskRecord
+from continuum.tags import sets_of, written
+
+Place = tuple[str, str]
+"""Tags and tenant."""
+
+
+@dataclass
+class MemoryLimits:
+    """LIMITS, what was started lately, and where each worker stands in its ring."""
+
+    rows: dict[tuple[Scope, str], Limit] = field(default_factory=dict)
+    _starts: dict[str, list[float]] = field(default_factory=dict)
+    _places: dict[str, tuple[Place, int]] = field(default_factory=dict)
+
+    def of(self, tenant: str) -> Limit:
+        """What holds for a tenant."""
+        own, every = (self.rows.get((Scope.TENANT, name)) or Limit(Scope.TENANT, name) for name in (tenant, "*"))
+        names = ("weight", "max_running", "rate", "rate_period", "max_pending", "paused")
+        found = {name: getattr(every, name) if getattr(own, name) is None else getattr(own, name) for name in names}
+        return Limit(Scope.TENANT, tenant, **found)
+
+    def choose(
+        self,
+        worker_id: str,
+        tags: Iterable[str],
+        due: list[TaskRecord],
+        running: list[TaskRecord],
+        limit: int,
+        now: float,
+    ) -> tuple[list[TaskRecord], float | None]:
+        """Which of the due tasks, which are in order, a worker claims, and `Claim.again_in`. now: seconds."""
+        allowed = [each for each in sets_of(tags) if not self._paused(each)]
+        waiting: dict[Place, list[TaskRecord]] = {}
+        for task in due:
+            if (place := (written(task.worker_tags), task.tenant or ""))[0] in allowed:
+                waiting.setdefault(place, []).append(task)
+        room = {tenant: self._room(tenant, running, now) for tenant in {tenant for _, tenant in waiting}}
+        chosen: list[TaskRecord] = []
+        while len(chosen) < limit and (open_places := sorted(at for at in waiting if waiting[at] and room[at[1]] >= 1)):
+            before = len(chosen)
+            for place, quota in list(self._turns(worker_id, open_places)):
+                take = min(quota, len(waiting[place]), room[place[1]], limit - len(chosen))
+                chosen += waiting[place][:take]
+                del waiting[place][:take]
+                room[place[1]] -= take
+                self._places[worker_id] = (place, quota - take)
+                if len(chosen) == limit:
+                    break
+            if len(chosen) == before:
+                continue  # shares below one that came to nothing this time
+        for task in chosen:
+            self._starts.setdefault(task.tenant or "", []).append(now)
+        held_back = {tenant for (_, tenant), tasks in waiting.items() if tasks}
+        later = [at for tenant in held_back if (at := self._next_start(tenant, now)) > 0]
+        return chosen, min(later, default=None)
+
+    def _paused(self, tags: str) -> bool:
+        queue = self.rows.get((Scope.QUEUE, ""))
+        if queue is not None and queue.paused:
+            return True
+        return any((row := self.rows.get((Scope.TAG, tag))) is not None and row.paused for tag in tags.split(","))
+
+    def _turns(self, worker_id: str, places: list[Place]) -> Iterator[tuple[Place, int]]:
+        """Once around the ring, with how many tasks each place may give."""
+        at, credit = self._places.get(worker_id, (("", ""), 0))
+        if credit > 0 and at in places:
+            yield at, credit
+        first = bisect.bisect_right(places, at)
+        for place in places[first:] + places[:first]:
+            weight = self.of(place[1]).weight or 1.0
+            if quota := math.floor(weight + random.random()):  # noqa: S311 - a share
+                yield place, quota
+
+    def _room(self, tenant: str, running: list[TaskRecord], now: float) -> int:
+        """How many tasks of a tenant may begin."""
+        limits = self.of(tenant)
+        if limits.paused:
+            return 0
+        room = 2**31
+        if limits.max_running is not None:
+            room = limits.max_running - sum((task.tenant or "") == tenant for task in running)
+        if limits.rate is not None:
+            room = min(room, limits.rate - len(self._lately(tenant, now)))
+        return max(0, room)
+
+    def _lately(self, tenant: str, now: float) -> list[float]:
+        """When tasks of a tenant began that count against its rate."""
+        period = self.of(tenant).rate_period or 0.0
+        starts = self._starts[tenant] = [at for at in self._starts.get(tenant, []) if at > now - period]
+        return starts
+
+    def _next_start(self, tenant: str, now: float) -> float:
+        """In how many seconds the rate of a tenant allows a start; 0 where it does now."""
+        limits = self.of(tenant)
+        if limits.rate is None or limits.rate_period is None or len(starts := self._lately(tenant, now)) < limits.rate:
+            return 0.0
+        return starts[-limits.rate] + limits.rate_period - now

@@ -1,0 +1,42 @@
+"""Tags: what a worker has that tasks may ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+
+MOST = 6
+"""A worker takes what asks for any set of its tags, and there are two to the power of their number."""
+_TAG = re.compile(r"[A-Za-z0-9_.:-]{1,50}", re.ASCII)
+
+
+def tag_problems(tags: object) -> Iterator[str]:
+    """What is wrong with the tags of a task or a worker."""
+    if not isinstance(tags, tuple | list):
+        yield f"is of type {type(tags).__name__}; use a list of texts"
+        return
+    for tag in tags:
+        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+            yield f"{tag!r:.60} is no tag: use 1 to 50 letters, digits and any of _.:-"
+    if len(set(tags)) > MOST:
+        yield f"{len(tags)} are too many: use at most {MOST}"
+
+
+def parse_tags(entries: Iterable[str]) -> tuple[str, ...]:
+    """Read tags such as WORKER_TAGS lists. Raises ValueError, with a text that names the tag."""
+    tags = tuple(sorted({entry.strip() for entry in entries}))
+    for problem in tag_problems(tags):
+        raise ValueError(problem)
+    return tags
+
+
+def written(tags: Iterable[str]) -> str:
+    """Tags as TASKS has them in `worker_tags`: sorted, with commas between them."""
+    return ",".join(sorted(set(tags)))
+
+
+def sets_of(tags: Iterable[str]) -> list[str]:
+    """What tasks may ask of a worker with these tags, as TASKS has it: nothing, or any set of them."""
+    known = sorted(set(tags))
+    return [",".join(some) for size in range(len(known) + 1) for some in combinations(known, size)]

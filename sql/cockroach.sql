@@ -92,16 +92,16 @@ CREATE TABLE IF NOT EXISTS schedules (
     jitter_s      FLOAT8 NOT NULL DEFAULT 0,                    -- fired up to so many seconds later, the same for a due time everywhere
     paused        BOOL NOT NULL DEFAULT false,                  -- it makes no tasks
     task_name     TEXT NOT NULL DEFAULT '',                     -- the tasks' name. '': the schedule's. These, down to retry, as in TASKS
-    description   TEXT,
-    code          UUID NOT NULL REFERENCES codes (id),
+    description   TEXT,                                         -- for people, too
+    code          UUID NOT NULL REFERENCES codes (id),          -- the script
     payload       JSONB,                                        -- an object, or NULL: `schedule` and `due_at` are put into it
-    priority      INT4 NOT NULL DEFAULT 0,
-    tenant        TEXT,
-    max_attempts  INT4 NOT NULL DEFAULT 3,
-    timeout_s     FLOAT8,
-    worker_tags   TEXT NOT NULL DEFAULT '',
-    webhook       TEXT,
-    retry         JSONB,
+    priority      INT4 NOT NULL DEFAULT 0,                      -- lower runs first
+    tenant        TEXT,                                         -- whose tasks they are
+    max_attempts  INT4 NOT NULL DEFAULT 3,                      -- how often one is tried
+    timeout_s     FLOAT8,                                       -- wall time of one attempt in seconds
+    worker_tags   TEXT NOT NULL DEFAULT '',                     -- the tags that their workers must have
+    webhook       TEXT,                                         -- the URL that is told when one has ended
+    retry         JSONB,                                        -- how they are tried again
     next_at       TIMESTAMPTZ,                                  -- when a worker looks at it next. NULL: at once, to work out due_at anew
     due_at        TIMESTAMPTZ,                                  -- the due time that it is then fired for. NULL: to be worked out
     last_due      TIMESTAMPTZ,                                  -- the last due time that was dealt with
@@ -111,7 +111,7 @@ CREATE TABLE IF NOT EXISTS schedules (
     skipped       INT8 NOT NULL DEFAULT 0,                      -- due times without one, because the one before was open
     missed        INT8 NOT NULL DEFAULT 0,                      -- due times that passed while nobody fired, and were left out
     last_error    TEXT,                                         -- why it cannot be fired as it stands; workers look again every minute
-    created_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    created_at    TIMESTAMPTZ NOT NULL DEFAULT now(),           -- when it was stored
     updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),           -- when somebody last changed it by command or over HTTP
     CONSTRAINT schedules_name_known CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' AND length(name) <= 100),
     CONSTRAINT schedules_catch_up_known CHECK (catch_up IN ('none', 'one', 'all')),

@@ -7,7 +7,7 @@
 | 2    | wrong usage, configuration or task                                       |
 | 3    | the database cannot be used: unreachable, another dialect, no schema, no rights |
 | 4    | no sandbox can be started                                                |
-| 5    | there is no such task, or code                                           |
+| 5    | there is no such task, code or schedule                                           |
 | 6    | the time to wait was over                                                |
 | 130  | Ctrl-C                                                                   |
 | 143  | SIGTERM, for what watches at a terminal (a worker ends with 0)           |
@@ -52,6 +52,14 @@ class CodeNotFound(LookupError):
     """There is no code with this id."""
 
 
+class ScheduleNotFound(LookupError):
+    """There is no schedule of this name."""
+
+
+class ScheduleExists(ValueError):
+    """There is a schedule of this name already."""
+
+
 _HINTS = (
     (InvalidTask, USAGE, ""),
     (ConfigurationError, USAGE, "change it where it is set: in the environment or in .env"),
@@ -61,6 +69,8 @@ _HINTS = (
     (DatabaseError, DATABASE, ""),
     (BackendUnavailable, SANDBOX, "`continuum doctor` checks what is there"),
     (TaskNotFound, NOT_FOUND, "`continuum tasks` lists the newest"),
+    (ScheduleNotFound, NOT_FOUND, "`continuum schedules list` lists what there is"),
+    (ScheduleExists, USAGE, "--replace puts this one in its place"),
     (CodeNotFound, NOT_FOUND, "`continuum codes list` lists what there is"),
     (WaitTimeout, TIMEOUT, "`continuum wait ID` waits again, `continuum status` shows whether a worker is alive"),
 )

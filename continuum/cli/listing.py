@@ -1,4 +1,4 @@
-"""`continuum tasks` and `continuum codes list`: what there is, newest first, a page at a time."""
+"""`continuum tasks`, `continuum codes list` and `continuum schedules list`: what there is, a page at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from continuum.cli.formats import at, between, print_table, styled
 from continuum.cli.output import one_line
 from continuum.db.protocol import Database
 from continuum.model import CodeSummary, TaskFilter, TaskSummary
+from continuum.schedules import ScheduleRecord
 
 
 async def list_tasks(database: Database, wanted: TaskFilter, as_json: bool) -> None:
@@ -69,3 +70,39 @@ async def list_codes(database: Database, limit: int, after: str | None, as_json:
 def _code_row(code: CodeSummary) -> Sequence[str]:
     required = ", ".join((code.requirements or "").split("\n")).strip(", ")
     return code.id, str(code.lines), one_line(required, 40), one_line(code.first_line)
+
+
+async def list_schedules(database: Database, limit: int, after: str | None, as_json: bool) -> None:
+    """Print schedules, and how to see more where there may be some."""
+    found = await database.schedules(limit, after)
+    if as_json:
+        for each in found:
+            typer.echo(json.dumps(views.schedule_as_json(each)))
+        return
+    if not found:
+        first = " yet: `continuum schedules add NAME CRON FILE.py` stores one"
+        tell("there is no schedule" + (" after that one" if after else first))
+        return
+    headings = ("name", "cron", "zone", "next (UTC)", "last fired (UTC)", "fired", "state")
+    print_table(headings, [_schedule_row(each) for each in found], right=("fired",))
+    if len(found) == limit:
+        tell(f"more: the same with --after {found[-1].name}")
+
+
+def _schedule_row(record: ScheduleRecord) -> Sequence[str]:
+    state = "paused" if record.paused else one_line(record.last_error or "")
+    due = "" if record.paused else at(record.due_at)
+    cron, zone = one_line(record.cron, 40), one_line(record.time_zone, 40)
+    return record.name, cron, zone, due, at(record.last_fired_at), str(record.fired), state
+
+
+def show_schedule(record: ScheduleRecord, as_json: bool) -> None:
+    """Print all of a schedule that says something."""
+    values = views.schedule_as_json(record)
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        if value not in (None, "") and name != "last_task_id_str":
+            shown = json.dumps(value) if isinstance(value, dict | bool) else one_line(str(value))
+            typer.echo(f"{name:14} {shown}")

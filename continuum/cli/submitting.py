@@ -77,7 +77,7 @@ def submit(
         raise typer.BadParameter("give a script, FILE.py, or --code ID")
 
     async def command() -> int:
-        task = _task(
+        task = described_task(
             file,
             payload,
             requirements,
@@ -122,13 +122,17 @@ def run(
     from continuum.cli.running import run_task
 
     async def command() -> int:
-        task = _task(file, payload, requirements, name, timeout=task_timeout, max_attempts=max_attempts, tenant=tenant)
+        task = described_task(
+            file, payload, requirements, name, timeout=task_timeout, max_attempts=max_attempts, tenant=tenant
+        )
         return await run_task(task, as_json)
 
     run_command(command)
 
 
-def _task(file: Path | None, payload: str | None, requirements: Path | None, name: str, **values: Any) -> NewTask:
+def described_task(
+    file: Path | None, payload: str | None, requirements: Path | None, name: str, **values: Any
+) -> NewTask:
     """What the options describe. Raises `InvalidTask`."""
     from continuum.cli.script import read_payload, read_requirements, read_script
     from continuum.client import new_task

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from continuum.db.protocol import Database
 from continuum.model import Cancellation, Retry, Statistics, TaskRecord, WorkerRecord
+from continuum.schedules import ScheduleRecord
 
 REFRESH = 1.0
 """Seconds between two looks of a live view."""
@@ -47,6 +48,15 @@ def jsonable(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
     return value
+
+
+def schedule_as_json(record: ScheduleRecord) -> dict[str, Any]:
+    """A record as JSON can hold it."""
+    values: dict[str, Any] = jsonable(record)
+    for name in ("payload", "retry"):
+        if values[name] is not None:
+            values[name] = json.loads(values[name])
+    return values | {"last_task_id_str": None if record.last_task_id is None else str(record.last_task_id)}
 
 
 def task_as_json(record: TaskRecord) -> dict[str, Any]:

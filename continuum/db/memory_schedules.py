@@ -85,6 +85,10 @@ class MemorySchedules:
         known = self.schedule_rows.get(schedule.name)
         if known is not None and not replace:
             return False
+        try:
+            json.loads(task.payload or "{}")
+        except ValueError as error:
+            raise InvalidSchedule(f"payload: it is no JSON: {error}") from None
         if code is not None:
             self._scripts[code.id] = code
         code_id = code.id if code else (task.code_id or "").lower()

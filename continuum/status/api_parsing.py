@@ -20,6 +20,7 @@ from continuum.db.validation import holds_nul
 from continuum.status.api_errors import Refusal, bad_fields
 from continuum.status.api_inputs import MOST_TASKS, UUID, Input, NewCode, NewTaskInput
 from continuum.status.api_outputs import Problem
+from continuum.status.api_schedule_models import NewScheduleInput, ScheduleInput
 
 SHOWN = 60
 """Characters of what was given that are shown."""
@@ -43,6 +44,7 @@ def _shape(names: Iterable[str], *, array: bool = False) -> msgspec.json.Decoder
 
 
 _TASK, _CODE = _shape(NewTaskInput.model_fields), _shape(NewCode.model_fields)
+_NEW_SCHEDULE, _SCHEDULE = _shape(NewScheduleInput.model_fields), _shape(ScheduleInput.model_fields)
 _TASK_OR_TASKS = _shape([*NewTaskInput.model_fields, "tasks"])
 _ITEMS = _shape((f"item_{number}" for number in range(MOST_TASKS)), array=True)
 
@@ -70,6 +72,16 @@ def parse_tasks(body: bytes, idempotency_key: str | None) -> tuple[list[NewTaskI
 def parse_code(body: bytes) -> NewCode:
     """The script of a body. Raises `Refusal`."""
     return _one(NewCode, _fields(body, "", _CODE))
+
+
+def parse_new_schedule(body: bytes) -> NewScheduleInput:
+    """The schedule of a body. Raises `Refusal`."""
+    return _one(NewScheduleInput, _fields(body, "", _NEW_SCHEDULE))
+
+
+def parse_schedule(body: bytes) -> ScheduleInput:
+    """The schedule of a body, whose name is in the path. Raises `Refusal`."""
+    return _one(ScheduleInput, _fields(body, "", _SCHEDULE))
 
 
 def parse_query(given: MultiDict[str, str], model: type[M]) -> M:

@@ -16,6 +16,7 @@ from continuum.db.protocol import Database
 from continuum.model import CodeRecord, FailureGroup, TaskFilter, TaskRecord, TaskSummary
 from continuum.nursery.recent import INTERVAL, INTERVALS
 from continuum.nursery.state import WorkerState
+from continuum.schedules import ScheduleRecord
 from continuum.status import charts
 from continuum.status.overview import Overview
 from continuum.status.shared import Shared, Unavailable, ask
@@ -94,6 +95,11 @@ class Board:
         """Raises `Unavailable`."""
         async with self._searches:
             return await ask(lambda: self._database.search(wanted))
+
+    async def schedules(self, limit: int, after: str | None) -> list[ScheduleRecord]:
+        """Raises `Unavailable`."""
+        async with self._searches:
+            return await ask(lambda: self._database.schedules(limit, after))
 
     async def task(self, task_id: int) -> TaskRecord | None:
         """A task, as it was a second ago at most. Raises `Unavailable`."""

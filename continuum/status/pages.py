@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 
 from continuum.config import Settings
 from continuum.model import Status, TaskFilter
+from continuum.schedules import NAME
 from continuum.status import assets, task_page, words
 from continuum.status.board import Board, Context
 from continuum.status.live import Look, Parts, Streams
@@ -116,6 +117,18 @@ def pages(dashboard: Dashboard) -> Blueprint:
             newest=_page(None),
             **context,
         )
+
+    @blueprint.get("/ui/schedules")
+    async def schedules() -> Response:
+        asked = request.args.get("after", "")
+        after = asked if NAME.fullmatch(asked) else None
+        context: Context = {"problem": None, "found": None}
+        try:
+            context["found"] = await board.schedules(PAGE + 1, after)
+        except Unavailable as error:
+            context["problem"] = str(error)
+        further = context["found"][PAGE - 1].name if context["found"] and len(context["found"]) > PAGE else None
+        return await dashboard.page("schedules", after=after, further=further, page=PAGE, **context)
 
     @blueprint.get("/ui/tasks/<task_id>")
     async def task(task_id: str) -> Response:

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from continuum.model import AttemptRecord, Lease, NewTask, Status, Stream, WorkerReport
+from continuum.schedules import NewSchedule
 from tests.e2e.browser import TOKEN, Site, Watch, keep, open_browser, open_site, require_browser
 
 ATTACK = (
@@ -47,6 +48,7 @@ class Tasks:
             "nothing-found": "/ui/tasks?q=nothing+of+this+name",
             "failures": "/ui/failures",
             "workers": "/ui/workers",
+            "schedules": "/ui/schedules",
             "sign-in": "/ui/sign-in",
             "absent": "/ui/tasks/999999",
             "completed": f"/ui/tasks/{self.completed}",
@@ -120,6 +122,13 @@ async def fill(site: Site) -> Tasks:
     (scheduled,) = await database.submit([NewTask(name="yearly", code="hello", run_at=now + dt.timedelta(hours=5))])
     (running,) = await site.running.submit("sleep 3600", name="customer export", tenant="globex")
     await site.running.wait_for(running, status=Status.PROCESSING, seconds=30)
+    for number, paused in enumerate((False, True, False)):
+        new = NewSchedule(f"nightly-{number}", "30 2 * * *", NewTask(code="hello"), "Europe/Berlin", paused=paused)
+        await database.put_schedule(new)
+    row = database.schedule_rows["nightly-2"]
+    database.schedule_rows["nightly-2"] = dataclasses.replace(
+        row, cron=ATTACK, time_zone=ATTACK, tenant=ATTACK, fired=7
+    )
     await database.report(WorkerReport(ATTACK, ATTACK, 1, ATTACK, 4, 0, ATTACK))
     for task_id, code, error, output in ((failed, CODE, TRACEBACK, "invoice 4711\n"), (attack, ATTACK, ATTACK, ATTACK)):
         code_id = await database.store_code(code)

@@ -57,8 +57,25 @@ async def finished(database: MemoryDatabase, **values: object) -> int:
 
 # -- who may -----------------------------------------------------------------------------------------------------------
 
-CHANGES = ["/tasks", "/tasks/1/cancel", "/tasks/1/retry", "/codes"]
-READS = ["/tasks", "/tasks/1", "/tasks/1/logs", "/tasks/1/wait", "/codes", f"/codes/{CODE_ID}"]
+CHANGES = [
+    "/tasks",
+    "/tasks/1/cancel",
+    "/tasks/1/retry",
+    "/codes",
+    "/schedules",
+    "/schedules/a/pause",
+    "/schedules/a/resume",
+]
+READS = [
+    "/tasks",
+    "/tasks/1",
+    "/tasks/1/logs",
+    "/tasks/1/wait",
+    "/codes",
+    f"/codes/{CODE_ID}",
+    "/schedules",
+    "/schedules/a",
+]
 
 
 @pytest.mark.parametrize("path", CHANGES)
@@ -222,6 +239,7 @@ async def test_an_outage_is_a_503_that_says_when_to_try_again(method: str, path:
         return  # see test_api_waits
     asking = client(MemoryDatabase(unavailable=True), api_max_pending=0)
     body = {"code": "x"} if path in ("/tasks", "/codes") and method == "POST" else None
+    body = {"code": "x", "name": "a", "cron": "@daily"} if (path, method) == ("/schedules", "POST") else body
     answer = await asking.open(path, method=method, headers=BEARER, json=body)
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1

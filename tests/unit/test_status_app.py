@@ -1,3 +1,4 @@
+from dataclasses import replace
 from urllib.parse import quote
 
 import trio
@@ -7,6 +8,7 @@ from quart.typing import TestClientProtocol as Client
 from continuum.db.memory import MemoryDatabase
 from continuum.model import NewTask, Statistics, WorkerReport
 from continuum.nursery.state import Running, WorkerState
+from continuum.schedules import NewSchedule
 from continuum.status.app import create_app
 from continuum.status.shared import DEADLINE, MAXIMUM_AGE
 from continuum.telemetry import Telemetry
@@ -182,7 +184,10 @@ async def test_the_page_escapes_whatever_came_from_outside() -> None:
     await database.report(WorkerReport(attack, attack, 1, attack, 4, 0, attack))
     await database.submit([NewTask(name=attack, tenant=attack, code=attack)])
     await database.claim(attack, 1, lease=30)
-    for path in ("/", "/ui/workers", "/ui/tasks", "/ui/tasks/1", "/ui/tasks?worker=" + quote(attack)):
+    await database.put_schedule(NewSchedule("nightly", "@daily", NewTask(code="x", tenant=attack)))
+    row = database.schedule_rows["nightly"]
+    database.schedule_rows["nightly"] = replace(row, cron=attack, time_zone=attack, last_error=attack)
+    for path in ("/", "/ui/schedules", "/ui/workers", "/ui/tasks", "/ui/tasks/1", "/ui/tasks?worker=" + quote(attack)):
         page = await (await client(database, state).get(path, scope_base=LOCAL)).get_data(as_text=True)
         assert page.count("<script") == 1
         assert "<img" not in page

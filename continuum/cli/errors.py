@@ -9,6 +9,7 @@
 | 4    | no sandbox can be started                                                |
 | 5    | there is no such task, code or schedule                                           |
 | 6    | the time to wait was over                                                |
+| 7    | the queue is full: as many tasks are pending as LIMITS allows            |
 | 130  | Ctrl-C                                                                   |
 | 143  | SIGTERM, for what watches at a terminal (a worker ends with 0)           |
 """
@@ -25,7 +26,7 @@ from continuum.cli.common import names_no_database
 from continuum.client import TaskNotFound, WaitTimeout
 from continuum.config import ConfigurationError, load_settings
 from continuum.db.advice import advice_on
-from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, SchemaMismatch
+from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, QueueFull, SchemaMismatch
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
 
@@ -36,6 +37,7 @@ DATABASE = 3
 SANDBOX = 4
 NOT_FOUND = 5
 TIMEOUT = 6
+FULL = 7
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -62,6 +64,7 @@ class ScheduleExists(ValueError):
 
 _HINTS = (
     (InvalidTask, USAGE, ""),
+    (QueueFull, FULL, ""),
     (ConfigurationError, USAGE, "change it where it is set: in the environment or in .env"),
     (StatusServerError, USAGE, ""),
     (SchemaMismatch, DATABASE, ""),

@@ -94,7 +94,7 @@ def submit(
             unique=unique,
             webhook=webhook,
         )
-        async with Client(settings()) as client:
+        async with Client(settings(), patience=0) as client:
             (task_id,) = await client.submit_many([task])
             if not wait:
                 views.say(as_json, {"id": task_id}, str(task_id))

@@ -27,6 +27,7 @@ from continuum.client.functions import BlockingFunction, Function, RemoteFunctio
 from continuum.client.mapping import Results
 from continuum.client.tasks import new_task
 from continuum.client.trio_client import Client, connect
+from continuum.db.errors import QueueFull
 from continuum.retry import RetryPolicy
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Client",
     "Function",
     "NotShippable",
+    "QueueFull",
     "RemoteFunction",
     "Results",
     "RetryPolicy",

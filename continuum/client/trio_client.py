@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
@@ -20,10 +21,10 @@ from continuum.client.mapping import Flight, Results
 from continuum.client.results import NOT_GIVEN
 from continuum.client.sources import Script, read_script
 from continuum.client.tasks import CommonOptions, MapOptions, RunOptions, TaskOptions, batches_of, new_task
-from continuum.client.waiting import Watch
+from continuum.client.waiting import PATIENCE, Watch
 from continuum.config import Settings, load_settings
 from continuum.db import open_database
-from continuum.db.errors import DatabaseError
+from continuum.db.errors import DatabaseError, QueueFull
 from continuum.db.protocol import Database
 from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission, submitted
@@ -54,16 +55,20 @@ class Client:
     """A producer's view of the queue. `async with Client() as client:` opens and closes its connections.
 
     settings: which database; None reads the environment and `.env`, as a worker does. database: one that is open already, such as
-    a `continuum.db.memory.MemoryDatabase` in tests. All methods raise `continuum.db.errors.DatabaseUnavailable` when the database
-    cannot be reached, and the other errors of that module.
+    a `continuum.db.memory.MemoryDatabase` in tests. patience: seconds for which submitting waits while LIMITS leaves no room,
+    before `QueueFull` is raised. All methods raise `continuum.db.errors.DatabaseUnavailable` when the database cannot be reached,
+    and the other errors of that module.
     """
 
-    def __init__(self, settings: Settings | None = None, *, database: Database | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, database: Database | None = None, patience: float = PATIENCE
+    ) -> None:
         self._opening: Callable[[], AbstractAsyncContextManager[Database]]
         if database is not None:
             self._opening = lambda: nullcontext(database)
         else:
             self._opening = partial(open_database, settings or load_settings(), application="continuum-client")
+        self._patience = patience
         self._stack = AsyncExitStack()
         self._opened: Database | None = None
         self.flights: set[Flight[Any, Any]] = set()
@@ -212,10 +217,32 @@ class Client:
     async def submit_known(self, tasks: Sequence[NewTask]) -> list[int]:
         """`submit_many` which is not cancelled half-way, so that who gives up knows what there is to cancel. The database has
         deadlines of its own. (Ctrl-C is no cancellation: at this moment, in Trio's main task, it may leave a task behind.)"""
+        return await self._submit(tasks, shielded=True)
+
+    async def _submit(self, tasks: Sequence[NewTask], *, shielded: bool = False) -> list[int]:
         ids: list[int] = []
-        with trio.CancelScope(shield=True):
-            ids += await self.submit_many(tasks)
+        with submission(len(tasks)) as traceparent:
+            traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
+            for batch in batches_of(traced):
+                ids += await self._submit_batch(batch, shielded)
+            submitted(ids)
         return ids
+
+    async def _submit_batch(self, batch: Sequence[NewTask], shielded: bool) -> list[int]:
+        """Submit as soon as there is room, which is waited for without a shield."""
+        ids: list[int] = []
+        give_up_at = trio.current_time() + self._patience
+        while True:
+            try:
+                with trio.CancelScope(shield=shielded):
+                    ids += await self.database.submit(batch)
+            except QueueFull as error:
+                pause = error.retry_after * random.uniform(1.0, 1.5)  # noqa: S311 - not all at once
+                if error.refused > error.limit or trio.current_time() + pause > give_up_at:
+                    raise
+                await trio.sleep(pause)
+            else:
+                return ids
 
     async def give_up(self, task_ids: Iterable[int]) -> None:
         """Cancel tasks, as far as `GIVE_UP_DEADLINE` allows, whatever becomes of the caller. Never raises."""
@@ -232,7 +259,7 @@ class Client:
                     nursery.start_soon(cancel_next)
 
     async def submit(self, code: str | Path, payload: object = NOT_GIVEN, **options: Unpack[TaskOptions]) -> int:
-        """Submit one task and return its id; arguments as `new_task`. Raises `InvalidTask`.
+        """Submit one task and return its id; arguments as `new_task`. Raises `InvalidTask`, `QueueFull`.
 
         `OutcomeUnknown` means that it may have been submitted: with an `idempotency_key` it is safe to try again.
         """
@@ -241,18 +268,12 @@ class Client:
 
     async def submit_many(self, tasks: Sequence[NewTask]) -> list[int]:
         """Submit tasks and return their ids in order, in transactions of up to `SUBMIT_BATCH` tasks and `SUBMIT_SIZE`
-        characters. Raises `InvalidTask`: then nothing of the batch that holds the bad one, and nothing after it, was
-        submitted.
+        characters. Raises `InvalidTask`, and `QueueFull` where there was no room in time: then nothing of the batch in question,
+        and nothing after it, was submitted.
 
         The trace that is current goes on in the tasks, unless they have a `traceparent` of their own.
         """
-        ids: list[int] = []
-        with submission(len(tasks)) as traceparent:
-            traced = [replace(task, traceparent=task.traceparent or traceparent) for task in tasks]
-            for batch in batches_of(traced):
-                ids += await self.database.submit(batch)
-            submitted(ids)
-        return ids
+        return await self._submit(tasks)
 
     async def fetch(self, task_id: int) -> TaskRecord:
         """Read one task. Raises `TaskNotFound`."""

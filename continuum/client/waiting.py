@@ -21,7 +21,7 @@ PART_OF_THE_TIME = 0.2
 `SELDOM` seconds all the same, since an answer may be late for other reasons."""
 SELDOM = 1.0
 PATIENCE = 30.0
-"""Seconds that the database may be unavailable while tasks are waited for."""
+"""Seconds that the database may be unavailable while tasks are waited for, and the queue be full when tasks are submitted."""
 WAIT_BATCH = 5000
 """Tasks whose status is asked for in one query."""
 

@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import random
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -35,6 +36,7 @@ from continuum.db.errors import (
 from continuum.db.insertion import Insertion, insert_tasks, unique_key_of
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
+from continuum.db.room import Limits, Room
 from continuum.db.validation import INTEGER, check_limit, check_new_tasks, is_uuid
 from continuum.model import (
     Cancellation,
@@ -120,6 +122,7 @@ class SqlDatabase(SqlSchedules):
         self._heartbeat_pool = ConnectionPool(self._connect, 1)
         self._heartbeat_reading_pool = ConnectionPool(connect_to_read, 1)
         self._reading_pool = ConnectionPool(connect_to_read, READING_CONNECTIONS)
+        self._room = Room(self._pending_limits, self._pending_by_tenant)
 
     @property
     def dialect(self) -> str:
@@ -424,11 +427,21 @@ class SqlDatabase(SqlSchedules):
                 return await insert_tasks(connection, insertions)
 
         try:
-            return await self._with_connection(body, deadline=self.long_deadline, writes=True)
+            async with self._room.taken_by(tasks):
+                return await self._with_connection(body, deadline=self.long_deadline, writes=True)
         except psycopg.Error as error:
             if error.sqlstate is not None and error.sqlstate.startswith(("22", "23", "54")):
                 raise InvalidTask(f"the database refused a task: {describe(error)}") from error
             raise
+
+    async def _pending_limits(self) -> Limits:
+        return {(scope, name): most for scope, name, most in await self._read(statements.PENDING_LIMITS)}
+
+    async def _pending_by_tenant(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for tenant, count in await self._read(statements.PENDING_BY_TENANT, deadline=self.long_deadline):
+            counts[tenant] += count
+        return counts
 
     async def cancel(self, task_id: int) -> Cancellation:
         found = await self._run(statements.CANCEL, {"id": task_id, "worker": "client"}, writes=True)

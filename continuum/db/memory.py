@@ -22,6 +22,7 @@ from continuum.db.insertion import unique_key_of
 from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
+from continuum.db.room import Limits, Room
 from continuum.db.validation import check_limit, check_new_tasks
 from continuum.model import (
     EXPIRED,
@@ -482,7 +483,14 @@ class MemoryDatabase(MemorySchedules):
                 json.loads("null" if task.payload is None else task.payload)
             except ValueError as error:
                 raise InvalidTask(f"payload is not JSON: {error}") from None
-        return [self._insert(task) for task in tasks]
+        async with Room(self._pending_limits, self._pending_by_tenant).taken_by(tasks):
+            return [self._insert(task) for task in tasks]
+
+    async def _pending_limits(self) -> Limits:
+        return {scope: limit.max_pending for scope, limit in self._limits.rows.items() if limit.max_pending is not None}
+
+    async def _pending_by_tenant(self) -> Counter[str]:
+        return Counter(task.tenant or "" for task in self.tasks.values() if task.status == Status.PENDING)
 
     def _insert(self, task: NewTask) -> int:
         code = code_of(task)

@@ -198,7 +198,8 @@ class Database(Schedules, Protocol):
         """Insert tasks in one transaction, and their code (one CODES row for each distinct source text and list of
         requirements), and return their ids in order. A task whose (tenant, idempotency_key) exists already yields the
         id of the first one, within its `idempotency_window`; a `unique` one that of an equal one that has not begun.
-        Raises `InvalidTask` when the database refuses one: none of them is inserted then."""
+        Raises `InvalidTask` when the database refuses one, and `QueueFull` when LIMITS allows no more pending ones: none of
+        them is inserted then. What others submitted within about a second may not count for that yet."""
         ...
 
     async def cancel(self, task_id: int) -> Cancellation:

@@ -416,6 +416,20 @@ WHERE k.kind = 'unique_key' AND tasks.unique_key IS NOT NULL AND tasks.status = 
 """
 """The tasks that were there first."""
 
+PENDING_LIMITS = """
+SELECT scope, name, max_pending FROM limits WHERE max_pending IS NOT NULL AND scope IN ('tenant', 'queue')
+"""
+"""How many tasks may be pending."""
+
+PENDING_BY_TENANT = f"""
+SELECT coalesce(tenant, ''), count(*) FROM tasks WHERE {CLAIMABLE} GROUP BY 1
+UNION ALL
+SELECT coalesce(tenant, ''), count(*) FROM tasks WHERE {GATED} GROUP BY 1
+UNION ALL
+SELECT coalesce(tenant, ''), count(*) FROM tasks WHERE status = 'pending' AND run_at IS NOT NULL GROUP BY 1
+"""
+"""How many are, by their partial indexes: what may be claimed, what waits to be admitted, and what is for later."""
+
 CANCEL = f"""
 WITH ended AS (
         UPDATE tasks SET

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from continuum.config import Settings
-from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, OutcomeUnknown
+from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, OutcomeUnknown, QueueFull
 from continuum.status.access import may_change, may_see_contents
 from continuum.status.api_errors import Refusal
 from continuum.status.api_inputs import Input
@@ -100,6 +101,8 @@ def _refusal(error: Exception, settings: Settings) -> Refusal:
             return error
         case InvalidTask():
             return Refusal(422, "invalid", str(error))
+        case QueueFull():
+            return Refusal(429, "queue full", str(error), retry_after=math.ceil(error.retry_after))
         case OutcomeUnknown():  # where that matters, the operation has said more
             message = f"it is not known whether this was done, and it does no harm to repeat it: {error}"
             return Refusal(503, "outcome unknown", message, retry_after=SOON, repeat=True)

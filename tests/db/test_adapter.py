@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from continuum.db.dialect import SCHEMA_VERSION
-from continuum.db.errors import InvalidTask
+from continuum.db.errors import InvalidTask, QueueFull
 from continuum.db.protocol import Database
 from continuum.model import (
     HISTORY_LENGTH,
@@ -20,6 +20,7 @@ from continuum.model import (
     ClaimedTask,
     Completion,
     Lease,
+    Limit,
     NewTask,
     PartialOutput,
     Promoted,
@@ -27,6 +28,7 @@ from continuum.model import (
     Recovered,
     Retried,
     Retry,
+    Scope,
     Status,
     TaskFilter,
     Wakeup,
@@ -483,6 +485,26 @@ async def test_of_many_who_submit_the_same_at_once_while_it_is_claimed_each_gets
     claimed += await database.claim("one", 100, lease=30)
     assert {task.id for task in claimed} == set(answers), "who was told of a task has one that runs"
     assert len(claimed) == len({task.id for task in claimed})
+
+
+async def test_no_more_tasks_are_pending_than_limits_allow(database: Database) -> None:
+    for scope, name, most in (("queue", "", 6), ("tenant", "*", 3), ("tenant", "acme", 2)):
+        await database.set_limit(Limit(Scope(scope), name, max_pending=most))
+    acme = replace(HELLO, tenant="acme")
+    later = replace(acme, run_at=dt.datetime(2999, 1, 1, tzinfo=dt.UTC))
+    await database.submit([HELLO, HELLO, acme, later])
+    for batch in ([acme], [HELLO] * 2, [HELLO, acme]):
+        with pytest.raises(QueueFull):
+            await database.submit(batch)
+    await database.submit([HELLO, replace(HELLO, tenant="other")])
+    with pytest.raises(QueueFull, match="6 tasks are pending and LIMITS allows 6") as caught:
+        await database.submit([replace(HELLO, tenant="other")])
+    assert caught.value.tenant is None
+    assert len(await database.claim("one", 9, lease=30)) == 5
+    await trio.sleep(caught.value.retry_after)
+    await database.submit([acme, HELLO])
+    with pytest.raises(QueueFull, match="of tenant 'acme'"):
+        await database.submit([acme])
 
 
 async def test_ids_come_back_in_the_order_of_submission(database: Database) -> None:

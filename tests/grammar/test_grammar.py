@@ -37,6 +37,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.NEXT_DUE: [[(None, None)]],
     statements.CANCEL_LATE: [[(0,)]],
     statements.EXPIRED_LEASES: [[(1, 1, 1, 3, None, 0.0, 1)]],
+    statements.PENDING_LIMITS: [[("queue", "", 10)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
     statements_schedules.NEXT: [[(NOW, None)]],

@@ -14,7 +14,7 @@ from quart.typing import TestClientProtocol as Client
 
 from continuum.db.errors import InvalidTask, OutcomeUnknown, SchemaMismatch
 from continuum.db.memory import MemoryDatabase
-from continuum.model import CodeRecord, Completion, NewTask, Statistics, Status
+from continuum.model import CodeRecord, Completion, Limit, NewTask, Scope, Statistics, Status
 from continuum.nursery.state import WorkerState
 from continuum.retry import RetryPolicy
 from continuum.status import api_pressure
@@ -323,6 +323,19 @@ async def test_a_queue_that_is_full_takes_no_more_until_it_is_shorter(autojump_c
     await trio.sleep(1)
     assert (await post(asking, "/tasks", {"code": "x"}))[0] == 201
     assert database.counted == 2
+
+
+async def test_a_tenant_at_its_limit_is_told_so_and_when_to_try_again() -> None:
+    database = MemoryDatabase()
+    await database.set_limit(Limit(Scope.TENANT, "acme", max_pending=1))
+    asking = client(database)
+    assert (await post(asking, "/tasks", {"code": "x", "tenant": "acme"}))[0] == 201
+    answer = await asking.post("/tasks", json={"code": "x", "tenant": "acme"}, headers=BEARER)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    told = await answer.get_json()
+    assert told["error"] == "queue full"
+    assert "of tenant 'acme' are pending and LIMITS allows 1" in told["message"]
+    assert (await post(asking, "/tasks", {"code": "x"}))[0] == 201
 
 
 async def test_a_full_queue_still_lets_tasks_be_read_and_cancelled() -> None:

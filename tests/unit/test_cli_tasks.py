@@ -18,7 +18,7 @@ from continuum.cli import app, formats
 from continuum.cli.common import since_when, until_when
 from continuum.cli.complete import complete_code, complete_status, complete_task
 from continuum.db.memory import MemoryDatabase
-from continuum.model import Completion, NewTask, Status
+from continuum.model import Completion, Limit, NewTask, Scope, Status
 
 SCRIPT = "def half(n):\n    return n / 0\n\n\nprint('begun')\nhalf(4)\n"
 TRACEBACK = """Traceback (most recent call last):
@@ -190,6 +190,10 @@ def test_code_is_stored_once_listed_shown_and_submitted(database: MemoryDatabase
     assert json.loads(run("codes", "list", "--json")[0])["id"] == code_id
     assert run("submit", "--code", code_id)[0] == "1\n"
     assert database.tasks[1].code_id == code_id
+    trio.run(database.set_limit, Limit(Scope.QUEUE, "", max_pending=1))
+    assert run("submit", "--code", code_id, code=7)[1] == (
+        "continuum: 1 tasks are pending and LIMITS allows 1: no room for 1 more; try again in 1 s\n"
+    )
     for missing in ("nothing", "11111111-1111-1111-1111-111111111111"):
         assert run("codes", "show", missing, code=5)[1] == (
             f"continuum: there is no code {missing}\ncontinuum: `continuum codes list` lists what there is\n"

@@ -72,6 +72,11 @@ EXPECTED = {
         r"^7 clicks made 5 tasks$", r"^acme +report of month 1: \{'mean': 58, 'best': 112\}$",
         r"^tasks by tenant: \{'globex': 2, 'initech': 2, 'acme': 1\}$",
     ],
+    "outbox": [
+        r"^refused: nobody has that many$", r"^3 orders, 3 tasks; of the refused one 0 tasks are left$",
+        r"^while it was booked: the power failed$", r"^first time: 3 booked$", r"^second time: 0 booked$",
+        r"^Ada owes 58\.00 more$", r"^Bob owes 108\.00 more$",
+    ],
     "batch_jobs": [
         r"^149 of 150 parts of job \w+ in", r"^pi is about 3\.1",
         r"^failed: task \d+ \(hits\) failed: ValueError: part 13 never works \[.*batch_jobs\.py, line 24\]$",

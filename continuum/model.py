@@ -396,6 +396,35 @@ class TaskSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which failed tasks to try again; what is left out does not count. Never one in quarantine, nor one that was tried again.
+
+    name: a part of it in any case. error: the group of `FailureGroup.error`. since: failed then (aware) or later.
+    """
+
+    tenant: str | None = None
+    name: str | None = None
+    error: str | None = None
+    code_id: str | None = None
+    since: dt.datetime | None = None
+
+
+class DeadLetterPlace(NamedTuple):
+    """How far a look at failed tasks has come, which goes from the newest to the oldest."""
+
+    finished: dt.datetime
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterPage:
+    """Failed tasks, those that failed last first. next: where the next page begins; None after the last one."""
+
+    tasks: tuple[TaskSummary, ...]
+    next: DeadLetterPlace | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunningTask:
     """What a list of running tasks shows of each. tail: the end of its output, or of its error output where there is no other."""
 

@@ -28,10 +28,15 @@ async def list_tasks(database: Database, wanted: TaskFilter, as_json: bool) -> N
     if not found:
         tell("no task fits" if _narrows(wanted) else "there is no task yet: `continuum submit FILE.py` submits one")
         return
-    headings = ("id", "status", "tries", "created (UTC)", "took", "name", "error")
-    print_table(headings, [_row(each) for each in found], right=("id", "tries", "took"))
+    list_summaries(found)
     if len(found) == wanted.limit:
         tell(f"older ones: the same with --before {found[-1].id}")
+
+
+def list_summaries(tasks: Sequence[TaskSummary]) -> None:
+    """Print tasks, for a person."""
+    headings = ("id", "status", "tries", "created (UTC)", "took", "name", "error")
+    print_table(headings, [_row(each) for each in tasks], right=("id", "tries", "took"))
 
 
 def _row(task: TaskSummary) -> Sequence[str | Text]:

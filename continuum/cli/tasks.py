@@ -5,12 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from continuum.cli.common import AsJson, Seconds, TaskId, TaskIds, run, settings, since_when
-from continuum.cli.complete import STATUSES, complete_status
+from continuum.cli.complete import STATUSES, complete_status, complete_task
+
+if TYPE_CHECKING:
+    from continuum.model import DeadLetterFilter
+
+WHERE = ("tenant", "name", "error", "code", "since")
+"""What `retry --all --where` knows."""
 
 
 def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) -> None:
@@ -120,11 +126,33 @@ def cancel(task_ids: TaskIds, as_json: AsJson = False) -> None:
     run(command)
 
 
-def retry(task_ids: TaskIds, as_json: AsJson = False) -> None:
+def retry(
+    task_ids: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="ID...", help="The tasks' ids.", autocompletion=complete_task, show_default=False),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that failed, but those in quarantine.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE", help="With --all, those with this tenant, name, error, code, or since WHEN."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --all, only say how many and which.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Try tasks again that have ended: a copy of each is submitted, once, under an id of its own."""
     from continuum.cli import views
     from continuum.client import Client, TaskNotFound
     from continuum.model import Retry
+
+    if every == bool(task_ids):
+        raise typer.BadParameter("give ids, or --all")
+    if (where or dry_run) and not every:
+        raise typer.BadParameter("--where and --dry-run go with --all")
+    if every:
+        _retry_all(where or [], dry_run, as_json)
+    ids = task_ids or []
 
     async def command() -> int:
         async with Client(settings()) as client:
@@ -139,9 +167,59 @@ def retry(task_ids: TaskIds, as_json: AsJson = False) -> None:
                     f"task {task_id}: {views.RETRIES[answer.outcome].format(answer.task_id)}",
                 )
 
-            return await for_each(task_ids, retry_one)
+            return await for_each(ids, retry_one)
 
     run(command)
+
+
+def _retry_all(where: list[str], dry_run: bool, as_json: bool) -> NoReturn:
+    from continuum.cli import views
+    from continuum.cli.listing import list_summaries
+    from continuum.db import open_database
+    from continuum.db.dead_letters import retry_failed
+
+    wanted = _dead_letters(where)
+
+    async def command() -> None:
+        async with open_database(settings(), application="continuum-retry") as database:
+            done = await retry_failed(database, wanted, dry_run=dry_run)
+        if as_json:
+            typer.echo(
+                json.dumps({"found": done.found, "retried": done.retried, "newest": views.jsonable(done.newest)})
+            )
+            return
+        if done.newest:
+            list_summaries(done.newest)
+        more = f", of which the newest {len(done.newest)} are above" if done.found > len(done.newest) else ""
+        tasks = "1 task" if done.found == 1 else f"{done.found} tasks"
+        typer.echo(
+            f"{tasks} would be tried again{more}" if dry_run else f"{done.retried} of {tasks} submitted again{more}"
+        )
+
+    run(command)
+    raise AssertionError("unreachable")
+
+
+def _dead_letters(where: list[str]) -> DeadLetterFilter:
+    """What `--where FIELD=VALUE` asks for."""
+    from uuid import UUID
+
+    from continuum.model import DeadLetterFilter
+
+    values: dict[str, Any] = {}
+    for each in where:
+        name, equals, value = each.partition("=")
+        if not equals or name not in WHERE or name in values:
+            raise typer.BadParameter(
+                f"{each!r}: use FIELD=VALUE, each of {', '.join(WHERE)} once", param_hint="--where"
+            )
+        values[name] = since_when(value) if name == "since" else value
+    if (code := values.pop("code", None)) is not None:
+        try:
+            values["code_id"] = str(UUID(code))
+        except ValueError:
+            raise typer.BadParameter(f"{code!r} is no code's id", param_hint="--where") from None
+    return DeadLetterFilter(**values)
 
 
 async def for_each(task_ids: list[int], act: Callable[[int], Awaitable[None]]) -> int:

@@ -44,6 +44,9 @@ from continuum.model import (
     CodeRecord,
     CodeSummary,
     Completion,
+    DeadLetterFilter,
+    DeadLetterPage,
+    DeadLetterPlace,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -467,6 +470,19 @@ class SqlDatabase(SqlSchedules):
 
     async def clear_limit(self, scope: Scope, name: str) -> bool:
         return bool(await self._run(statements.CLEAR_LIMIT, {"scope": scope, "name": name}))
+
+    async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:
+        if wanted.code_id is not None and not is_uuid(wanted.code_id):
+            return DeadLetterPage((), None)
+        conditions = searching.dead_letter_conditions(wanted)
+        parameters = conditions | (before or searching.NEWEST)._asdict()
+        found = await self._read(statements.dead_letters(conditions), parameters, deadline=self.long_deadline)
+        return rows.dead_letter_page(found, statements.DEAD_LETTERS_SEEN)
+
+    async def retry_many(self, task_ids: Sequence[int]) -> list[int]:
+        parameters = {"ids": list(task_ids)}
+        submitted = await self._run(statements.RETRY_MANY, parameters, deadline=self.long_deadline, writes=True)
+        return [row[0] for row in submitted]
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         task = NewTask(code=code, requirements=requirements, retry=retry)

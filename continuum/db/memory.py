@@ -23,6 +23,7 @@ from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
+from continuum.db.statements import DEAD_LETTERS_SEEN
 from continuum.db.validation import check_limit, check_new_tasks
 from continuum.model import (
     EXPIRED,
@@ -35,6 +36,9 @@ from continuum.model import (
     CodeRecord,
     CodeSummary,
     Completion,
+    DeadLetterFilter,
+    DeadLetterPage,
+    DeadLetterPlace,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -586,6 +590,7 @@ class MemoryDatabase(MemorySchedules):
                 timeout=task.timeout,
                 tenant=task.tenant,
                 webhook=task.webhook,
+                worker_tags=task.worker_tags,
             )
         )
         self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)
@@ -607,6 +612,25 @@ class MemoryDatabase(MemorySchedules):
         found = self._limits.rows.pop((scope, name), None)
         self._notify(Wakeup.PENDING)
         return found is not None
+
+    async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:
+        await self._answer()
+        place = before or searching.NEWEST
+        failed = [
+            (DeadLetterPlace(task.finished, task.id), task)
+            for task in self.tasks.values()
+            if task.status in (Status.FAILED, Status.MALICIOUS) and task.finished
+        ]
+        failed = sorted((each for each in failed if each[0] < place), key=lambda each: each[0], reverse=True)
+        if wanted.since is not None:
+            failed = [each for each in failed if each[0].finished >= wanted.since]
+        page = failed[:DEAD_LETTERS_SEEN]
+        fitting = tuple(_summary(self._shown(task)) for _, task in page if _is_dead_letter(task, wanted))
+        return DeadLetterPage(fitting, page[-1][0] if len(page) == DEAD_LETTERS_SEEN else None)
+
+    async def retry_many(self, task_ids: Sequence[int]) -> list[int]:
+        answers = [await self.retry(task_id) for task_id in sorted(set(task_ids))]
+        return [each.task_id for each in answers if each.outcome is Retry.SUBMITTED and each.task_id is not None]
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         await self._answer()
@@ -796,6 +820,18 @@ def _fits(task: TaskRecord, name: str, value: object, wanted: TaskFilter) -> boo
         case "since":
             return wanted.since is not None and task.created_at >= wanted.since
     return bool(getattr(task, name) == value)
+
+
+def _is_dead_letter(task: TaskRecord, wanted: DeadLetterFilter) -> bool:
+    return (
+        task.status == Status.FAILED
+        and not task.quarantined
+        and task.retried_as is None
+        and (wanted.tenant is None or task.tenant == wanted.tenant)
+        and (wanted.name is None or wanted.name.lower() in task.name.lower())
+        and (wanted.error is None or _group(task) == wanted.error)
+        and (wanted.code_id is None or (task.code_id or "").lower() == wanted.code_id.lower())
+    )
 
 
 def _summary(task: TaskRecord) -> TaskSummary:

@@ -22,6 +22,9 @@ from continuum.model import (
     CodeRecord,
     CodeSummary,
     Completion,
+    DeadLetterFilter,
+    DeadLetterPage,
+    DeadLetterPlace,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -221,6 +224,16 @@ class Database(Schedules, Protocol):
 
     async def clear_limit(self, scope: Scope, name: str) -> bool:
         """Remove a row of LIMITS; False where there is none."""
+        ...
+
+    async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:
+        """Which tasks that failed may be tried again. A page looks at `statements.DEAD_LETTERS_SEEN` failed tasks, of which few
+        may fit, or none. What fails meanwhile is on none of the pages to come."""
+        ...
+
+    async def retry_many(self, task_ids: Sequence[int]) -> list[int]:
+        """Submit copies of those of these tasks that have ended and have none, in one statement; return the copies' ids. Safe to
+        repeat."""
         ...
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from continuum.model import (
     AttemptRecord,
     ClaimedTask,
+    DeadLetterPage,
+    DeadLetterPlace,
     FailureGroup,
     RunningTask,
     TaskRecord,
@@ -42,6 +44,14 @@ def task_summary(row: Row) -> TaskSummary:
     *values, policy = in_utc(row)
     summary = TaskSummary(*values)
     return replace(summary, max_attempts=attempts_of(policy, summary.max_attempts))
+
+
+def dead_letter_page(found: list[Row], most: int) -> DeadLetterPage:
+    """The rows of `statements.dead_letters`, which looks at so many at most."""
+    tasks = [(task_summary(row[:-1]), row[-1]) for row in found]
+    last = tasks[-1][0] if len(tasks) == most else None
+    place = DeadLetterPlace(last.finished, last.id) if last and last.finished else None
+    return DeadLetterPage(tuple(task for task, fits in tasks if fits), place)
 
 
 def running_task(row: Row) -> RunningTask:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
-from continuum.model import TaskFilter
+from continuum.model import DeadLetterFilter, DeadLetterPlace, TaskFilter
 
 LARGEST_ID = 2**63 - 1
+NEWEST = DeadLetterPlace(dt.datetime(9999, 1, 1, tzinfo=dt.UTC), LARGEST_ID)
+"""Where a look at failed tasks begins."""
 MOST = 1000
 """Tasks on one page at most."""
 
@@ -30,6 +33,18 @@ def conditions(wanted: TaskFilter) -> Iterator[Parameters]:
     if text.isascii() and text.isdecimal() and int(text) <= LARGEST_ID:
         yield given | {"id": int(text)}
     yield given | ({"name": f"%{_literally(text)}%"} if text else {})
+
+
+def dead_letter_conditions(wanted: DeadLetterFilter) -> Parameters:
+    """The conditions of `statements.dead_letters`, each with its value."""
+    values = {
+        "tenant": wanted.tenant,
+        "name": None if wanted.name is None else f"%{_literally(wanted.name)}%",
+        "error": wanted.error,
+        "code_id": wanted.code_id,
+        "since": wanted.since,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def bounds(wanted: TaskFilter) -> Parameters:

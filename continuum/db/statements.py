@@ -447,15 +447,23 @@ SELECT status FROM ended
 """
 """Cancel a pending task, or ask for a running one to be stopped."""
 
-RETRY = f"""
-INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry,
-                   worker_tags, retry_of)
-SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags, id
-FROM tasks WHERE id = %(id)s AND status IN {_ENDED}
+
+def _copy(which: str) -> str:
+    """Submit copies of tasks that have ended, unless there are some."""
+    return f"""
+INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
+                   concurrency_key, sequence_key, retry_of)
+SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
+       concurrency_key, sequence_key, id
+FROM tasks WHERE {which} AND status IN {_ENDED} ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING id
 """
-"""Submit a copy of a task that has ended, unless there is one."""
+
+
+RETRY = _copy("id = %(id)s")
+
+RETRY_MANY = _copy("id = ANY (%(ids)s::int8[])")
 
 FIND_RETRY = "SELECT (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id) FROM tasks WHERE id = %(id)s"
 """The copy of a task; no row where there is no such task."""
@@ -633,6 +641,10 @@ _SEARCHES = {
 }
 
 
+_SUMMARY = f"""id, name, status, priority, tenant, attempt, max_attempts, worker_id, created_at, run_at,
+       started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', exit_code, {_FIRST_LINE}, {_POLICY}"""
+
+
 def search(conditions: Iterable[str]) -> str:
     """The newest tasks that meet all of these conditions, among those below an id. With `id`, that one alone."""
     wanted = list(conditions)
@@ -642,10 +654,33 @@ def search(conditions: Iterable[str]) -> str:
     else:
         bounds = []
     return f"""
-SELECT id, name, status, priority, tenant, attempt, max_attempts, worker_id, created_at, run_at,
-       started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', exit_code, {_FIRST_LINE}, {_POLICY}
+SELECT {_SUMMARY}
 FROM tasks WHERE {" AND ".join([*bounds, *(_SEARCHES[each] for each in wanted)])}
 ORDER BY id DESC LIMIT %(limit)s
+"""
+
+
+DEAD_LETTERS_SEEN = 1000
+"""Failed tasks that one page of `dead_letters` looks at."""
+
+_DEAD_LETTERS = _SEARCHES | {"code_id": "code = %(code_id)s::uuid", "since": "true"}
+
+
+def dead_letters(conditions: Iterable[str]) -> str:
+    """The failed tasks before a place, the newest first, each with whether it fits these conditions and may be tried again."""
+    wanted = list(conditions)
+    since = "AND finished >= %(since)s::timestamptz AT TIME ZONE 'utc'" if "since" in wanted else ""
+    fits = ["status = 'failed'", "NOT quarantined", *(_DEAD_LETTERS[each] for each in wanted)]
+    return f"""
+SELECT {_SUMMARY},
+       {" AND ".join(fits)} AND NOT EXISTS (SELECT 1 FROM tasks AS copy WHERE copy.retry_of = tasks.id)
+FROM (
+    SELECT id AS seen FROM tasks
+    WHERE status IN ('failed', 'malicious') AND finished <= %(finished)s::timestamptz AT TIME ZONE 'utc'
+      AND (finished < %(finished)s::timestamptz AT TIME ZONE 'utc' OR id < %(task_id)s) {since}
+    ORDER BY finished DESC, id DESC LIMIT {DEAD_LETTERS_SEEN}
+) AS page JOIN tasks ON tasks.id = page.seen
+ORDER BY finished DESC, id DESC
 """
 
 

@@ -6,15 +6,19 @@ from a page of ours; the session's cookie is not sent by other sites' pages in t
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+from urllib.parse import urlencode
 
 import structlog
 from quart import Blueprint, Response, abort, request
 from werkzeug.exceptions import Forbidden, NotFound, ServiceUnavailable
 
+from continuum.db.dead_letters import DeadLetters, retry_failed
 from continuum.db.errors import DatabaseError
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, Retry
+from continuum.model import Cancellation, DeadLetterFilter, Retry
+from continuum.status.board import FAILED_WITHIN
 from continuum.status.pages import Dashboard, task_number
 from continuum.status.sessions import LIFETIME, Guesses, Session
 from continuum.status.viewer import client_of, is_own_page
@@ -22,6 +26,8 @@ from continuum.status.viewer import client_of, is_own_page
 log = structlog.get_logger(__name__)
 
 SIGN_IN = "/ui/sign-in"
+LONGEST_RETRYING = 5.0
+"""Seconds after which a form that tries many tasks again answers, and says that there are more."""
 
 
 def actions(dashboard: Dashboard, database: Database) -> Blueprint:
@@ -78,6 +84,30 @@ def actions(dashboard: Dashboard, database: Database) -> Blueprint:
         dashboard.board.forget(number)
         return _see(f"/ui/tasks/{retried.task_id or number}?said={retried.outcome.value}")
 
+    @blueprint.get("/ui/failures/retry")
+    async def confirm_retries() -> Response:
+        error = _group(request.args.get("error", ""))
+        if dashboard.viewer().session is None:
+            return _see(f"{SIGN_IN}?{urlencode({'next': '/ui/failures'})}")
+        return await dashboard.page("retry_failures", error=error, done=await _retry_failures(error, dry_run=True))
+
+    @blueprint.post("/ui/failures/retry")
+    async def retry_failures() -> Response:
+        await obeyed()
+        error = _group((await request.form).get("error", ""))
+        done = await _retry_failures(error, dry_run=False)
+        log.info("failed tasks were tried again from the dashboard", found=done.found, retried=done.retried)
+        return _see(f"/ui/failures?retried={done.retried}{'&more' if done.next else ''}")
+
+    async def _retry_failures(error: str, *, dry_run: bool) -> DeadLetters:
+        wanted = DeadLetterFilter(error=error, since=dt.datetime.now(dt.UTC) - FAILED_WITHIN)
+        try:
+            return await retry_failed(database, wanted, dry_run=dry_run, seconds=LONGEST_RETRYING)
+        except DatabaseError as problem:
+            raise ServiceUnavailable(
+                f"It is not known how many were submitted; it may be repeated: {problem}"
+            ) from None
+
     @blueprint.post("/ui/tasks/<task_id>/cancel")
     async def cancel(task_id: str) -> Response:
         await obeyed()
@@ -111,6 +141,11 @@ def actions(dashboard: Dashboard, database: Database) -> Blueprint:
         )
 
     return blueprint
+
+
+def _group(error: str) -> str:
+    """The group of an error, as a page names it."""
+    return error.replace("\0", "")[:300]
 
 
 def local_path(wanted: str) -> str:

@@ -23,6 +23,7 @@ from continuum.status.api_inputs import (
     NewCode,
     NewTaskInput,
     NewTasks,
+    RetryQuery,
     SearchQuery,
     TaskList,
     TaskPath,
@@ -37,6 +38,7 @@ from continuum.status.api_outputs import (
     CodePage,
     LogEvent,
     RetriedOutput,
+    RetriedTasks,
     StoredCode,
     Submitted,
     SubmittedTasks,
@@ -104,6 +106,15 @@ RETRY = Operation(
     changes=True,
     failures={409: "The task has not ended."},
 )
+RETRY_FAILED = Operation(
+    "retryFailedTasks",
+    "POST",
+    "/retries",
+    "Try all failed tasks that fit again, but those in quarantine; safe to repeat",
+    {200: RetriedTasks},
+    query=RetryQuery,
+    changes=True,
+)
 STORE_CODE = Operation(
     "storeCode", "POST", "/codes", "Store a script", {201: StoredCode}, body=(NewCode,), changes=True
 )
@@ -127,6 +138,7 @@ def create_api(
     operations.add(LOGS, tasks.logs)
     operations.add(CANCEL, tasks.cancel)
     operations.add(RETRY, tasks.retry)
+    operations.add(RETRY_FAILED, tasks.retry_failed)
     operations.add(STORE_CODE, codes.store)
     operations.add(LIST_CODES, codes.list)
     operations.add(FETCH_CODE, codes.fetch)

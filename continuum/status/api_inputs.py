@@ -146,6 +146,11 @@ Webhook = Annotated[
 ]
 RunAt = Annotated[dt.datetime, BeforeValidator(_not_before), WithJsonSchema({"type": "string", "format": "date-time"})]
 Policy = Annotated[InstanceOf[RetryPolicy], BeforeValidator(_policy), WithJsonSchema(policy_schema())]
+Since = Annotated[
+    dt.datetime,
+    BeforeValidator(_since),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
+]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
 
@@ -274,16 +279,28 @@ class SearchQuery(Input):
     tenant: Short | None = None
     worker: Short | None = Field(default=None, description="The id of the worker that has, or had, the task.")
     error: Short | None = Field(default=None, description="The first line of an error, with `#` for its numbers.")
-    since: Annotated[
-        dt.datetime | None,
-        BeforeValidator(_since),
-        WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
-    ] = Field(
+    since: Since | None = Field(
         default=None, description="Created since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `7d`."
     )
     quarantined: Flag = Field(default=False, description="Only those in quarantine.")
     before: Id | None = Field(default=None, description="Only ids below this one: `next` of the page before.")
     limit: Limit = 50
+
+
+class RetryQuery(Input):
+    """Which failed tasks to try again."""
+
+    tenant: Short | None = None
+    name: Short | None = Field(default=None, description="A part of a name in any case.")
+    error: Short | None = Field(default=None, description="The first line of an error, with `#` for its numbers.")
+    code_id: CodeId | None = Field(default=None, description="Those of this script.")
+    since: Since | None = Field(
+        default=None, description="Failed since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `7d`."
+    )
+    dry_run: Flag = Field(default=False, description="Only say how many and which.")
+    before: Annotated[str, Field(pattern="^[0-9]{1,18}-[0-9]{1,19}$")] | None = Field(
+        default=None, description="Where to go on: `next` of the answer before."
+    )
 
 
 class WaitQuery(Input):

@@ -149,6 +149,15 @@ class RetriedOutput(Output):
     )
 
 
+class RetriedTasks(Output):
+    """What was tried again. `next`, where there may be more, is `before` of the next request."""
+
+    found: int = Field(description="Failed tasks that fitted, and had not been tried again.")
+    retried: int = Field(description="Copies that were submitted.")
+    newest: list[TaskSummaryOutput] = Field(description="The first of them; not the copies.")
+    next: str | None
+
+
 class StoredCode(Output):
     """The id of a script: of the first one, when it was stored before."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -11,18 +12,20 @@ from opentelemetry.context import attach, detach
 from quart import Response, request
 
 from continuum.config import Settings
+from continuum.db.dead_letters import retry_failed
 from continuum.db.errors import InvalidTask, OutcomeUnknown
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, Retry, TaskFilter, TaskRecord
+from continuum.model import Cancellation, DeadLetterFilter, DeadLetterPlace, Retry, TaskFilter, TaskRecord
 from continuum.status.api_answers import answer, location, task_answer
 from continuum.status.api_bodies import read_body
 from continuum.status.api_errors import Refusal, bad_fields, no_task
-from continuum.status.api_inputs import LogsQuery, NewTaskInput, SearchQuery, WaitQuery
+from continuum.status.api_inputs import LARGEST_ID, LogsQuery, NewTaskInput, RetryQuery, SearchQuery, WaitQuery
 from continuum.status.api_logs import EVENTS, NDJSON, encoded, log_events
 from continuum.status.api_outputs import (
     Cancelled,
     Problem,
     RetriedOutput,
+    RetriedTasks,
     Submitted,
     SubmittedTasks,
     TaskPage,
@@ -36,6 +39,9 @@ from continuum.status.limits import HELD
 from continuum.telemetry.tracing import context_of, submission, submitted
 
 LONGEST_KEY = 255
+LONGEST_RETRYING = 5.0
+"""Seconds after which a request that tries many tasks again answers with where to go on."""
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 MOST_STREAMS = min(64, HELD // 2)
 """Logs that are followed at once: each asks the database by itself."""
 
@@ -181,6 +187,32 @@ class TaskHandlers:
             }
         )
         return answer(made, 201 if retried.outcome is Retry.SUBMITTED else 200, location(f"/tasks/{made.id}"))
+
+    async def retry_failed(self, query: RetryQuery) -> Response:
+        wanted = DeadLetterFilter(query.tenant, query.name, query.error, query.code_id, query.since)
+        place = _place(query.before)
+        async with self._pressure.turn():
+            done = await retry_failed(
+                self._database, wanted, before=place, dry_run=query.dry_run, seconds=LONGEST_RETRYING
+            )
+        newest = [TaskSummaryOutput(**values_of(each, TaskSummaryOutput)) for each in done.newest]
+        return answer(RetriedTasks(found=done.found, retried=done.retried, newest=newest, next=_place_text(done.next)))
+
+
+def _place(text: str | None) -> DeadLetterPlace | None:
+    """Where to go on. Raises `Refusal`."""
+    if text is None:
+        return None
+    microseconds, _, task_id = text.partition("-")
+    try:
+        return DeadLetterPlace(_EPOCH + dt.timedelta(microseconds=int(microseconds)), min(int(task_id), LARGEST_ID))
+    except OverflowError:
+        problem = Problem(field="before", given=json.dumps(text), allowed="`next` of an answer")
+        raise bad_fields([problem]) from None
+
+
+def _place_text(place: DeadLetterPlace | None) -> str | None:
+    return place and f"{(place.finished - _EPOCH) // dt.timedelta(microseconds=1)}-{place.task_id}"
 
 
 async def _either(one: trio.Event, other: trio.Event) -> None:

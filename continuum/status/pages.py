@@ -96,7 +96,7 @@ def pages(dashboard: Dashboard) -> Blueprint:
 
     @blueprint.get("/ui/failures")
     async def failures() -> Response:
-        return await dashboard.page("failures", **await board.failures())
+        return await dashboard.page("failures", said=_retried(), **await board.failures())
 
     @blueprint.get("/ui/tasks")
     async def tasks() -> Response:
@@ -200,6 +200,15 @@ def _filter(viewer: Viewer) -> TaskFilter:
         before=int(before) if before.isascii() and before.isdecimal() and int(before) <= LARGEST_ID else None,
         limit=PAGE + 1,
     )
+
+
+def _retried() -> str:
+    """What was said to have been done by the form that led here."""
+    number = request.args.get("retried", "")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        return ""
+    tasks = "1 task was" if int(number) == 1 else f"{int(number)} tasks were"
+    return f"{tasks} submitted again." + (" There are more: try again." if "more" in request.args else "")
 
 
 def _page(before: int | None) -> str:

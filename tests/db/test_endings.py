@@ -1,4 +1,5 @@
-"""Tasks that are not begun in time, and tasks that take down what runs them, on every database."""
+"""Tasks that are not begun in time, and tasks that take down what runs them, and failed ones tried again
+by the many, on every database."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ import psycopg
 import pytest
 import trio
 
+from continuum.db import memory, statements
+from continuum.db.dead_letters import SHOWN, retry_failed
 from continuum.db.memory import MemoryDatabase
 from continuum.db.protocol import Database
-from continuum.model import EXPIRED, Completion, NewTask, Recovered, Status, TaskFilter, WorkerReport
+from continuum.model import EXPIRED, Completion, DeadLetterFilter, NewTask, Recovered, Status, TaskFilter, WorkerReport
 from continuum.retry import RetryPolicy, quarantine_note
 
 HELLO = NewTask(code="print('hello')")
@@ -152,3 +155,86 @@ async def test_a_lost_sandbox_and_a_lost_worker_add_up(database: Database) -> No
     await database.complete("one", [ended])
     (record,) = await database.fetch([task_id])
     assert (record.crashes, record.quarantined, record.status) == (2, True, "failed")
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------------------
+
+
+async def fail(database: Database, tasks: list[NewTask], error: str = "ValueError: order 7") -> list[int]:
+    """Submit tasks that fail."""
+    ids = await database.submit(tasks)
+    claimed = await database.claim("one", len(tasks), lease=30)
+    ended = [Completion(task.id, task.attempt, Status.FAILED, 1, "", "", error) for task in claimed]
+    assert len(await database.complete("one", ended)) == len(tasks)
+    return ids
+
+
+async def test_failed_tasks_are_tried_again_once_by_what_they_have_in_common(database: Database) -> None:
+    acme = replace(HELLO, tenant="acme", name="invoice 4", payload='{"n": 4}', retry=RetryPolicy(delays=(9,)))
+    first = await fail(database, [acme, replace(acme, name="letter")])
+    other = await fail(database, [HELLO], "KeyError: 'x'")
+    await database.submit([HELLO])
+    code_id = (await database.fetch(first[:1]))[0].code_id
+    for wanted, ids in (
+        (DeadLetterFilter(tenant="acme"), first),
+        (DeadLetterFilter(name="VOICE"), first[:1]),
+        (DeadLetterFilter(error="ValueError: order #"), first),
+        (DeadLetterFilter(error="ValueError: order 7"), []),
+        (DeadLetterFilter(code_id=code_id), first + other),
+        (DeadLetterFilter(code_id="11111111-1111-1111-1111-111111111111"), []),
+        (DeadLetterFilter(code_id="no id"), []),
+        (DeadLetterFilter(since=now_of(database) - dt.timedelta(hours=1)), first + other),
+        (DeadLetterFilter(since=now_of(database) + dt.timedelta(hours=1)), []),
+        (DeadLetterFilter(), first + other),
+    ):
+        looked = await retry_failed(database, wanted, dry_run=True)
+        assert (looked.found, looked.retried, looked.next) == (len(ids), 0, None)
+        assert sorted(each.id for each in looked.newest) == ids
+    done = await retry_failed(database, DeadLetterFilter(tenant="acme"))
+    assert (done.found, done.retried) == (2, 2)
+    again = await retry_failed(database, DeadLetterFilter(tenant="acme"))
+    assert (again.found, again.retried) == (0, 0)
+    originals = await database.fetch(first)
+    copies = await database.fetch([each.retried_as or 0 for each in originals])
+    assert [(each.retry_of, each.name, each.tenant, each.status) for each in copies] == [
+        (first[0], "invoice 4", "acme", "pending"), (first[1], "letter", "acme", "pending"),
+    ]  # fmt: skip
+    assert [each.retry for each in copies] == [each.retry for each in originals]
+    assert await database.retry_many([*first, *other, 10**15]) == [(await database.fetch(other))[0].retried_as]
+
+
+async def test_what_is_in_quarantine_or_was_refused_is_left_alone(database: Database) -> None:
+    ids = await database.submit([HELLO] * 2)
+    one, two = await database.claim("one", 2, lease=30)
+    await database.complete("one", [
+        Completion(one.id, 1, Status.FAILED, None, "", "", "Quarantined: x", crashes=2.0, quarantined=True),
+        Completion(two.id, 1, Status.MALICIOUS, None, "", "", "Refused"),
+    ])  # fmt: skip
+    assert (await retry_failed(database, DeadLetterFilter())).found == 0
+    assert len(await database.retry_many(ids)) == 2, "each by itself may be"
+
+
+async def test_many_are_gone_through_in_pages_and_what_fails_meanwhile_is_not_tried_twice(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "DEAD_LETTERS_SEEN", 10)
+    monkeypatch.setattr(memory, "DEAD_LETTERS_SEEN", 10)
+    ids = await fail(database, [replace(HELLO, name=f"task {number}") for number in range(35)])
+    page = await database.dead_letters(DeadLetterFilter())
+    assert len(page.tasks) == 10
+    retry_many = database.retry_many
+
+    async def retry_and_fail(task_ids: list[int]) -> list[int]:
+        copies = await retry_many(task_ids)
+        claimed = await database.claim("one", 99, lease=30)
+        await database.complete("one", [Completion(t.id, 1, Status.FAILED, 1, "", "", "again") for t in claimed])
+        return copies
+
+    monkeypatch.setattr(database, "retry_many", retry_and_fail)
+    done = await retry_failed(database, DeadLetterFilter())
+    assert (done.found, done.retried, len(done.newest)) == (35, 35, SHOWN)
+    assert {each.id for each in done.newest} <= set(ids)
+    first = await retry_failed(database, DeadLetterFilter(), dry_run=True, seconds=0)
+    assert (first.found, first.next is not None) == (10, True)
+    rest = await retry_failed(database, DeadLetterFilter(), dry_run=True, before=first.next)
+    assert (rest.found, rest.next) == (25, None), "the copies that failed"

@@ -19,7 +19,18 @@ from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
 from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
-from continuum.model import Completion, NewTask, PartialOutput, Status, TaskFilter, WorkerReport
+from continuum.model import (
+    Completion,
+    DeadLetterFilter,
+    DeadLetterPlace,
+    Limit,
+    NewTask,
+    PartialOutput,
+    Scope,
+    Status,
+    TaskFilter,
+    WorkerReport,
+)
 from continuum.schedules import Move, NewSchedule, Waiting
 from tests.conftest import require
 from tests.grammar.parser import NotBuilt, build, find_go, refused
@@ -36,6 +47,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.PROMOTE: [[(0,)]],
     statements.NEXT_DUE: [[(None, None)]],
     statements.CANCEL_LATE: [[(0,)]],
+    statements.FIND_STALE_PERMITS: [[(1,)]],
     statements.EXPIRED_LEASES: [[(1, 1, 1, 3, None, 0.0, 1)]],
     statements.PENDING_LIMITS: [[("queue", "", 10)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
@@ -111,6 +123,13 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.settle_webhook(delivery, None)
     await queue.put_off_webhooks({delivery: 5.0})
     await queue.retry(1)
+    await queue.dead_letters(
+        DeadLetterFilter("t", "n", "e", "11111111-1111-1111-1111-111111111111", NOW), DeadLetterPlace(NOW, 1)
+    )
+    await queue.retry_many([1])
+    await queue.limits()
+    await queue.set_limit(Limit(Scope.TENANT, "t", weight=2))
+    await queue.clear_limit(Scope.TENANT, "t")
     await queue.store_code("print('hello')")
     await queue.fetch_code("11111111-1111-1111-1111-111111111111")
     await queue.codes()

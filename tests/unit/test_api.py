@@ -494,3 +494,26 @@ async def test_an_id_beyond_what_json_readers_keep_is_a_text_too() -> None:
     database.tasks[large] = replace(database.tasks.pop(1), id=large)
     _, task = await get(client(database), f"/tasks/{large}")
     assert (task["id"], task["id_str"]) == (large, str(large))
+
+
+async def test_failed_tasks_are_tried_again_together_and_once() -> None:
+    database = MemoryDatabase()
+    await database.submit([NewTask(code="x", name=f"n {number}", tenant="acme") for number in range(3)])
+    for task in await database.claim("w", 3, lease=30):
+        await database.complete("w", [Completion(task.id, 1, Status.FAILED, 1, "", "", "ValueError: 7")])
+    asking = client(database)
+    assert (await get(asking, "/retries"))[0] in (404, 405, 422)
+    status, looked = await post(
+        asking, "/retries?tenant=acme&error=ValueError:+%23&since=2026-01-01T00:00:00Z&dry_run=true"
+    )
+    assert (status, looked["found"], looked["retried"], looked["next"]) == (200, 3, 0, None)
+    assert {each["name"] for each in looked["newest"]} == {"n 0", "n 1", "n 2"}
+    _, rest = await post(asking, f"/retries?before={61_378_214_400_000_000}-2&dry_run=true")
+    assert rest["found"] == 3
+    _, done = await post(asking, "/retries?name=N+1")
+    assert (done["found"], done["retried"], database.tasks[4].retry_of) == (1, 1, 2)
+    assert (await post(asking, "/retries?name=N+1"))[1]["found"] == 0
+    for wrong in ("colour=red", "before=x", "code_id=7", "since=soon", "before=999999999999999999-1"):
+        status, body = await post(asking, f"/retries?{wrong}")
+        assert (status, body["problems"][0]["field"]) == (422, wrong.split("=")[0])
+    assert (await asking.post("/retries")).status_code == 401

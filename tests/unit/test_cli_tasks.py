@@ -228,3 +228,43 @@ def test_a_shell_is_offered_what_fits(failed: MemoryDatabase) -> None:
 )
 def test_a_length_of_time_has_its_largest_unit(seconds: float, written: str) -> None:
     assert formats.span(seconds) == written
+
+
+def test_all_that_failed_alike_is_tried_again_by_one_command(failed: MemoryDatabase) -> None:
+    where = (
+        "--all",
+        "--where",
+        "tenant=acme",
+        "--where",
+        "error=ZeroDivisionError: division by zero",
+        "--where",
+        "since=2026-01-01",
+    )
+    printed, _ = run("retry", *where, "--dry-run")
+    row, said = printed.splitlines()[1:]
+    assert row.split()[:3] == ["1", "failed", "1/1"]
+    assert said == "1 task would be tried again"
+    assert json.loads(run("retry", *where, "--dry-run", "--json")[0])["newest"][0]["name"] == "halves"
+    assert run("retry", *where)[0].splitlines()[-1] == "1 of 1 task submitted again"
+    assert run("retry", *where)[0] == "0 of 0 tasks submitted again\n"
+    assert failed.tasks[4].retry_of == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give ids, or --all"),
+        (["1", "--all"], "give ids, or --all"),
+        (["1", "--dry-run"], "--where and --dry-run go with --all"),
+        (
+            ["--all", "--where", "colour=red"],
+            "'colour=red': use FIELD=VALUE, each of tenant, name, error, code, since once",
+        ),
+        (["--all", "--where", "tenant"], "'tenant': use FIELD=VALUE"),
+        (["--all", "--where", "name=a", "--where", "name=b"], "'name=b': use FIELD=VALUE"),
+        (["--all", "--where", "code=7"], "'7' is no code's id"),
+        (["--all", "--where", "since=soon"], "'soon': use 90s"),
+    ],
+)
+def test_what_cannot_be_tried_again_is_wrong_usage(arguments: list[str], said: str) -> None:
+    assert said in run("retry", *arguments, code=2)[1]

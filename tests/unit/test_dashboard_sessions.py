@@ -186,6 +186,38 @@ async def test_a_task_is_tried_again_once_and_a_second_click_leads_to_the_same_c
     assert "Copy of" in page
 
 
+async def test_all_that_failed_alike_is_tried_again_after_a_confirmation() -> None:
+    database = MemoryDatabase()
+    await database.submit([NewTask(name="report", code="exit 1")] * 3)
+    for task in await database.claim("w", 3, lease=30):
+        database.tasks[task.id] = replace(
+            database.tasks[task.id],
+            status=Status.FAILED,
+            last_error=f"ValueError: <{task.id}>",
+            finished=dt.datetime.now(dt.UTC),
+        )
+    asking = client(database)
+    ask, error = "/ui/failures/retry?error=ValueError:+%3C%23%3E", "ValueError: <#>"
+    answer = await asking.get(ask, scope_base=REMOTE)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/sign-in?next=%2Fui%2Ffailures")
+    assert await post(asking, "/ui/failures/retry", error=error) == (303, "/ui/sign-in")
+    token = await sign_in(asking)
+    page = await (await asking.get("/ui/failures", scope_base=REMOTE)).get_data(as_text=True)
+    assert 'href="/ui/failures/retry?error=ValueError%3A%20%3C%23%3E"' in page
+    page = await (await asking.get(ask, scope_base=REMOTE)).get_data(as_text=True)
+    assert "3 tasks failed so in the last 24 hours" in page
+    assert "ValueError: &lt;#&gt;" in page
+    assert (await post(asking, "/ui/failures/retry", form_token="wrong", error=error))[0] == 403
+    assert len(database.tasks) == 3
+    assert await post(asking, "/ui/failures/retry", form_token=token, error=error) == (303, "/ui/failures?retried=3")
+    assert [each.retry_of for each in database.tasks.values()][3:] == [1, 2, 3]
+    page = await (await asking.get("/ui/failures?retried=3", scope_base=REMOTE)).get_data(as_text=True)
+    assert "3 tasks were submitted again." in page
+    assert "can be tried again: they were already" in await (await asking.get(ask, scope_base=REMOTE)).get_data(
+        as_text=True
+    )
+
+
 @pytest.mark.parametrize("action", ["retry", "cancel"])
 async def test_nothing_is_changed_without_a_session_and_its_form_token(action: str) -> None:
     database = MemoryDatabase()

@@ -75,7 +75,7 @@ async def main() -> None:
         code_id = await c.database.store_code(SCRIPT)
         with psycopg.connect(url, autocommit=True) as shop:
             shop.execute(TABLES)
-            before = dict(shop.execute("SELECT customer, owes FROM shop.accounts").fetchall())
+            before: dict[str, int] = dict(shop.execute("SELECT customer, owes FROM shop.accounts").fetchall())
             tasks = [order(shop, code_id, *each) for each in (("Ada", 2, 2450), ("Bob", 144, 75), ("Ada", 1, 900))]
             try:
                 order(shop, code_id, "Eve", 5000, 1)

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from continuum.model import Lease, Status, Wakeup
+from continuum.retry import QUARANTINED
 
 
 class Accepted(NamedTuple):
@@ -62,7 +63,8 @@ class Row(NamedTuple):
     @property
     def by_janitor(self) -> bool:
         """Whether it is over, and the last that was said of it is that somebody's worker was gone."""
-        return self.status != Status.PROCESSING and (self.last_error or "").startswith("Timeout/Crash: ")
+        message = (self.last_error or "").removeprefix(QUARANTINED)
+        return self.status != Status.PROCESSING and message.startswith("Timeout/Crash: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from continuum.db.rows import in_utc
 from continuum.db.validation import check_new_schedule
 from continuum.retry import policy_text
 from continuum.schedules import Looked, Move, Moved, NewSchedule, ScheduleRecord, Waiting
+from continuum.tags import written
 
 Rows = list[tuple[Any, ...]]
 
@@ -66,7 +67,7 @@ class SqlSchedules:
             "requirements": [code.requirements] if code else [],
             "task_name": task.name,
             "code": code.id if code else task.code_id,
-            "worker_tags": "",
+            "worker_tags": written(task.worker_tags),
             "retry": task.retry and policy_text(task.retry),
             **{name: getattr(task, name) for name in TEMPLATE},
             **{name: getattr(schedule, name) for name in TIMES},

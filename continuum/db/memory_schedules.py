@@ -14,6 +14,7 @@ from continuum.db.validation import check_new_schedule
 from continuum.model import NewTask, Status, TaskRecord, Wakeup
 from continuum.retry import parse_policy, policy_text
 from continuum.schedules import Looked, Move, Moved, NewSchedule, Overlap, ScheduleRecord, Waiting
+from continuum.tags import written
 
 
 class MemorySchedules:
@@ -114,7 +115,7 @@ class MemorySchedules:
             tenant=task.tenant,
             max_attempts=task.max_attempts,
             timeout=task.timeout,
-            worker_tags="",
+            worker_tags=written(task.worker_tags),
             webhook=task.webhook,
             retry=policy_text(task.retry) if task.retry else None,
             next_at=known.next_at if known and same else None,
@@ -181,5 +182,6 @@ def _task_of(row: ScheduleRecord, move: Move) -> NewTask:
         timeout=row.timeout,
         tenant=row.tenant,
         webhook=row.webhook,
+        worker_tags=tuple(filter(None, row.worker_tags.split(","))),
         retry=parse_policy(row.retry) if row.retry else None,
     )

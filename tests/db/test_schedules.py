@@ -36,6 +36,7 @@ SECONDLY = NewSchedule(
         timeout=1.5,
         max_attempts=2,
         retry=RetryPolicy(max_attempts=5),
+        worker_tags=("gpu",),
     ),
     time_zone="Europe/Berlin",
     catch_up="all",
@@ -71,7 +72,7 @@ async def set_back(database: Database, name: str, by: dt.timedelta | dt.datetime
 
 async def tasks_of(database: Database) -> list[tuple[str, dt.datetime]]:
     found: list[tuple[str, dt.datetime]] = []
-    ids = [task.id for task in await database.claim("reader", 1000, lease=30)]
+    ids = [task.id for task in await database.claim("reader", 1000, lease=30, tags=("gpu",))]
     for record in await database.fetch(ids):
         assert record.schedule is not None
         assert record.due_at is not None

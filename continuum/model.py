@@ -54,6 +54,8 @@ class NewTask:
     unique: while a task of the tenant with the same code and payload is pending and was never begun, this one is that one.
     retry: whether and when it is tried again; None leaves it to its code, or to the default.
     worker_tags: tags that its worker must have, such as `gpu` or `eu`.
+    sequence_key: tasks of a tenant with the same key run one after another, in the order of their ids, each when the one before
+    has ended for good. concurrency_key: at most so many with the same key at a time as LIMITS says, one where it says nothing.
     """
 
     name: str = ""
@@ -75,6 +77,13 @@ class NewTask:
     retry: RetryPolicy | None = None
     expires_at: dt.datetime | None = None
     worker_tags: tuple[str, ...] = ()
+    sequence_key: str | None = None
+    concurrency_key: str | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether it must be admitted before it can be claimed."""
+        return self.sequence_key is not None or self.concurrency_key is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +258,19 @@ EXPIRED = "Expired: it had not begun by the time in its expires_at"
 """The first line of `last_error` of a task that was too late."""
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What came of a look at tasks that wait for others.
+
+    admitted: how many became claimable. seen: how many of them a page had. below: where the next page begins, None when there
+    is none.
+    """
+
+    admitted: int
+    seen: int = 0
+    below: int | None = None
+
+
 class Cancellation(enum.StrEnum):
     """What became of a request to cancel a task."""
 
@@ -311,6 +333,7 @@ class TaskRecord:
     retry_of: the task of which this one is a copy. retried_as: the copy of this one. schedule: what made it, for the time due_at.
     history: how attempts ended so far, oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says
     `max_attempts`, so does the record. quarantined: it failed because it took down what ran it. crashes: how often it did.
+    admitted: whether one with a key may be claimed.
     """
 
     id: int
@@ -349,6 +372,14 @@ class TaskRecord:
     crashes: float = 0.0
     quarantined: bool = False
     worker_tags: tuple[str, ...] = ()
+    sequence_key: str | None = None
+    concurrency_key: str | None = None
+    admitted: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether it waits for others, and is to be admitted."""
+        return not self.admitted and (self.sequence_key is not None or self.concurrency_key is not None)
 
     @property
     def finished_for_good(self) -> bool:
@@ -606,6 +637,8 @@ class Wakeup(enum.Enum):
     """A task was given a time to run at, which may be sooner than the next one known."""
     SCHEDULES = "schedules"
     """A schedule was changed: its due time is to be worked out."""
+    GATED = "gated"
+    """There is a task that must be admitted before it can be claimed."""
 
 
 @dataclass(frozen=True, slots=True)

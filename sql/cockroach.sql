@@ -219,7 +219,12 @@ CREATE TABLE IF NOT EXISTS tasks (
         AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted),
     -- What must be admitted before.
     INDEX tasks_gated (id) WHERE status = 'pending' AND run_at IS NULL
-        AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted
+        AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted,
+    -- What waits in a sequence, and who holds a concurrency key: admission looks at nothing else.
+    INDEX tasks_sequence (coalesce(tenant, ''), sequence_key, admitted DESC, id)
+        WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing'),
+    INDEX tasks_concurrency (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
+        WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing')
 );
 
 -- What version 2 has more than version 1.
@@ -259,6 +264,10 @@ CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) STORIN
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
+CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequence_key, admitted DESC, id)
+    WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
+CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
+    WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing');
 DROP INDEX IF EXISTS tasks@tasks_claim;
 CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
 DROP INDEX IF EXISTS tasks@tasks_finished;

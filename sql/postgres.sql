@@ -142,6 +142,11 @@ DROP INDEX IF EXISTS tasks_claim;
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id)
     WHERE status = 'pending' AND run_at IS NULL
       AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
+-- What waits in a sequence, and who holds a concurrency key: admission looks at nothing else.
+CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequence_key, admitted DESC, id)
+    WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
+CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
+    WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing');
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
 -- Finding what has not begun in time.
@@ -291,7 +296,10 @@ ALTER TABLE schedules SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0
 -- Once per INSERT statement, and only when it brought work.
 CREATE OR REPLACE FUNCTION continuum_notify_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NULL)
+    IF EXISTS (
+            SELECT FROM new_rows
+            WHERE status = 'pending' AND run_at IS NULL
+              AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted))
         AND (CASE WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
                   WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
                   ELSE NOT pg_advisory_unlock(7265081935128) END)
@@ -300,6 +308,13 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM new_rows WHERE status = 'pending' AND run_at IS NOT NULL) THEN
         PERFORM pg_notify('tasks_updated', 'scheduled');
+    END IF;
+    IF EXISTS (
+        SELECT FROM new_rows
+        WHERE status = 'pending' AND run_at IS NULL
+          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted)
+    THEN
+        PERFORM pg_notify('tasks_updated', 'gated');
     END IF;
     RETURN NULL;
 END
@@ -328,8 +343,17 @@ CREATE TRIGGER continuum_inserted AFTER INSERT ON tasks
 DROP TRIGGER IF EXISTS continuum_claimable ON tasks;
 CREATE TRIGGER continuum_claimable AFTER UPDATE ON tasks
     FOR EACH ROW
-    WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL))
+    WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL
+          AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL OR NEW.admitted AND NOT OLD.admitted)
+          AND (NOT (NEW.concurrency_key IS NOT NULL OR NEW.sequence_key IS NOT NULL OR NEW.depends_on IS NOT NULL) OR NEW.admitted))
     EXECUTE FUNCTION continuum_notify_updated('pending');
+
+DROP TRIGGER IF EXISTS continuum_gated ON tasks;
+CREATE TRIGGER continuum_gated AFTER UPDATE ON tasks
+    FOR EACH ROW
+    WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL)
+          AND (NEW.concurrency_key IS NOT NULL OR NEW.sequence_key IS NOT NULL OR NEW.depends_on IS NOT NULL) AND NOT NEW.admitted)
+    EXECUTE FUNCTION continuum_notify_updated('gated');
 
 DROP TRIGGER IF EXISTS continuum_scheduled ON tasks;
 CREATE TRIGGER continuum_scheduled AFTER UPDATE ON tasks

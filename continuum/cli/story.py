@@ -73,9 +73,11 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
         yield "tried again", f"as {task.retry} says"
     if task.priority:
         yield "priority", str(task.priority)
-    for name in ("tenant", "description", "webhook"):
+    for name in ("tenant", "description", "webhook", "sequence_key", "concurrency_key"):
         if value := getattr(task, name):
-            yield name, str(value)
+            yield name.replace("_", " "), str(value)
+    if task.gated and task.status == Status.PENDING:
+        yield "waits for", "others with its key"
     if task.retry_of:
         yield "a copy of", f"task {task.retry_of}"
     if task.retried_as:

@@ -62,6 +62,13 @@ def submit(
     unique: Annotated[
         bool, typer.Option("--unique", help="Unless an equal one is pending: same code and payload.")
     ] = False,
+    sequence_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="After the tasks with the same key that are there.")
+    ] = None,
+    concurrency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="At most so many with the same key at a time as LIMITS says, or one."),
+    ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and print its output.")] = False,
     seconds: Seconds = None,
@@ -92,6 +99,8 @@ def submit(
             idempotency_key=idempotency_key,
             idempotency_window=idempotency_window,
             unique=unique,
+            sequence_key=sequence_key,
+            concurrency_key=concurrency_key,
             webhook=webhook,
         )
         async with Client(settings(), patience=0) as client:

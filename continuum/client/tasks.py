@@ -26,7 +26,7 @@ class CommonOptions(TypedDict, total=False):
 
     timeout: seconds that one attempt may run. requirements: the packages that the script imports, each pinned: the text of a
     requirements file, or its path. webhook: a URL that is told when the task has ended. retry: whether and when it is tried
-    again.
+    again. sequence_key: in the order of submission, one after another. concurrency_key: so many at a time as LIMITS says, or one.
     """
 
     name: str
@@ -41,6 +41,8 @@ class CommonOptions(TypedDict, total=False):
     traceparent: str | None
     webhook: str | None
     retry: RetryPolicy | None
+    sequence_key: str | None
+    concurrency_key: str | None
 
 
 class TaskOptions(CommonOptions, total=False):

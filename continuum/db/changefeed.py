@@ -45,7 +45,9 @@ GIVE_UP_DEADLINE = 1.0
 
 FEED = """
 CREATE CHANGEFEED WITH no_initial_scan, resolved = '1s', min_checkpoint_frequency = '1s', cursor = %(cursor)s
-AS SELECT shard, priority, id, run_at IS NOT NULL AS parked FROM tasks WHERE status = 'pending'
+AS SELECT shard, priority, id, run_at IS NOT NULL AS parked,
+          (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted AS gated
+   FROM tasks WHERE status = 'pending'
 """
 """Stream what becomes pending. Claims, heartbeats and outcomes are left out by the server."""
 
@@ -190,6 +192,8 @@ class Changefeed:
             self._cursor = str(envelope["resolved"])
         elif message["parked"]:
             self._listener.wake(Wakeup.SCHEDULED)
+        elif message["gated"]:
+            self._listener.wake(Wakeup.GATED)
         else:
             self._claims.hint(Entry(*(int(str(message[name])) for name in Entry._fields)))
             self._listener.wake(Wakeup.PENDING)

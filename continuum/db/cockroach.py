@@ -10,6 +10,7 @@ import psycopg
 import structlog
 import trio
 
+from continuum.db.admission import BEGIN_COCKROACH
 from continuum.db.changefeed import Changefeed
 from continuum.db.classify import describe
 from continuum.db.connection import TrioConnection
@@ -133,6 +134,7 @@ COCKROACH = Dialect(
     as_of="AS OF SYSTEM TIME follower_read_timestamp()",
     open_queue=CockroachQueue,
     migrate=migrate,
+    begin_admission=BEGIN_COCKROACH,
     # Under READ COMMITTED, and with the lock operator, SKIP LOCKED locks whole parts of the queue.
     prepare_session=(
         "SET default_transaction_isolation = 'serializable'",

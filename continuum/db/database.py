@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from continuum.db import rows, searching, statements
+from continuum.db import admission, rows, searching, statements
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
@@ -39,6 +39,7 @@ from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
 from continuum.db.validation import INTEGER, check_limit, check_new_tasks, is_uuid
 from continuum.model import (
+    Admission,
     Cancellation,
     Claim,
     CodeRecord,
@@ -355,6 +356,23 @@ class SqlDatabase(SqlSchedules):
     async def cancel_late(self, worker_id: str, limit: int = 1000) -> int:
         ((count,),) = await self._run(statements.CANCEL_LATE, {"worker": worker_id, "limit": limit}, writes=True)
         return int(count)
+
+    async def admit_after(self, ended: Sequence[int]) -> Admission:
+        return await self._admit(partial(admission.admit_after, ended=ended))
+
+    async def admit_page(self, below: int | None = None) -> Admission:
+        found = await self._read(admission.LOOK, {"below": admission.NEWEST if below is None else below})
+        return await self._admit(partial(admission.admit_page, below=below)) if found else Admission(0)
+
+    async def _admit(self, admit: Callable[[TrioConnection], Awaitable[Admission]]) -> Admission:
+        async def body(connection: TrioConnection) -> Admission:
+            assert self._dialect is not None
+            async with connection.transaction():
+                for statement in self._dialect.begin_admission:
+                    await connection.execute(statement.encode())
+                return await admit(connection)
+
+        return await self._with_connection(body)
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         if stale := [task_id for (task_id,) in await self._run(statements.FIND_STALE_PERMITS)]:

@@ -76,6 +76,7 @@ class Dialect:
     one that only reads, where reading takes sessions of another kind to wait for nobody. prepares_by_itself: whether the driver
     may prepare any statement that comes often; else only those are prepared that find their rows by keys.
     as_of: the clause by which a statement that counts disturbs nobody. expire: as `Database.expire`, where there is such a thing.
+    begin_admission: the statements that keep admissions apart until their transaction ends.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Dialect:
     as_of: str
     open_queue: Callable[[Session], Queue]
     migrate: Callable[[TrioConnection, str], Awaitable[None]]
+    begin_admission: tuple[str, ...]
     prepare_session: tuple[str, ...] = ()
     prepare_reading: tuple[str, ...] = ()
     prepares_by_itself: bool = True

@@ -132,4 +132,6 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "retries": [task.retry and policy_text(task.retry) for task in tasks],
         "expiries": [task.expires_at for task in tasks],
         "worker_tags": [written(task.worker_tags) for task in tasks],
+        "sequence_keys": [task.sequence_key for task in tasks],
+        "concurrency_keys": [task.concurrency_key for task in tasks],
     }

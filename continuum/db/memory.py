@@ -8,17 +8,19 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
 
 from continuum.db import searching
+from continuum.db.admission import PAGE
 from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
 from continuum.db.insertion import unique_key_of
+from continuum.db.memory_admission import MemoryAdmission
 from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
@@ -29,6 +31,7 @@ from continuum.model import (
     EXPIRED,
     HISTORY_LENGTH,
     TERMINAL,
+    Admission,
     AttemptRecord,
     Cancellation,
     Claim,
@@ -150,6 +153,7 @@ class MemoryDatabase(MemorySchedules):
             for task in self.tasks.values()
             if task.status == Status.PENDING
             and task.run_at is None
+            and not task.gated
             and (not min_priority or task.priority >= min_priority)
             and (not max_priority or task.priority <= max_priority)
         ]
@@ -347,9 +351,8 @@ class MemoryDatabase(MemorySchedules):
         promoted = due[:limit]
         for task_id in promoted:
             self._queued_at[task_id] = self.tasks[task_id].run_at or _now()
-            self.tasks[task_id] = replace(self.tasks[task_id], run_at=None)
-        if promoted:
-            self._notify(Wakeup.PENDING)
+            task = self.tasks[task_id] = replace(self.tasks[task_id], run_at=None)
+            self._notify(Wakeup.GATED if task.gated else Wakeup.PENDING)
         later = parked[len(promoted) :]
         expiries = [
             task.expires_at for task in self.tasks.values() if task.status == Status.PENDING and task.expires_at
@@ -368,6 +371,25 @@ class MemoryDatabase(MemorySchedules):
             error = EXPIRED if task.last_error is None else f"{EXPIRED}\n{task.last_error}"
             self._end(task, Status.CANCELLED, error, None)
         return len(late)
+
+    async def admit_after(self, ended: Sequence[int]) -> Admission:
+        await self._answer()
+        return Admission(self._admitted(ended))
+
+    async def admit_page(self, below: int | None = None) -> Admission:
+        await self._answer()
+        page = MemoryAdmission(self.tasks, self._limits.rows).page(below)
+        admitted = self._admitted(page)
+        return Admission(admitted, len(page), min(page) if len(page) == PAGE else None)
+
+    def _admitted(self, seeds: Iterable[int]) -> int:
+        ready = MemoryAdmission(self.tasks, self._limits.rows).ready(seeds)
+        for task_id in ready:
+            self._queued_at[task_id] = _now()
+            self.tasks[task_id] = replace(self.tasks[task_id], admitted=True)
+        if ready:
+            self._notify(Wakeup.PENDING)
+        return len(ready)
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         await self._answer()
@@ -536,10 +558,12 @@ class MemoryDatabase(MemorySchedules):
             retry=policy_text(task.retry) if task.retry else None,
             expires_at=task.expires_at,
             worker_tags=tuple(sorted(set(task.worker_tags))),
+            sequence_key=task.sequence_key,
+            concurrency_key=task.concurrency_key,
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key
-        self._notify(Wakeup.SCHEDULED if parked else Wakeup.PENDING)
+        self._notify(Wakeup.SCHEDULED if parked else Wakeup.GATED if task.gated else Wakeup.PENDING)
         return number
 
     def _earlier(self, task: NewTask, unique_key: str | None) -> int | None:
@@ -591,6 +615,8 @@ class MemoryDatabase(MemorySchedules):
                 tenant=task.tenant,
                 webhook=task.webhook,
                 worker_tags=task.worker_tags,
+                sequence_key=task.sequence_key,
+                concurrency_key=task.concurrency_key,
             )
         )
         self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)

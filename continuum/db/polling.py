@@ -44,3 +44,4 @@ async def wake_at_intervals(listener: Listener, longest: float, told: Callable[[
             await trio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
         pause = QUICKEST if listener.claimed != claimed else min(longest, pause * SLOWER)
         listener.wake(Wakeup.PENDING)
+        listener.wake(Wakeup.GATED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from continuum.db import statements
+from continuum.db import admission, statements
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect, Rows, Session
 from continuum.db.fair import CLAIM, PLACE, Ring
@@ -71,4 +71,5 @@ POSTGRES = Dialect(
     open_queue=PostgresQueue,
     migrate=migrate,
     prepare_session=(_NOTICE_DEAD_CLIENTS, _FIND_BY_INDEX),
+    begin_admission=admission.BEGIN_POSTGRES,
 )

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from continuum.db.protocol_schedules import Schedules
 from continuum.model import (
+    Admission,
     Cancellation,
     Claim,
     CodeRecord,
@@ -161,6 +162,15 @@ class Database(Schedules, Protocol):
     async def cancel_late(self, worker_id: str, limit: int = 1000) -> int:
         """End up to `limit` pending tasks whose `expires_at` has passed as cancelled; return how many. They are counted in
         WORKERS under `worker_id`."""
+        ...
+
+    async def admit_after(self, ended: Sequence[int]) -> Admission:
+        """Make claimable what waited for these tasks, which have ended, and need wait no more."""
+        ...
+
+    async def admit_page(self, below: int | None = None) -> Admission:
+        """Make claimable whatever need wait no more, of the newest tasks that wait for others, with ids below one; where the
+        next page begins is in the answer."""
         ...
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:

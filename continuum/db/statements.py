@@ -124,7 +124,7 @@ _COUNT = """
 """
 
 _FREE = """
-        UPDATE permits SET free_at = now(), task_id = NULL FROM ended WHERE permits.task_id = ended.id
+        UPDATE permits SET free_at = now(), task_id = NULL FROM ended WHERE permits.task_id = ended.id RETURNING 1
 """
 """What runs no more takes no place of those that may run at once."""
 
@@ -375,18 +375,20 @@ WITH stored AS (
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                    idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                   worker_tags)
+                   worker_tags, sequence_key, concurrency_key)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
-       t.traceparent, t.webhook, t.retry::jsonb, t.expires_at, t.worker_tags
+       t.traceparent, t.webhook, t.retry::jsonb, t.expires_at, t.worker_tags,
+       t.sequence_key, t.concurrency_key
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
     %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
-    %(retries)s::text[], %(expiries)s::timestamptz[], %(worker_tags)s::text[]
+    %(retries)s::text[], %(expiries)s::timestamptz[], %(worker_tags)s::text[],
+    %(sequence_keys)s::text[], %(concurrency_keys)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                         idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                        worker_tags, position)
+                        worker_tags, sequence_key, concurrency_key, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
@@ -535,7 +537,7 @@ SELECT id, name, description, status, payload::text, code::text, priority, attem
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
        output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
        (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
-       crashes, quarantined, worker_tags
+       crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""

@@ -26,6 +26,8 @@ LONGEST = {
     "idempotency_key": 255,
     "traceparent": 255,
     "webhook": LONGEST_URL,
+    "sequence_key": 255,
+    "concurrency_key": 255,
 }
 """The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
 NUMBERS: dict[str, tuple[type, ...]] = {

@@ -7,7 +7,7 @@ somebody holds its row locked, must not keep the others: what failed is tried ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 import trio
@@ -103,6 +103,7 @@ class Completions:
         retry_scheduled: Signal,
         work: Signal,
         webhook_due: Signal | None = None,
+        on_ended: Callable[[Iterable[int]], None] = lambda task_ids: None,
     ) -> None:
         self._database = database
         self._state = state
@@ -110,6 +111,7 @@ class Completions:
         self._retry_scheduled = retry_scheduled
         self._claim_again = work
         self._webhook_due = webhook_due
+        self._on_ended = on_ended
         self._outcomes: dict[Lease, Completion] = {}
         self._releases: set[Lease] = set()
         self._limit = BATCH_LIMIT
@@ -182,6 +184,7 @@ class Completions:
                     **completion.lease._asdict(),
                     **trace_fields(self._telemetry.traceparent(completion.lease)),
                 )
+        self._on_ended(each.task_id for each in batch if each.lease in written and each.status is not Status.PENDING)
         self._telemetry.outcomes_written(batch, written, trio.current_time() - began)
 
     async def _write_releases(self) -> None:

@@ -2,8 +2,8 @@
 
     supervise
     ├─ pool          the sandboxes, removed last
-    └─ services      heartbeat, wake-up, schedules, janitor, retention, reaper, progress, screening, webhooks, those who follow
-        │            shutdowns and reloads: alive until the last outcome is written
+    └─ services      heartbeat, wake-up, schedules, janitor, retention, reaper, admission, progress, screening, webhooks,
+        │            those who follow shutdowns and reloads: alive until the last outcome is written
         └─ completion   ends once nothing runs and everything is written
             └─ executions   one task each, until done or out of grace
                 └─ claim       ends as soon as shutdown is requested
@@ -23,6 +23,7 @@ import trio
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
+from continuum.nursery.admission import Admissions
 from continuum.nursery.backoff import until_available
 from continuum.nursery.claim import Claims
 from continuum.nursery.completion import Completions
@@ -77,8 +78,11 @@ async def supervise(
     state.health.report("sandbox", f"{backend.name} is starting")
     if not await _schema_fits(state, database, shutdown):
         return
-    work, heartbeat_now, schedule_changed, task_began, webhook_due, schedules_changed = (Signal() for _ in range(6))
-    completions = Completions(database, state, telemetry, schedule_changed, work, webhook_due)
+    work, heartbeat_now, schedule_changed, task_began, webhook_due, schedules_changed, gated = (
+        Signal() for _ in range(7)
+    )
+    admissions = Admissions(database, state, settings, gated, work)
+    completions = Completions(database, state, telemetry, schedule_changed, work, webhook_due, admissions.ended)
     webhooks: Webhooks | None = None
     if sender is not None:
         webhooks = Webhooks(database, state, telemetry, sender, settings.lease_seconds / 2, webhook_due)
@@ -96,7 +100,9 @@ async def supervise(
                 heartbeat_now,
                 work,
             )
-            wakeups = WakeUps(database, state, settings, work, heartbeat_now, schedule_changed, schedules_changed)
+            wakeups = WakeUps(
+                database, state, settings, work, heartbeat_now, schedule_changed, schedules_changed, gated
+            )
             firing = ScheduleFiring(database, state, telemetry, settings, work, schedules_changed)
             janitor = Janitor(
                 database,
@@ -116,6 +122,7 @@ async def supervise(
             services.start_soon(janitor.run)
             services.start_soon(Retention(database, state, settings).run)
             services.start_soon(reaper.run)
+            services.start_soon(admissions.run)
             services.start_soon(Progress(database, state, task_began).run)
             if telemetry.has_metrics:
                 services.start_soon(QueueWatch(database, telemetry).run)

@@ -36,6 +36,7 @@ class WakeUps:
     heartbeat_now: Signal
     schedule_changed: Signal
     schedules_changed: Signal = field(default_factory=Signal)
+    gated: Signal = field(default_factory=Signal)
     _backoff: Backoff = field(default_factory=Backoff)
 
     async def run(self) -> None:
@@ -104,3 +105,5 @@ class WakeUps:
                 self.schedule_changed.notify()
             case Wakeup.SCHEDULES:
                 self.schedules_changed.notify()
+            case Wakeup.GATED:
+                self.gated.notify()

@@ -217,6 +217,14 @@ class NewTaskInput(Input):
         default=False,
         description="While a task of the tenant with the same code and payload has not begun, this is that one.",
     )
+    sequence_key: Short | None = Field(
+        default=None,
+        description="Tasks of a tenant with the same key run one after another, in the order of their ids.",
+    )
+    concurrency_key: Short | None = Field(
+        default=None,
+        description="At most so many tasks of a tenant with the same key run at a time as LIMITS says, or one.",
+    )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
     retry: Policy | None = Field(
         default=None,

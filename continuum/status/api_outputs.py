@@ -113,6 +113,9 @@ class TaskOutput(Output):
         description="It failed because it took its sandbox or its worker down, and is not tried again."
     )
     crashes: float = Field(description="How many it took down; a worker that ran others as well counts half.")
+    sequence_key: str | None
+    concurrency_key: str | None
+    admitted: bool = Field(description="Whether a task with a key may begin.")
     history: list[Attempt]
     retry: AnyJson | None = Field(description="Its retry policy, or its script's.")
     payload: AnyJson | None

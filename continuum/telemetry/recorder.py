@@ -37,6 +37,8 @@ DATABASE_VERBS = frozenset(
         "report",
         "sign_off",
         "promote",
+        "admit_after",
+        "admit_page",
         "recover",
         "cancel_late",
     }

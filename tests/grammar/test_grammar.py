@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from continuum.config import Settings
-from continuum.db import changefeed, cockroach, database, open_database, statements, statements_schedules
+from continuum.db import admission, changefeed, cockroach, database, open_database, statements, statements_schedules
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
@@ -52,6 +52,12 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.PENDING_LIMITS: [[("queue", "", 10)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
+    admission.LOOK: [[(1,)]],
+    admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0)]],
+    admission.ENDED: [[(1, "", "sequence", "key", 0)]],
+    admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0)]],
+    admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, False)]],
+    admission.TAKEN.replace("{n}", "0"): [[("", "key", 0)]],
     statements_schedules.NEXT: [[(NOW, None)]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
     statements.statistics(cockroach.COCKROACH.as_of): [
@@ -108,6 +114,8 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.report(WorkerReport("worker", "host", 1, "0", 4, 0, "docker"))
     await queue.sign_off("worker")
     await queue.promote()
+    await queue.admit_after([1])
+    await queue.admit_page()
     await queue.cancel_late("worker")
     await queue.recover("worker")
     await queue.take_duty("retention", "worker", 60)

@@ -664,7 +664,7 @@ async def test_the_reaper_tries_until_a_failed_backend_is_back(
 
 
 def make_wakeups(database: MemoryDatabase, state: WorkerState) -> WakeUps:
-    return WakeUps(database, state, settings(), Signal(), Signal(), Signal())
+    return WakeUps(database, state, settings(), Signal(), Signal(), Signal(), Signal())
 
 
 async def test_each_wake_up_reaches_the_service_it_concerns(

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 
-MOST = 6
+MOST_TAGS = 6
 """A worker takes what asks for any set of its tags, and there are two to the power of their number."""
-_TAG = re.compile(r"[A-Za-z0-9_.:-]{1,50}", re.ASCII)
+TAG = "^[A-Za-z0-9_.:-]{1,50}$"
 
 
 def tag_problems(tags: object) -> Iterator[str]:
@@ -17,10 +17,10 @@ def tag_problems(tags: object) -> Iterator[str]:
         yield f"is of type {type(tags).__name__}; use a list of texts"
         return
     for tag in tags:
-        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+        if not isinstance(tag, str) or not re.fullmatch(TAG[1:-1], tag):
             yield f"{tag!r:.60} is no tag: use 1 to 50 letters, digits and any of _.:-"
-    if len(set(tags)) > MOST:
-        yield f"{len(tags)} are too many: use at most {MOST}"
+    if len(set(tags)) > MOST_TAGS:
+        yield f"{len(tags)} are too many: use at most {MOST_TAGS}"
 
 
 def parse_tags(entries: Iterable[str]) -> tuple[str, ...]:

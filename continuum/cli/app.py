@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from continuum.cli import codes, operating, schedules, submitting, tasks
+from continuum.cli import codes, limits, operating, schedules, submitting, tasks
 
 GREETING = """\
 Continuum runs Python tasks from a SQL table in hardened sandboxes.
@@ -21,7 +21,7 @@ continuum --help lists all commands, and continuum COMMAND --help says what each
 app = typer.Typer(
     help="Run Python tasks from a SQL table in hardened sandboxes.\n\n"
     "Exit codes: 0 done, 1 the task failed, 2 wrong usage or configuration, 3 no database, 4 no sandbox, "
-    "5 no such thing, 6 waited too long, 130 Ctrl-C, 143 SIGTERM.",
+    "5 no such thing, 6 waited too long, 7 queue full, 130 Ctrl-C, 143 SIGTERM.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
@@ -43,6 +43,7 @@ app.command()(tasks.show)
 app.command()(tasks.cancel)
 app.command()(tasks.retry)
 app.add_typer(codes.app, name="codes")
+app.add_typer(limits.app, name="limits")
 app.add_typer(schedules.app, name="schedules")
 app.command()(operating.status)
 app.command()(operating.top)

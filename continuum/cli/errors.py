@@ -26,7 +26,7 @@ from continuum.cli.common import names_no_database
 from continuum.client import TaskNotFound, WaitTimeout
 from continuum.config import ConfigurationError, load_settings
 from continuum.db.advice import advice_on
-from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidTask, QueueFull, SchemaMismatch
+from continuum.db.errors import DatabaseError, DatabaseUnavailable, InvalidLimit, InvalidTask, QueueFull, SchemaMismatch
 from continuum.sandbox.protocol import BackendUnavailable
 from continuum.status.errors import StatusServerError
 
@@ -64,6 +64,7 @@ class ScheduleExists(ValueError):
 
 _HINTS = (
     (InvalidTask, USAGE, ""),
+    (InvalidLimit, USAGE, ""),
     (QueueFull, FULL, ""),
     (ConfigurationError, USAGE, "change it where it is set: in the environment or in .env"),
     (StatusServerError, USAGE, ""),

@@ -70,6 +70,9 @@ def submit(
         typer.Option(metavar="KEY", help="At most so many with the same key at a time as LIMITS says, or one."),
     ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="What its worker must have (WORKER_TAGS); may be given again.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and print its output.")] = False,
     seconds: Seconds = None,
     as_json: AsJson = False,
@@ -102,6 +105,7 @@ def submit(
             sequence_key=sequence_key,
             concurrency_key=concurrency_key,
             webhook=webhook,
+            worker_tags=tuple(tag or ()),
         )
         async with Client(settings(), patience=0) as client:
             (task_id,) = await client.submit_many([task])

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    Strict,
     WithJsonSchema,
     model_validator,
 )
@@ -21,6 +22,7 @@ from continuum.db.validation import INTEGER, LARGEST, LONGEST, LONGEST_WINDOW
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.retry import BadPolicy, RetryPolicy, parse_policy, policy_schema
+from continuum.tags import MOST_TAGS, TAG
 from continuum.webhook import LONGEST_URL, parse_url
 
 MOST_TASKS = 1000
@@ -151,6 +153,7 @@ Since = Annotated[
     BeforeValidator(_since),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
 ]
+Tags = Annotated[tuple[Annotated[str, Field(pattern=TAG)], ...], Strict(False), Field(max_length=MOST_TAGS)]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
 
@@ -226,6 +229,7 @@ class NewTaskInput(Input):
         description="At most so many tasks of a tenant with the same key run at a time as LIMITS says, or one.",
     )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
+    worker_tags: Tags = Field(default=(), description="What its worker must have, such as `gpu`.")
     retry: Policy | None = Field(
         default=None,
         description="How it is tried again; null leaves it to its script, or to the default. See the guide to retries.",

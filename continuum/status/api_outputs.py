@@ -105,6 +105,7 @@ class TaskOutput(Output):
     cancel_requested: bool
     traceparent: str | None
     webhook: str | None
+    worker_tags: tuple[str, ...] = Field(description="What its worker must have.")
     retry_of: int | None = Field(description="The task of which this is a copy.")
     retry_of_str: str | None
     retried_as: int | None = Field(description="The copy of this task.")

@@ -27,7 +27,7 @@ class CommonOptions(TypedDict, total=False):
     timeout: seconds that one attempt may run. requirements: the packages that the script imports, each pinned: the text of a
     requirements file, or its path. webhook: a URL that is told when the task has ended. retry: whether and when it is tried
     again. sequence_key: in the order of submission, one after another. concurrency_key: so many at a time as LIMITS says, or one.
-    again. worker_tags: what its worker must have (WORKER_TAGS).
+    worker_tags: what its worker must have (WORKER_TAGS).
     """
 
     name: str

@@ -26,6 +26,7 @@ PARTS = {
     "database_path": "claim and complete with no sandbox, beside raw SQL, pgqueuer and procrastinate",
     "growth": "claims, statistics and a worker's memory as the tables grow; an idle worker",
     "retention": "claims while a million finished tasks are deleted",
+    "fairness": "a thousand tenants and twenty workers: shares, limits and what they cost",
     "crowd": "many idle workers, many producers",
     "lag": "how late the worker's event loop is while tasks write much",
     "kinds": "the first version's own kinds of work, beside the ideal",

@@ -206,7 +206,7 @@ ALTER TABLE workers SET (fillfactor = 50);
 
 CREATE TABLE IF NOT EXISTS limits (
     scope         TEXT NOT NULL,     -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
-    name          TEXT NOT NULL,     -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
+    name          TEXT COLLATE "C" NOT NULL,  -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
     weight        DOUBLE PRECISION,  -- a tenant's share, compared with 1
     max_running   INTEGER,           -- at a time, all workers together
     rate          INTEGER,           -- starts in any period of so many seconds, all workers together
@@ -226,7 +226,7 @@ CREATE TABLE IF NOT EXISTS limits (
 -- What limits are kept by: a row for each task that a limit lets run at once, and one for each start that it allows in a period.
 -- A claim takes free ones and skips those that others take, so that nobody waits. `infinity`: until its task ends.
 CREATE TABLE IF NOT EXISTS permits (
-    resource TEXT NOT NULL,     -- running:TENANT or rate:TENANT
+    resource TEXT COLLATE "C" NOT NULL,  -- running:TENANT or rate:TENANT
     number   INTEGER NOT NULL,
     free_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
     task_id  BIGINT,

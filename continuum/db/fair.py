@@ -12,7 +12,8 @@ its own row, which PostgreSQL reads again once it is locked: that makes limits e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from typing import Any
 
 from continuum.db import statements
@@ -70,14 +71,14 @@ WITH RECURSIVE
       UNION ALL
         SELECT step + 1, following.tags, following.tenant, first_tags, first_tenant
         FROM ring CROSS JOIN LATERAL {_next("ring.tags", "ring.tenant")} AS following
-        WHERE step < %(steps)s AND (following.tags, following.tenant) <> (first_tags, first_tenant)
+        WHERE step < %(steps)s + %(skip)s AND (following.tags, following.tenant) <> (first_tags, first_tenant)
     ),
     entitled AS (
         SELECT ring.step, ring.tags, ring.tenant,
                CASE WHEN ring.step = 1 AND %(credit)s::int4 > 0 THEN %(credit)s::int4
                     ELSE floor(limited.weight + random())::int4 END AS quota,
                limited.max_running, floor(limited.rate / parts)::int4 AS rate, limited.rate_period_s / parts AS rate_period
-        FROM ring
+        FROM (SELECT *, step - %(skip)s %% max(step) OVER () AS step_on FROM ring) AS ring
         LEFT JOIN limits AS own ON own.scope = 'tenant' AND own.name = ring.tenant
         LEFT JOIN limits AS every ON every.scope = 'tenant' AND every.name = '*'
         LEFT JOIN limits AS queue ON queue.scope = 'queue' AND queue.name = ''
@@ -93,7 +94,7 @@ WITH RECURSIVE
                    coalesce(own.rate_period_s, every.rate_period_s) AS rate_period_s,
                    ceil(coalesce(own.rate, every.rate)::float8 / {MOST_PERMITS}) AS parts
         ) AS limited
-        WHERE NOT limited.paused
+        WHERE NOT limited.paused AND ring.step_on > 0
     ),
     -- Who is at a limit is passed by.
     able AS (
@@ -107,7 +108,7 @@ WITH RECURSIVE
     -- Once around, or, where all are seen and there are few, as often as there is room for.
     rounds AS (
         SELECT sum(quota) = 0 AS nobody,
-               CASE WHEN (SELECT max(step) FROM ring) < %(steps)s
+               CASE WHEN (SELECT max(step) FROM ring) < %(steps)s + %(skip)s
                     THEN ceil(%(limit)s::float8 / greatest(sum(quota), 1)) ELSE 1 END AS number
         FROM able
     ),
@@ -175,12 +176,14 @@ WITH RECURSIVE
             UNION ALL SELECT 'rate:' || tenant, rate WHERE rate > 0
         ) AS wanted CROSS JOIN LATERAL generate_series(1, most) AS number
         WHERE NOT EXISTS (SELECT FROM permits WHERE permits.resource = wanted.resource AND permits.number = most)
+        ORDER BY resource, number  -- as everybody does, or two would wait for each other
         ON CONFLICT DO NOTHING
         RETURNING 1
     ),
     place AS (
-        SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s AS whole,
-               EXISTS (SELECT FROM made) OR (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
+        SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s + %(skip)s AND %(skip)s = 0 AS whole,
+               EXISTS (SELECT FROM made) AS made,
+               (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
                    SELECT FROM granted JOIN offers USING (step)
                    WHERE granted.share < offers.share  -- another claim was quicker, and there may be others
                       OR granted.share = (SELECT count(*) FROM picked WHERE picked.step = granted.step)) AS more,
@@ -208,7 +211,7 @@ ORDER BY claimed.priority, claimed.id
 was claimed. Permits are made when a limit is first met, and serve from the next claim on."""
 
 
-PLACE = 6
+PLACE = 7
 """How many columns of a row that is."""
 
 
@@ -226,6 +229,7 @@ class Ring:
     _at_tenant: str = ""
     _credit: int = 0
     _steps: int = FEWEST_STEPS
+    _skip: int = field(default_factory=lambda: random.randrange(MOST_STEPS))  # noqa: S311 - so that workers begin apart
 
     def parameters(self, limit: int) -> dict[str, Any]:
         """What the claim of so many tasks must be told."""
@@ -235,11 +239,13 @@ class Ring:
             "at_tenant": self._at_tenant,
             "credit": self._credit,
             "steps": limit + self._steps,
+            "skip": self._skip,
         }
 
     def follow(
         self,
         whole: bool,
+        made: bool,
         more: bool,
         again_in: float | None,
         tags: int | None,
@@ -250,10 +256,14 @@ class Ring:
     ) -> bool:
         """Go to where a claim ended. Returns whether another one may find more now.
 
-        whole: it has seen every tenant. found: how many tasks it claimed. again_in: seconds until a rate allows a start.
+        whole: it has seen every tenant. made: it made permits, and would find them now. more: who gave all that was asked for may
+        have more. found: how many tasks it claimed. again_in: seconds until a rate allows a start.
         """
+        self.again_in = again_in
+        if made and not found:
+            return True
         if tags is not None and tenant is not None:
             self._at_tags, self._at_tenant, self._credit = tags, tenant, credit
+        self._skip = 0
         self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)
-        self.again_in = again_in
-        return more or not whole
+        return more or made or not whole

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import psycopg
 import trio
 
-from benchmarks.report import Ratio, Result, Table
+from benchmarks.report import Cell, Ratio, Result, Table
 from benchmarks.setting import HELLO, Options, database_server, fresh_database
 from continuum.config import Settings
 from continuum.db import open_database

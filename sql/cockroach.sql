@@ -46,15 +46,15 @@ CREATE TABLE IF NOT EXISTS continuum_schema (
 
 -- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on.
 CREATE TABLE IF NOT EXISTS limits (
-    scope         TEXT NOT NULL,     -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
-    name          TEXT NOT NULL,     -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
-    weight        FLOAT8,  -- a tenant's share, compared with 1
-    max_running   INT4,           -- at a time, all workers together
-    rate          INT4,           -- starts in any period of so many seconds, all workers together
-    rate_period_s FLOAT8,
-    max_pending   INT4,           -- open tasks that have not begun, beyond which none is submitted
-    paused        BOOL,           -- nothing of it begins
-    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    scope         TEXT NOT NULL,                       -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
+    name          TEXT NOT NULL,                       -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
+    weight        FLOAT8,                              -- a tenant's share, compared with 1
+    max_running   INT4,                                -- at a time, all workers together
+    rate          INT4,                                -- starts in any period of so many seconds, all workers together
+    rate_period_s FLOAT8,                              -- how long a period is
+    max_pending   INT4,                                -- open tasks that have not begun, beyond which none is submitted
+    paused        BOOL,                                -- nothing of it begins
+    updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),  -- when it was set
     PRIMARY KEY (scope, name),
     CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'queue')),
     CONSTRAINT limits_weight_fits CHECK (weight > 0 AND weight <= 1000),
@@ -67,10 +67,10 @@ CREATE TABLE IF NOT EXISTS limits (
 -- What limits are kept by: a row for each task that a limit lets run at once, and one for each start that it allows in a period.
 -- A claim takes free ones and skips those that others take, so that nobody waits. `infinity`: until its task ends.
 CREATE TABLE IF NOT EXISTS permits (
-    resource TEXT NOT NULL,     -- running:TENANT or rate:TENANT
-    number   INT4 NOT NULL,
-    free_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
-    task_id  INT8,
+    resource TEXT NOT NULL,                       -- running:TENANT or rate:TENANT
+    number   INT4 NOT NULL,                       -- one of as many as the limit says
+    free_at  TIMESTAMPTZ NOT NULL DEFAULT now(),  -- from when on it may be taken
+    task_id  INT8,                                -- whose it is
     PRIMARY KEY (resource, number),
     INDEX permits_free (resource, free_at),
     INDEX permits_taken (task_id) WHERE task_id IS NOT NULL

@@ -68,7 +68,7 @@ DATABASE_VERBS = frozenset(
         "codes",
         "ping",
     }
-    | {"migrate", "check_schema"}
+    | {"migrate", "check_schema", "limits", "set_limit", "clear_limit"}
     | {
         "look_at_schedules",
         "move_schedules",

@@ -311,15 +311,17 @@ _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
 _MARKS = {f"mark_priority_{n}": n for n in range(3)} | {f"mark_id_{n}": 1 << 60 for n in range(3)}
 _CLAIM = {"worker": "w", "limit": 5, "lease": 30.0, "shard": 3, **_BOUNDS, **_MARKS}
 _LEASES = {"ids": [1, 2], "attempts": [1, 1]}
+_CRASHES = {"crashes": [0.0] * 2, "quarantined": [False] * 2}
 PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
     **{f"survey, {n} marks": (survey_statement(n), _CLAIM, "tasks_claimable") for n in (0, 1, 3)},
     **{f"claim, {n} marks": (claim_shard_statement(n), _CLAIM, "tasks_claimable") for n in (0, 1, 3)},
     "claim by keys": (CLAIM_KEYS, _CLAIM | {"shards": [1, 2], "priorities": [0, 0], "ids": [1, 2]}, "tasks_claimable"),
     "promote": (statements.PROMOTE, {"limit": 1000}, "tasks_scheduled"),
+    "expired leases": (statements.EXPIRED_LEASES, {"limit": 100}, "tasks_leases"),
     "recover": (
         statements.RECOVER,
-        {"worker": "w", "limit": 100, "base": 1.0, "factor": 2.0, "cap": 300.0, "jitter": 0.2},
-        "tasks_leases",
+        {"worker": "w", **_LEASES, "delays": [None] * 2, "notes": [""] * 2, **_CRASHES},
+        "tasks",
     ),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}, "tasks_held"),
     "find cancellation": (cockroach.FIND_CANCELLATION, {"worker": "w"}, "tasks_unwanted"),
@@ -334,6 +336,7 @@ PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
             "exit_codes": [0] * 2,
             **{name: [""] * 2 for name in ("outputs", "error_outputs", "last_errors")},
             "delays": [None] * 2,
+            **_CRASHES,
         },
         "tasks",
     ),

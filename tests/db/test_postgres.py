@@ -434,6 +434,7 @@ async def test_a_status_that_nobody_knows_is_refused_where_it_is_written(
 # -- plans -------------------------------------------------------------------------------------------------------------------
 
 _LEASES = {"ids": list(range(1, 51)), "attempts": [1] * 50}
+_CRASHES = {"crashes": [0.0] * 50, "quarantined": [False] * 50}
 _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "claim": (CLAIM, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS, **Ring([""]).parameters(20)}),
@@ -446,12 +447,14 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
             "exit_codes": [0] * 50,
             **{name: [""] * 50 for name in ("outputs", "error_outputs", "last_errors")},
             "delays": [None] * 50,
+            **_CRASHES,
         },
     ),
     "heartbeat": (statements.HEARTBEAT, {"worker": "w", "lease": 30.0, **_LEASES}),
+    "expired_leases": (statements.EXPIRED_LEASES, {"limit": 100}),
     "recover": (
         statements.RECOVER,
-        {"worker": "w", "limit": 100, "base": 1.0, "factor": 2.0, "cap": 300.0, "jitter": 0.2},
+        {"worker": "w", **_LEASES, "delays": [None] * 50, "notes": [""] * 50, **_CRASHES},
     ),
     "promote": (statements.PROMOTE, {"limit": 1000}),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),

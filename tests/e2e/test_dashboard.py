@@ -383,6 +383,7 @@ def test_the_first_page_is_small(site: Site, tasks: Tasks, chromium: Any, watch:
         session.on("Network.loadingFinished", lambda event, sizes=sizes: sizes.append(event["encodedDataLength"]))
         page.goto("/")
         until(page, "() => document.getElementById('live').dataset.state === 'live'")
+        until(page, "() => performance.getEntriesByName('first-contentful-paint').length > 0")
         paints.append(
             page.evaluate("performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)[0]")
         )

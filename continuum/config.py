@@ -257,6 +257,8 @@ class Settings(BaseSettings):
     """Finished tasks are deleted after so many days; 0 keeps them. `7,failed=90` keeps those longer that failed: any of
     `completed`, `failed`, `cancelled` and `malicious`. On CockroachDB by row-level TTL, which stays when this is set back to 0
     (`ALTER TABLE tasks RESET (ttl)`)."""
+    archive_dir: Path | None = None
+    """A directory in which each task is written before RETENTION_DAYS deletes it, as JSON Lines. Several workers may share it."""
 
     # Sandboxes
     sandbox: Literal["auto", "docker", "bubblewrap"] = "auto"

@@ -407,6 +407,29 @@ class TaskFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedFilter:
+    """Which tasks that have ended to archive.
+
+    status: how they ended. older_than: seconds since then, at least. tenant, name: as in `TaskFilter.tenant` and `.text`.
+    """
+
+    status: Status
+    older_than: float = 0.0
+    tenant: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTask:
+    """A task as it was found to have ended; nothing is done with it that was changed since. size: bytes of its texts, about."""
+
+    id: int
+    attempt: int
+    finished: dt.datetime
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSummary:
     """What a list of tasks shows of each. error: the first line of `last_error`, at most 300 characters."""
 

@@ -33,6 +33,7 @@ RELOADABLE = frozenset(
         "quarantine_after",
         "shutdown_grace",
         "retention_days",
+        "archive_dir",
         "output_limit",
         "container_memory_mb",
         "container_cpu_limit",

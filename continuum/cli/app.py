@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from continuum.cli import codes, limits, operating, schedules, submitting, tasks
+from continuum.cli import archive, codes, limits, operating, schedules, submitting, tasks
 
 GREETING = """\
 Continuum runs Python tasks from a SQL table in hardened sandboxes.
@@ -49,6 +49,7 @@ app.command()(operating.status)
 app.command()(operating.top)
 app.command()(operating.worker)
 app.command()(operating.migrate)
+app.command()(archive.archive)
 app.command()(operating.doctor)
 app.command()(operating.demo)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(

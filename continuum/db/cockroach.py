@@ -35,6 +35,7 @@ EXPIRY = """
 ALTER TABLE tasks SET (ttl_expiration_expression = $${expression}$$, ttl_job_cron = '@hourly')
 """
 """Row-level TTL for finished tasks. A schema change takes no parameters."""
+NO_EXPIRY = "ALTER TABLE tasks RESET (ttl)"
 
 SHOW_SCHEMA = "SELECT create_statement FROM [SHOW CREATE TABLE tasks]"
 """How the table is set up, to change it only where it differs."""
@@ -113,9 +114,14 @@ def expiration(ages: Mapping[Status, float]) -> str:
 
 
 async def expire(run: Run, ages: Mapping[Status, float]) -> bool:
-    """Set row-level TTL, where it is not set so already. False where the user may not."""
-    expression = expiration(ages)
+    """Set row-level TTL, where it is not set so already; or end it where nothing is to expire. False where the user may not, and
+    where there is none."""
     ((schema,),) = await run(SHOW_SCHEMA)
+    if not ages:
+        if "ttl_expiration_expression" in schema:
+            await _end_expiry(run)
+        return False
+    expression = expiration(ages)
     if expression in schema.replace("\\'", "'"):
         return True
     try:
@@ -123,8 +129,20 @@ async def expire(run: Run, ages: Mapping[Status, float]) -> bool:
     except NotPermitted as error:
         log.warning("row-level TTL is not this user's to set: workers delete finished tasks", reason=describe(error))
         return False
-    log.info("set row-level TTL: the server deletes finished tasks", seconds={**ages})
+    log.info(
+        "set row-level TTL: the server deletes finished tasks",
+        seconds={status.value: age for status, age in ages.items()},
+    )
     return True
+
+
+async def _end_expiry(run: Run) -> None:
+    try:
+        await run(NO_EXPIRY)
+    except NotPermitted as error:
+        log.error("row-level TTL goes on deleting tasks: its owner may end it", reason=describe(error), by=NO_EXPIRY)
+    else:
+        log.info("ended row-level TTL: workers delete finished tasks")
 
 
 COCKROACH = Dialect(

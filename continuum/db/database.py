@@ -48,6 +48,8 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    EndedFilter,
+    EndedTask,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -416,6 +418,31 @@ class SqlDatabase(SqlSchedules):
             return cursor.rowcount
 
         return await self._with_connection(body, deadline=self.long_deadline)
+
+    async def ended(self, wanted: EndedFilter, limit: int = 1000, after: Sequence[EndedTask] = ()) -> list[EndedTask]:
+        last = max((task.finished for task in after), default=None)
+        parameters = {
+            "status": wanted.status.value,
+            "older_than": wanted.older_than,
+            "tenant": wanted.tenant,
+            "name": searching.part_of(wanted.name),
+            "finished": last,
+            "ids": [task.id for task in after if task.finished == last],
+            "limit": limit,
+        }
+        statement = statements.ended(
+            of_tenant=wanted.tenant is not None, named=bool(wanted.name), after=last is not None
+        )
+        return [rows.ended_task(row) for row in await self._read(statement, parameters, deadline=self.long_deadline)]
+
+    async def delete_ended(self, tasks: Sequence[EndedTask]) -> int:
+        parameters = {
+            "ids": [task.id for task in tasks],
+            "attempts": [task.attempt for task in tasks],
+            "finished": [task.finished for task in tasks],
+        }
+        ((count,),) = await self._run(statements.DELETE_ENDED, parameters, deadline=self.long_deadline)
+        return int(count)
 
     async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
         found = await self._run(statements.CLAIM_WEBHOOKS, {"limit": limit, "lease": lease}, writes=True)

@@ -42,6 +42,8 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    EndedFilter,
+    EndedTask,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -455,6 +457,39 @@ class MemoryDatabase(MemorySchedules):
         for _, task_id in old[:limit]:
             del self.tasks[task_id]
         return len(old[:limit])
+
+    async def ended(self, wanted: EndedFilter, limit: int = 1000, after: Sequence[EndedTask] = ()) -> list[EndedTask]:
+        await self._answer()
+        last = max((task.finished for task in after), default=EPOCH)
+        seen = {task.id for task in after if task.finished == last}
+        found = sorted(
+            (task.finished, task.id)
+            for task in self.tasks.values()
+            if task.status == wanted.status
+            and task.finished
+            and last <= task.finished < _in(-wanted.older_than)
+            and task.id not in seen
+            and wanted.tenant in (None, task.tenant)
+            and wanted.name.lower() in task.name.lower()
+        )
+        texts = {number: (self.tasks[number].output or "", self.tasks[number].payload or "") for _, number in found}
+        return [
+            EndedTask(number, self.tasks[number].attempt, finished, sum(map(len, texts[number])))
+            for finished, number in found[:limit]
+        ]
+
+    async def delete_ended(self, tasks: Sequence[EndedTask]) -> int:
+        await self._answer()
+        there = [
+            task.id
+            for task in tasks
+            if (known := self.tasks.get(task.id)) is not None
+            and known.finished_for_good
+            and (known.attempt, known.finished) == (task.attempt, task.finished)
+        ]
+        for number in there:
+            del self.tasks[number]
+        return len(there)
 
     async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:
         await self._answer()

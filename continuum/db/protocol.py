@@ -26,6 +26,8 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    EndedFilter,
+    EndedTask,
     FailureGroup,
     HeartbeatAnswer,
     Lease,
@@ -185,12 +187,22 @@ class Database(Schedules, Protocol):
         ...
 
     async def expire(self, ages: Mapping[Status, float]) -> bool:
-        """Have the database itself delete, from now on, tasks that ended so more than so many seconds ago. False where it
-        cannot, or may not: `purge` them then."""
+        """Have the database itself delete, from now on, tasks that ended so more than so many seconds ago, and no others: none at
+        all where none are named. False where it cannot, or may not: `purge` them then."""
         ...
 
     async def purge(self, status: Status, older_than: float, limit: int = 1000) -> int:
         """Delete up to `limit` tasks that ended so more than `older_than` seconds ago, the oldest first; return how many."""
+        ...
+
+    async def ended(self, wanted: EndedFilter, limit: int = 1000, after: Sequence[EndedTask] = ()) -> list[EndedTask]:
+        """Find tasks that have ended, those first that ended first. after: those that were found before, to go on; only the ones
+        that ended last count."""
+        ...
+
+    async def delete_ended(self, tasks: Sequence[EndedTask]) -> int:
+        """Delete these tasks, but for those that were changed since they were found, or that somebody holds locked; return how
+        many."""
         ...
 
     async def claim_webhooks(self, limit: int, *, lease: float) -> list[WebhookDelivery]:

@@ -11,6 +11,7 @@ from continuum.model import (
     ClaimedTask,
     DeadLetterPage,
     DeadLetterPlace,
+    EndedTask,
     FailureGroup,
     RunningTask,
     TaskRecord,
@@ -57,6 +58,11 @@ def dead_letter_page(found: list[Row], most: int) -> DeadLetterPage:
 def running_task(row: Row) -> RunningTask:
     """A row of `RUNNING`."""
     return RunningTask(*in_utc(row))
+
+
+def ended_task(row: Row) -> EndedTask:
+    """A row of `ended`."""
+    return EndedTask(*in_utc(row))
 
 
 def failure_group(row: Row) -> FailureGroup:

@@ -32,7 +32,7 @@ def conditions(wanted: TaskFilter) -> Iterator[Parameters]:
     text = wanted.text.strip()
     if text.isascii() and text.isdecimal() and int(text) <= LARGEST_ID:
         yield given | {"id": int(text)}
-    yield given | ({"name": f"%{_literally(text)}%"} if text else {})
+    yield given | ({"name": part_of(text)} if text else {})
 
 
 def dead_letter_conditions(wanted: DeadLetterFilter) -> Parameters:
@@ -53,6 +53,11 @@ def bounds(wanted: TaskFilter) -> Parameters:
         "before": LARGEST_ID if wanted.before is None else wanted.before,
         "limit": max(1, min(wanted.limit, MOST)),
     }
+
+
+def part_of(text: str) -> str:
+    """A pattern for ILIKE that finds a text anywhere."""
+    return f"%{_literally(text)}%"
 
 
 def _literally(text: str) -> str:

@@ -357,6 +357,39 @@ DELETE FROM tasks WHERE id IN (
 """
 """Delete a small batch of tasks that ended in one way and were kept long enough: an ordered, limited scan of `tasks_ended`."""
 
+_LATEST = "finished >= %(finished)s::timestamptz AT TIME ZONE 'utc' AND id <> ALL (%(ids)s::int8[])"
+
+
+def ended(*, of_tenant: bool, named: bool, after: bool) -> str:
+    """Find tasks that have ended in one way: an ordered, limited scan of `tasks_ended`, as long as only their age counts."""
+    conditions = [
+        "status = %(status)s AND finished < (now() - %(older_than)s * interval '1 second') AT TIME ZONE 'utc'",
+        *(["tenant = %(tenant)s"] if of_tenant else []),
+        *(["name ILIKE %(name)s"] if named else []),
+        *([_LATEST] if after else []),
+    ]
+    return f"""
+SELECT id, attempt, finished AT TIME ZONE 'utc',
+       coalesce(octet_length(output), 0) + coalesce(octet_length(error_output), 0) + coalesce(pg_column_size(payload), 0)
+FROM tasks WHERE {" AND ".join(conditions)}
+ORDER BY finished LIMIT %(limit)s
+"""
+
+
+DELETE_ENDED = f"""
+WITH old AS (
+        SELECT tasks.id
+        FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(finished)s::timestamptz[]) AS found (id, attempt, finished)
+        JOIN tasks ON tasks.id = found.id AND tasks.attempt = found.attempt
+             AND tasks.finished = found.finished AT TIME ZONE 'utc'
+        WHERE tasks.status IN {_ENDED}
+        FOR UPDATE OF tasks SKIP LOCKED
+    ),
+    deleted AS (DELETE FROM tasks WHERE id IN (SELECT id FROM old) RETURNING 1)
+SELECT count(*) FROM deleted
+"""
+"""Delete tasks that are as they were found."""
+
 TAKE_DUTY = """
 INSERT INTO duties AS held (name, worker_id, until)
 VALUES (%(name)s, %(worker)s, now() + %(seconds)s * interval '1 second')

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import trio
 
+from continuum.archive import Archive
 from continuum.config import Settings
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.protocol import Database
-from continuum.model import Status
+from continuum.model import EndedFilter, Status
+from continuum.nursery.archiving import Archiving, portions
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.state import WorkerState
 
@@ -48,6 +51,7 @@ class Retention:
     _expires: bool = False
     _expires_after: dict[Status, float] | None = None
     _renew_at: float = 0.0
+    _archiving: Archiving | None = None
 
     async def run(self) -> None:
         """Look at once and then every `INTERVAL`, a little apart from other workers; never return."""
@@ -67,28 +71,55 @@ class Retention:
     async def retain(self) -> None:
         """Let go of what was kept long enough, unless the database does it by itself or another worker does. Raises
         `DatabaseUnavailable`."""
-        ages = self.settings.retention
-        if self._expires_after != ages:
-            self._expires = await self.database.expire(ages)
-            self._expires_after = ages
-        if self._expires:
+        if await self._database_expires():
             return
         self._renew_at = 0.0
-        for status in ages:
+        for status in self.settings.retention:
             before = self.deleted
-            await self._purge(status)
+            try:
+                await self._delete(status)
+            except OSError as error:
+                log.error("tasks past their retention cannot be archived, and are kept", reason=str(error))
             if self.deleted > before:
                 log.info("deleted tasks past their retention", status=status.value, count=self.deleted - before)
 
-    async def _purge(self, status: Status) -> None:
-        """Delete all that ended so for long enough, batch after batch."""
+    async def _database_expires(self) -> bool:
+        """Whether the database deletes by itself: it archives nothing before."""
+        ages = self.settings.retention if self.settings.archive_dir is None else {}
+        if (
+            self._expires_after != ages or not ages
+        ):  # over and over: a worker without ARCHIVE_DIR may have told it otherwise
+            self._expires = await self.database.expire(ages)
+            self._expires_after = ages
+        return self._expires
+
+    async def _delete(self, status: Status) -> None:
+        """Delete all that ended so for long enough, batch after batch. Raises OSError when it cannot be archived."""
         while (age := self.settings.retention.get(status)) is not None and await self._has_duty():
             began, limit = trio.current_time(), self._limit
-            deleted = await self.database.purge(status, age, limit)
-            self.deleted += deleted
-            if deleted < limit:
+            if self.settings.archive_dir is None:
+                deleted = await self.database.purge(status, age, limit)
+                self.deleted += deleted
+                again = deleted == limit
+            else:
+                again = await self._archive(self.settings.archive_dir, status, age, limit)
+            if not again:
                 return
             await self._rest(trio.current_time() - began)
+
+    async def _archive(self, directory: Path, status: Status, age: float, limit: int) -> bool:
+        """Archive and delete a batch; return whether there may be more."""
+        archiving = self._archiving
+        if archiving is None or archiving.archive.directory != directory:
+            archiving = self._archiving = Archiving(self.database, Archive(directory, self.state.id))
+        found = await self.database.ended(EndedFilter(status, age), limit)
+        before = self.deleted
+        for portion in portions(found):
+            if not await self._has_duty():
+                return False
+            written, _ = await archiving.archive_tasks(portion)
+            self.deleted += await self.database.delete_ended(written)
+        return len(found) == limit and self.deleted > before
 
     async def _has_duty(self) -> bool:
         """Take the duty, or renew it in time; False when another worker has it."""

@@ -46,6 +46,8 @@ DATABASE_VERBS = frozenset(
         "take_duty",
         "expire",
         "purge",
+        "ended",
+        "delete_ended",
         "claim_webhooks",
         "settle_webhook",
         "put_off_webhooks",

@@ -19,6 +19,8 @@ from continuum.model import (
     Cancellation,
     ClaimedTask,
     Completion,
+    EndedFilter,
+    EndedTask,
     Lease,
     Limit,
     NewTask,
@@ -627,6 +629,31 @@ async def test_finished_tasks_are_purged_when_they_are_old_and_open_ones_never(d
     assert await database.purge(Status.COMPLETED, 0.01) == 0
     statistics = await database.statistics(latest=True)
     assert (statistics.pending, statistics.completed) == (1, 2), "retention does not lower the totals"
+
+
+async def test_ended_tasks_are_found_in_pages_and_deleted_only_as_they_were_found(database: Database) -> None:
+    await database.submit([replace(HELLO, name="Report", tenant="a")] * 7)
+    tasks = await database.claim("one", 6, lease=30)
+    await database.complete("one", [replace(completed(task), output="x" * 1000) for task in tasks[:3]])
+    await database.complete("one", [completed(task) for task in tasks[3:5]])
+    await database.complete("one", [replace(completed(tasks[5]), status=Status.FAILED)])
+    every = EndedFilter(Status.COMPLETED)
+    assert await database.ended(EndedFilter(Status.COMPLETED, older_than=3600)) == []
+    pages: list[list[EndedTask]] = []
+    while page := await database.ended(every, 2, [task for page in pages for task in page]):
+        pages.append(page)
+    found = [task for page in pages for task in page]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert sorted(task.id for task in found) == [task.id for task in tasks[:5]]
+    assert {task.id for task in found[:3]} == {task.id for task in tasks[:3]}, "the oldest first"
+    assert found[0].size >= 1000
+    assert await database.ended(replace(every, tenant="b")) == []
+    assert len(await database.ended(replace(every, tenant="a", name="PORT"))) == 5
+    assert [task.id for task in await database.ended(EndedFilter(Status.FAILED))] == [tasks[5].id]
+    changed = [replace(found[0], attempt=2), replace(found[1], finished=found[1].finished + dt.timedelta(seconds=1))]
+    assert await database.delete_ended([]) == 0
+    assert await database.delete_ended([*changed, *found[2:]]) == 3
+    assert await database.ended(every) == sorted(found[:2], key=lambda task: found.index(task))
 
 
 async def test_a_duty_is_one_workers_until_it_is_over(database: Database) -> None:

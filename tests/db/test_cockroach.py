@@ -459,6 +459,9 @@ async def test_retention_is_row_level_ttl_for_finished_tasks(queue: Database, ur
     )
     expired = execute(url, f"SELECT name FROM tasks WHERE ({expression}) < now()")
     assert sorted(expired) == [("old",), ("old and failed",)]
+    assert not await queue.expire({}), "what is archived first is not the database's to delete"
+    ((schema,),) = execute(url, "SELECT create_statement FROM [SHOW CREATE TABLE tasks]")
+    assert "ttl_expiration" not in schema
 
 
 async def test_a_user_who_may_not_change_the_table_deletes_old_tasks_instead(queue: Database, url: str) -> None:

@@ -459,6 +459,14 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "promote": (statements.PROMOTE, {"limit": 1000}),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
     "purge": (statements.PURGE, {"status": "completed", "older_than": 1e9, "limit": 1000}),
+    "ended": (
+        statements.ended(of_tenant=False, named=False, after=False),
+        {"status": "completed", "older_than": -1e9, "limit": 100},
+    ),
+    "delete_ended": (
+        statements.DELETE_ENDED,
+        {"ids": [7], "attempts": [1], "finished": [dt.datetime(2026, 1, 1, tzinfo=dt.UTC)]},
+    ),
     "statistics": (statements.statistics(), {}),
     "oldest_pending": (statements.oldest_pending(), {}),
     "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),

@@ -23,6 +23,8 @@ from continuum.model import (
     Completion,
     DeadLetterFilter,
     DeadLetterPlace,
+    EndedFilter,
+    EndedTask,
     Limit,
     NewTask,
     PartialOutput,
@@ -45,6 +47,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.RELEASE: [[(0,)]],
     statements.RELEASE_EXCEPT: [[(0,)]],
     statements.PROMOTE: [[(0,)]],
+    statements.DELETE_ENDED: [[(0,)]],
     statements.NEXT_DUE: [[(None, None)]],
     statements.CANCEL_LATE: [[(0,)]],
     statements.FIND_STALE_PERMITS: [[(1,)]],
@@ -66,7 +69,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.statistics(): [[(0,) * 10]],
     statements.oldest_pending(cockroach.COCKROACH.as_of): [[(None,)]],
     survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
-    cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)]],
+    cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)], [("ttl_expiration_expression",)]],
     changefeed.TAKE_PLACE: [[(1,)]],
     changefeed.KEEP_PLACE: [[(1,)]],
     changefeed.NOW: [[("1.0",)]],
@@ -120,7 +123,11 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.recover("worker")
     await queue.take_duty("retention", "worker", 60)
     await queue.expire({Status.COMPLETED: 86400})
+    await queue.expire({})
     await queue.purge(Status.COMPLETED, 86400)
+    ended = EndedTask(1, 1, NOW, 5)
+    await queue.ended(EndedFilter(Status.COMPLETED, tenant="t", name="n"), after=[ended])
+    await queue.delete_ended([ended])
     await queue.cancel(1)
     await queue.fetch([1])
     await queue.still_open([1])
@@ -216,6 +223,6 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     problems = {spoiled[statement] for statement in refused(program, list(spoiled))}
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
-        "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlSchedules.move_schedules",
+        "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlDatabase.delete_ended", "SqlSchedules.move_schedules",
         "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
     }  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from continuum.cli import app, formats
 from continuum.cli.common import since_when, until_when
 from continuum.cli.complete import complete_code, complete_status, complete_task
-from continuum.db.memory import MemoryDatabase
+from continuum.db.memory import EPOCH, MemoryDatabase
 from continuum.model import Completion, Limit, NewTask, Scope, Status
 
 SCRIPT = "def half(n):\n    return n / 0\n\n\nprint('begun')\nhalf(4)\n"
@@ -268,3 +270,28 @@ def test_all_that_failed_alike_is_tried_again_by_one_command(failed: MemoryDatab
 )
 def test_what_cannot_be_tried_again_is_wrong_usage(arguments: list[str], said: str) -> None:
     assert said in run("retry", *arguments, code=2)[1]
+
+
+def test_finished_tasks_are_archived_by_hand_and_deleted_when_asked(failed: MemoryDatabase, tmp_path: Path) -> None:
+    for number in (1, 2):
+        failed.tasks[number] = replace(failed.tasks[number], finished=EPOCH)
+    printed, _ = run("archive", str(tmp_path), "--status", "failed", "--tenant", "acme", "--name", "HALV")
+    assert printed.splitlines()[0] == "1 tasks written"
+    path = Path(printed.splitlines()[1])
+    assert json.loads(gzip.decompress(path.read_bytes()))["name"] == "halves"
+    assert sorted(failed.tasks) == [1, 2, 3]
+    answer = json.loads(run("archive", str(tmp_path), "--tenant", "nobody", "--json")[0])
+    assert answer == {"written": 0, "deleted": 0, "files": []}
+    answer = json.loads(run("archive", str(tmp_path), "--delete", "--json")[0])
+    assert (answer["written"], answer["deleted"], len(answer["files"])) == (2, 2, 1)
+    assert sorted(failed.tasks) == [3], "what has not ended stays"
+
+
+def test_an_archive_needs_a_directory_and_ways_to_end(
+    database: MemoryDatabase, failed: MemoryDatabase, tmp_path: Path
+) -> None:
+    failed.tasks[1] = replace(failed.tasks[1], finished=EPOCH)
+    assert "ARCHIVE_DIR is not set, and no directory was given" in run("archive", code=2)[1]
+    assert "'pending' is no way to end" in run("archive", str(tmp_path), "--status", "pending", code=2)[1]
+    assert "takes no archive" in run("archive", str(tmp_path / "nowhere"), "--delete", code=2)[1]
+    assert sorted(failed.tasks) == [1, 2, 3]

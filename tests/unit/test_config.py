@@ -63,6 +63,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "quarantine_after": 2,
         "shutdown_grace": 25.0,
         "retention_days": "0",
+        "archive_dir": None,
         "sandbox": "auto",
         "container_image": "python:3.9-slim",
         "container_memory_mb": 512,

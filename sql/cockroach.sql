@@ -213,9 +213,9 @@ CREATE TABLE IF NOT EXISTS tasks (
     -- Only while it was never begun: a retry must not fail because the same was submitted again meanwhile.
     UNIQUE INDEX tasks_unique (coalesce(tenant, ''), unique_key)
         WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL,
-    -- Claiming: an ordered, limited scan of one shard of this index and nothing else. A filter that the index does not answer
-    -- would make SKIP LOCKED lock every row it reads. Who submits counts what is pending by tenant, and from this index alone.
-    INDEX tasks_claimable (shard, priority, id) STORING (tenant) WHERE status = 'pending' AND run_at IS NULL
+    -- Claiming: short reads of this index find tenants and their next tasks, which are then claimed by their ids. Who submits
+    -- counts what is pending by tenant, and from this index alone.
+    INDEX tasks_claimable (worker_tags, tenant, priority, shard, id) WHERE status = 'pending' AND run_at IS NULL
         AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted),
     -- What must be admitted before.
     INDEX tasks_gated (id) WHERE status = 'pending' AND run_at IS NULL
@@ -260,7 +260,8 @@ CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = '
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS schedule TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS due_at TIMESTAMPTZ;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
-CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (shard, priority, id) STORING (tenant) WHERE status = 'pending' AND run_at IS NULL
+CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, tenant, priority, shard, id)
+    WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;

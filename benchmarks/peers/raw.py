@@ -5,7 +5,6 @@ DATABASE_URL=... python -m benchmarks.peers.raw
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from typing import Any
@@ -15,10 +14,10 @@ import psycopg
 from benchmarks.peers import Connection, Contender
 from continuum.db import statements
 from continuum.db.cockroach import COCKROACH
+from continuum.db.cockroach_fair import CLAIM_KEYS, WALK
 from continuum.db.dialect import Dialect
 from continuum.db.fair import CLAIM, PLACE, Ring
 from continuum.db.postgres import POSTGRES
-from continuum.db.shards import SHARDS, claim_shard_statement
 from continuum.db.validation import INTEGER
 
 BATCH = 50
@@ -55,19 +54,18 @@ def main() -> None:
         for statement in dialect.prepare_session:
             connection.execute(statement.encode())
         print("ready", flush=True)
-        parts = itertools.cycle(range(SHARDS)) if dialect is COCKROACH else itertools.repeat(0)
-        for part in parts:
-            while claimed := _claim(connection, dialect, part):
+        while True:
+            while claimed := _claim(connection, dialect):
                 _complete(connection, dialect, claimed)
-            if part == 0:  # all have been looked at
-                time.sleep(PAUSE)
+            time.sleep(PAUSE)
 
 
-def _claim(connection: Connection, dialect: Dialect, part: int) -> list[tuple[Any, ...]]:
-    bounds = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1, "shard": part}
+def _claim(connection: Connection, dialect: Dialect) -> list[tuple[Any, ...]]:
+    bounds = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
     values = {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
     if dialect is COCKROACH:
-        return connection.execute(claim_shard_statement(0).encode(), values).fetchall()
+        seen = connection.execute(WALK.encode(), {"tags": [""]}).fetchall()
+        return connection.execute(CLAIM_KEYS.encode(), values | {"ids": [row[-1] for row in seen[:BATCH]]}).fetchall()
     found = connection.execute(CLAIM.encode(), values | Ring([""]).parameters(BATCH)).fetchall()
     return [row[PLACE:] for row in found if row[PLACE] is not None]
 

@@ -19,11 +19,11 @@ import structlog
 import trio
 
 from continuum.db.classify import describe
+from continuum.db.cockroach_fair import FairClaims, entry_of
 from continuum.db.dialect import Session
 from continuum.db.errors import DatabaseUnavailable, NotPermitted
 from continuum.db.pool import discard
 from continuum.db.protocol import Listener
-from continuum.db.shards import Entry, ShardedClaims
 from continuum.model import Wakeup
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ GIVE_UP_DEADLINE = 1.0
 
 FEED = """
 CREATE CHANGEFEED WITH no_initial_scan, resolved = '1s', min_checkpoint_frequency = '1s', cursor = %(cursor)s
-AS SELECT shard, priority, id, run_at IS NOT NULL AS parked,
+AS SELECT worker_tags AS tags, tenant, priority, shard, id, run_at IS NOT NULL AS parked,
           (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted AS gated
    FROM tasks WHERE status = 'pending'
 """
@@ -84,7 +84,7 @@ LEAVE_PLACE = "DELETE FROM wakeup_feeds WHERE place = %(place)s AND worker_id = 
 class Changefeed:
     """One worker's feed. `keep` is its whole life; `alive` says whether it can be relied on at this time."""
 
-    def __init__(self, session: Session, listener: Listener, claims: ShardedClaims) -> None:
+    def __init__(self, session: Session, listener: Listener, claims: FairClaims) -> None:
         self._session = session
         self._listener = listener
         self._claims = claims
@@ -195,7 +195,7 @@ class Changefeed:
         elif message["gated"]:
             self._listener.wake(Wakeup.GATED)
         else:
-            self._claims.hint(Entry(*(int(str(message[name])) for name in Entry._fields)))
+            self._claims.hint(entry_of(message))
             self._listener.wake(Wakeup.PENDING)
 
     async def _allowed(self, error: psycopg.Error) -> bool:

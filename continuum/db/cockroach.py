@@ -13,12 +13,12 @@ import trio
 from continuum.db.admission import BEGIN_COCKROACH
 from continuum.db.changefeed import Changefeed
 from continuum.db.classify import describe
+from continuum.db.cockroach_fair import FairClaims
 from continuum.db.connection import TrioConnection
 from continuum.db.dialect import Dialect, Rows, Run, Session
 from continuum.db.errors import DatabaseUnavailable, NotPermitted
 from continuum.db.polling import wake_at_intervals, wake_for_everything
 from continuum.db.protocol import Listener
-from continuum.db.shards import ShardedClaims
 from continuum.model import Status, Wakeup
 
 log = structlog.get_logger(__name__)
@@ -60,10 +60,10 @@ class CockroachQueue:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._claims = ShardedClaims(session.run, session.read, session.polling_interval)
+        self._claims = FairClaims(session.run, session.read)
 
     async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
-        return await self._claims.claim(parameters), None
+        return await self._claims.claim(parameters)
 
     async def listen(self, listener: Listener) -> None:
         feed = Changefeed(self._session, listener, self._claims)

@@ -15,10 +15,11 @@ import trio.testing
 
 from continuum.config import Settings
 from continuum.db import admission, changefeed, cockroach, database, open_database, statements, statements_schedules
+from continuum.db.cockroach_fair import HEAD, READ, WALK, WALK_ON, WINDOW
 from continuum.db.dialect import SCHEMA_VERSION
+from continuum.db.permits import FIND_LIMITS, FIND_PERMITS
 from continuum.db.pool import RESTED
 from continuum.db.protocol import Database
-from continuum.db.shards import MARKED_PRIORITIES, SURVEY_LIMIT, claim_shard_statement, survey_statement
 from continuum.model import (
     Completion,
     DeadLetterFilter,
@@ -36,7 +37,7 @@ from continuum.model import (
 from continuum.schedules import Move, NewSchedule, Waiting
 from tests.conftest import require
 from tests.grammar.parser import NotBuilt, build, find_go, refused
-from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder, numbered
+from tests.grammar.recorder import ADAPTER, SENDERS, Answer, Recorder
 from tests.support.kubernetes import queue_depth
 from tests.support.listener import listening
 
@@ -68,7 +69,16 @@ ANSWERS: dict[str, list[Answer]] = {
     ],
     statements.statistics(): [[(0,) * 10]],
     statements.oldest_pending(cockroach.COCKROACH.as_of): [[(None,)]],
-    survey_statement(0): [[(3, 0, 1)], [(3, 0, number) for number in range(SURVEY_LIMIT)], []],
+    WALK: [
+        [("", "a", 0, 3, number) for number in range(READ)],
+        [],
+        [("", "a", 0, 3, number) for number in range(READ)],
+    ],
+    WALK_ON: [[("", "b", 0, 3, 1)]],
+    HEAD: [[("", "a", 0, 3, number) for number in range(READ)]],
+    WINDOW: [[("", "a", 0, 4, 1)]],
+    FIND_LIMITS: [[("tenant", "*", 1.0, 2, 3, 4.0, None)], []],
+    FIND_PERMITS: [[], [("running:a", 2, [1], None), ("rate:a", 3, [1], None)], []],
     cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)], [("ttl_expiration_expression",)]],
     changefeed.TAKE_PLACE: [[(1,)]],
     changefeed.KEEP_PLACE: [[(1,)]],
@@ -106,8 +116,8 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.migrate()
     await queue.check_schema()
     await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key", idempotency_window=60)])
-    await queue.claim("worker", 1, lease=30)
-    await queue.claim("worker", 1, lease=30)
+    for limit in (1, 3, 3):
+        await queue.claim("worker", limit, lease=30)
     completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)
     await queue.complete("worker", [completion])
     await queue.release("worker", [completion.lease])
@@ -202,9 +212,6 @@ def test_nobody_but_the_adapter_sends_statements() -> None:
 
 async def test_the_grammar_accepts_every_statement(recorder: Recorder, program: Path) -> None:
     said = dict(recorder.heard)
-    for make in (survey_statement, claim_shard_statement):
-        for marks in range(MARKED_PRIORITIES + 1):
-            said[numbered(make(marks))] = f"{make.__name__}({marks})"
     said[queue_depth()[0]] = "deploy/kubernetes/keda"
     problems = {said[statement]: why for statement, why in refused(program, list(said)).items()}
     assert not problems
@@ -224,5 +231,5 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
         "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlDatabase.delete_ended", "SqlSchedules.move_schedules",
-        "ShardedClaims._claim_entries", "ShardedClaims._claim_from_backlog",
+        "FairClaims._claim",
     }  # fmt: skip

@@ -1,0 +1,477 @@
+"""The claim on CockroachDB: a fair share for each tenant, and no more than LIMITS allows, without a convoy.
+
+Many workers that scan the head of one index queue up behind each other's latches (cockroachdb/cockroach#172541), and a scan
+under SKIP LOCKED locks whatever it reads. So reading and claiming are apart:
+
+- A *walk* goes around the ring of tenants by short reads of the claim's index, which wait for nobody. A short queue is seen whole
+  by one read, and what comes first is claimed: exact order, two statements. Around a long one the walk goes on step by step, and
+  what it saw is remembered, so that tenants which come up are found while others are served.
+- Of a tenant with much to do, a *window* of the best priority is read, from one of `SHARDS` parts that tasks are spread over at
+  random: each worker begins at another one, and goes on where the last window ended, past no dead rows.
+- A claim takes tasks of one tenant after the other, as many as its weight says (deficit round robin, as on PostgreSQL), by their
+  keys, together with the permits that limits are kept by. Whatever others hold or took meanwhile is skipped, and nothing else
+  is locked.
+- Hints: a worker that was told of a task claims it without a look, between two walks that saw the whole of a short queue.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import trio
+
+from continuum.db import statements
+from continuum.db.dialect import Read, Rows, Run
+from continuum.db.errors import DatabaseUnavailable
+from continuum.db.permits import Limits, Permit
+from continuum.tags import sets_of
+
+SHARDS = 16
+"""As in sql/cockroach.sql."""
+READ = 64
+"""Tasks that a read of the index returns at most; a queue with fewer is seen whole."""
+WALK_COST = 25.0
+"""A walk that goes around in few steps rests for so many times what a step took."""
+FEW_STEPS = 4
+TENANTS_AT_ONCE = 32
+"""For how many tenants limits are looked up by one statement."""
+HINTS_SUFFICE = 3.0
+"""Seconds after the whole queue was seen for which tasks that were told of are claimed without another look: longer than a worker
+with a feed rests between two looks."""
+LONGEST_CLAIM = 1.0
+"""Seconds after which a claim that has something brings it home: the heartbeat knows of it only then. Never more than a tenth
+of the lease."""
+
+
+class Entry(NamedTuple):
+    """A task in the index, in whose order its columns are."""
+
+    tags: str
+    tenant: str | None
+    priority: int
+    shard: int
+    id: int
+
+    @property
+    def place(self) -> Place:
+        return self.tags, self.tenant
+
+
+Place = tuple[str, str | None]
+"""Where tasks wait: what they ask of a worker, and whose they are."""
+
+_ENTRIES = f"""
+SELECT worker_tags, tenant, priority, shard, id FROM tasks@tasks_claimable
+WHERE {statements.CLAIMABLE}"""
+_IN_ORDER = f"ORDER BY worker_tags, tenant, priority, shard, id LIMIT {READ}"
+
+WALK = f"{_ENTRIES} AND worker_tags = ANY (%(tags)s::text[]) {_IN_ORDER}"
+"""Begin to go around the ring."""
+
+WALK_ON = f"""{_ENTRIES} AND worker_tags = %(tags)s AND tenant >= %(beyond)s {_IN_ORDER}"""
+"""Go on around the ring, among those with the same tags."""
+
+_IN_PLACE = f"{_ENTRIES} AND worker_tags = %(tags)s AND tenant IS NOT DISTINCT FROM %(tenant)s"
+
+HEAD = f"""{_IN_PLACE} AND priority >= %(min_priority)s AND priority <= %(max_priority)s {_IN_ORDER}"""
+"""What comes first in a place."""
+
+WINDOW = f"""{_IN_PLACE} AND priority = %(priority)s AND (shard, id) > (%(shard)s, %(id)s) {_IN_ORDER}"""
+"""What comes next in a place, of one priority."""
+
+CLAIM_KEYS = statements.claim(f"""
+        id IN (
+            SELECT tasks.id FROM unnest(%(ids)s::int8[]) AS k (id)
+            INNER LOOKUP JOIN tasks@tasks_pkey ON tasks.id = k.id
+            WHERE {statements.CLAIMABLE}
+            FOR UPDATE OF tasks SKIP LOCKED
+        )""")
+"""Claim these tasks, those of them that still wait: locks them and nothing else."""
+
+CLAIM_LIMITED = f"""
+WITH wanted AS (
+        SELECT * FROM unnest(
+            %(ids)s::int8[], %(running)s::text[], %(running_numbers)s::int4[], %(starts)s::text[],
+            %(start_numbers)s::int4[], %(periods)s::float8[]
+        ) AS w (id, running, running_number, start, start_number, period)
+    ),
+    waiting AS (
+        SELECT wanted.* FROM wanted INNER LOOKUP JOIN tasks@tasks_pkey ON tasks.id = wanted.id
+        WHERE {statements.CLAIMABLE}
+        FOR UPDATE OF tasks SKIP LOCKED
+    ),
+    free AS (
+        SELECT permits.resource, permits.number
+        FROM unnest(
+            %(running)s::text[] || %(starts)s::text[], %(running_numbers)s::int4[] || %(start_numbers)s::int4[]
+        ) AS w (resource, number)
+        INNER LOOKUP JOIN permits@permits_pkey ON permits.resource = w.resource AND permits.number = w.number
+        WHERE permits.free_at <= now()
+        FOR UPDATE OF permits SKIP LOCKED
+    ),
+    picked AS (
+        SELECT * FROM waiting
+        WHERE (running IS NULL OR (running, running_number) IN (SELECT resource, number FROM free))
+          AND (start IS NULL OR (start, start_number) IN (SELECT resource, number FROM free))
+    ),
+    claimed AS ({statements.TAKE} WHERE id IN (SELECT id FROM picked) {statements.TAKEN}),
+    taken AS (
+        UPDATE permits@{{NO_FULL_SCAN}} SET free_at = use.until, task_id = use.task_id
+        FROM (
+            SELECT running AS resource, running_number AS number, 'infinity'::timestamptz AS until, id AS task_id FROM picked
+            UNION ALL
+            SELECT start, start_number, now() + period * interval '1 second', NULL FROM picked
+        ) AS use
+        WHERE permits.resource = use.resource AND permits.number = use.number
+        RETURNING 1
+    )
+SELECT {statements.CLAIMED}
+FROM claimed LEFT JOIN codes ON codes.id = claimed.code
+ORDER BY claimed.priority, claimed.id
+"""
+"""The same, each with the permits that it needs: both or neither."""
+
+
+class Turn(NamedTuple):
+    """A task that a claim is for, with the permits that it needs."""
+
+    entry: Entry
+    running: Permit | None
+    start: Permit | None
+    period: float | None
+
+
+class Harvest:
+    """What one call is asked for, and what it has claimed so far.
+
+    chosen: tasks that the next statement is to claim. begun, around: whether the walk has begun to go around since the call, and
+    has seen everything. disturbed: whether others took permits that it was after.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], limits: Limits) -> None:
+        self.parameters = parameters
+        self.limits = limits
+        self.tags = sorted(sets_of(parameters["tags"]))
+        self.claimed: Rows = []
+        self.chosen: set[int] = set()
+        self.again_in = math.inf
+        self.begun = self.around = self.disturbed = False
+        self._until = trio.current_time() + min(LONGEST_CLAIM, parameters["lease"] / 10)
+
+    @property
+    def wanted(self) -> int:
+        """How many more."""
+        limit: int = self.parameters["limit"]
+        return limit - len(self.claimed)
+
+    @property
+    def enough(self) -> bool:
+        """Whether nothing more is wanted, or what there is must not wait any longer."""
+        return self.wanted == 0 or (bool(self.claimed) and trio.current_time() >= self._until)
+
+    def within(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those within the bounds of the priority."""
+        lowest, highest = self.parameters["min_priority"], self.parameters["max_priority"]
+        return [entry for entry in entries if lowest <= entry.priority <= highest]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """What waits in a place, as far as it was read.
+
+    entries: in order, the next one last. whole: nothing else does. window: after which entry the next window begins.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    whole: bool = False
+    window: Entry | None = None
+
+    def learn(self, found: list[Entry], *, whole: bool, of_place: Place) -> None:
+        """Learn what comes first. Of the last priority not everything may have been read, of those before it has."""
+        self.whole = whole
+        certain = found if whole else [entry for entry in found if entry.priority < found[-1].priority]
+        if certain or whole:
+            self.entries, self.window = sorted(certain, key=_order, reverse=True), None
+        elif self.window is None or self.window.priority != found[-1].priority:
+            self.entries, self.window = [], _anywhere(of_place, found[-1].priority)
+
+    def leave_out(self, chosen: Collection[int]) -> None:
+        """Forget tasks that are being claimed, which a look finds still there."""
+        self.entries = [entry for entry in self.entries if entry.id not in chosen]
+
+
+class FairClaims:
+    """One worker's way around the ring of tenants.
+
+    read: runs a statement that only reads, and waits for nobody's transaction.
+    """
+
+    def __init__(self, run: Run, read: Read) -> None:
+        self._run = run
+        self._read = read
+        self._places: dict[Place, Waiting] = {}
+        self._at: Place = ("", None)
+        self._credit = 0
+        self._walked_to: Place | None = None
+        self._seen: set[Place] = set()
+        self._steps = 0
+        self._been_around = False
+        self._short = False
+        self._walk_at = 0.0
+        self._whole_seen_at = -math.inf
+        self._hints: set[Entry] = set()
+        self._told_of_more = False
+        self._failure: DatabaseUnavailable | None = None
+        self._lock = trio.Lock()
+
+    def hint(self, entry: Entry) -> None:
+        """Somebody saw this task become pending."""
+        if len(self._hints) < READ:
+            self._hints.add(entry)
+        else:
+            self._told_of_more = True
+
+    async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
+        """As `Queue.claim`. Where only a later part of it fails, what was claimed before is returned, and the failure is
+        raised by the next call."""
+        async with self._lock:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            harvest = Harvest(parameters, Limits(self._run, self._read, parameters["tags"]))
+            try:
+                await self._claim_into(harvest)
+            except DatabaseUnavailable as error:
+                self._forget()
+                if not harvest.claimed:
+                    raise
+                self._failure = error
+            again_in = None if math.isinf(harvest.again_in) else harvest.again_in
+            return sorted(harvest.claimed, key=statements.claim_order), again_in
+
+    def _forget(self) -> None:
+        self._places.clear()
+        self._walked_to, self._been_around, self._short, self._walk_at = None, False, False, 0.0
+
+    async def _claim_into(self, harvest: Harvest) -> None:
+        if self._short:
+            self._forget()
+        if self._hints_are_all() and await self._claim_hints(harvest):
+            return
+        while not harvest.enough:
+            if not self._places or trio.current_time() >= self._walk_at:
+                await self._step(harvest)
+            while not (harvest.around or self._been_around or len(self._places) >= 2 * harvest.wanted):
+                await self._step(harvest)
+            if not await self._serve(harvest):
+                if harvest.around and not harvest.disturbed:
+                    return
+                harvest.disturbed, self._walk_at = False, 0.0
+
+    # -- hints -------------------------------------------------------------------------------------------------------
+
+    def _hints_are_all(self) -> bool:
+        """Whether what was told, and what is looked for by the clock, is all that there may be."""
+        fresh = trio.current_time() - self._whole_seen_at < HINTS_SUFFICE
+        return bool(self._hints) and not self._places and not self._told_of_more and fresh
+
+    async def _claim_hints(self, harvest: Harvest) -> int:
+        """Claim tasks that were told of; those that are not wanted now stay known."""
+        told = [entry for entry in harvest.within(self._hints) if entry.tags in harvest.tags]
+        self._hints = set()
+        self._group(told)
+        try:
+            return await self._serve(harvest)
+        finally:
+            self._hints = {entry for waiting in self._places.values() for entry in waiting.entries}
+            self._places.clear()
+
+    def _group(self, entries: Iterable[Entry]) -> None:
+        for place, found in itertools.groupby(sorted(entries, key=_ring_order), key=lambda entry: entry.place):
+            self._places.setdefault(place, Waiting()).learn(_sorted(found), whole=True, of_place=place)
+
+    # -- the walk ----------------------------------------------------------------------------------------------------
+
+    async def _step(self, harvest: Harvest) -> None:
+        """Go one step on around the ring."""
+        began = trio.current_time()
+        if self._walked_to is None:
+            self._told_of_more = False
+            self._hints.clear()
+            self._seen.clear()
+            self._steps = 0
+            harvest.begun = True
+        self._steps += 1
+        rows, last = await self._walk_on(harvest.tags)
+        found = [(place, list(each)) for place, each in itertools.groupby(rows, key=lambda entry: entry.place)]
+        whole = last or len(found) > 1
+        if not last and len(found) > 1:
+            found.pop()  # it is the first one of the next step
+        for place, entries in found:
+            self._learn(harvest, place, entries, whole=whole)
+        now = trio.current_time()
+        self._walked_to = None if last else found[-1][0]
+        self._walk_at = now + WALK_COST * (now - began) if last and self._steps <= FEW_STEPS else now
+        if last:
+            harvest.around = harvest.begun
+            self._places = {place: each for place, each in self._places.items() if place in self._seen}
+            self._been_around = True
+            self._short = self._steps == 1
+            if self._short:
+                self._whole_seen_at = began
+
+    async def _walk_on(self, tags: list[str]) -> tuple[list[Entry], bool]:
+        """Read the next tasks around the ring. Returns also whether there are no more."""
+        rows: Rows = []
+        at, later = self._walked_to, tags
+        if at is not None:
+            beyond = "" if at[1] is None else at[1] + "\x01"
+            rows = await self._read(WALK_ON, {"tags": at[0], "beyond": beyond})
+            later = tags[bisect.bisect_right(tags, at[0]) :]
+            if len(rows) == READ or not later:
+                return list(map(_entry, rows)), len(rows) < READ
+        more = await self._read(WALK, {"tags": later})
+        return list(map(_entry, rows + more)), len(more) < READ
+
+    def _learn(self, harvest: Harvest, place: Place, entries: list[Entry], *, whole: bool) -> None:
+        self._seen.add(place)
+        waiting = self._places.setdefault(place, Waiting())
+        within = harvest.within(entries)
+        if within or whole:
+            waiting.learn(within, whole=whole, of_place=place)
+        elif waiting.whole:
+            waiting.whole = False  # the head says what is within the bounds
+
+    # -- the ring ----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, harvest: Harvest) -> int:
+        """Claim from one place after the other, as its weight says. Returns how many tasks were claimed."""
+        turns: list[Turn] = []
+        harvest.chosen.clear()
+        least = 0
+        more = True
+        while more and len(turns) < harvest.wanted:
+            before, more = len(turns), False
+            ring = [(self._at, True)] if self._credit > 0 and self._at in self._places else []
+            ring += [(place, False) for place in self._in_order()]
+            for number, (place, on_credit) in enumerate(ring):
+                if len(turns) == harvest.wanted:
+                    break
+                if number % TENANTS_AT_ONCE == 0:
+                    await harvest.limits.learn([tenant for (_, tenant), _ in ring[number : number + TENANTS_AT_ONCE]])
+                quota = self._credit if on_credit else max(least, harvest.limits.quota(place[1]))
+                more = await self._turn(harvest, place, quota, turns) or more
+            least = 1 if len(turns) == before else 0  # where all weigh less than one and none had luck
+        return await self._claim(harvest, turns) if turns else 0
+
+    def _in_order(self) -> Iterator[Place]:
+        places = sorted(self._places, key=_place_order)
+        first = bisect.bisect_right(places, _place_order(self._at), key=_place_order)
+        return itertools.chain(places[first:], places[:first])
+
+    async def _turn(self, harvest: Harvest, place: Place, quota: int, turns: list[Turn]) -> bool:
+        """Choose what a place gives now. Returns whether it may give something in another round."""
+        allowance = harvest.limits.of(place[1])
+        if allowance.paused or harvest.limits.paused(place[0]):
+            return False
+        waiting = self._places[place]
+        if not waiting.entries and not waiting.whole:
+            await self._refill(harvest, place, waiting)
+        if not waiting.entries:
+            return False
+        take = int(min(quota, len(waiting.entries), allowance.room, harvest.wanted - len(turns)))
+        chosen = [Turn(waiting.entries.pop(), *allowance.take(), allowance.period) for _ in range(take)]
+        harvest.chosen.update(turn.entry.id for turn in chosen)
+        turns += chosen
+        if quota:
+            self._at, self._credit = place, quota - take if len(turns) == harvest.wanted else 0
+        if waiting.entries and allowance.rate is not None and not allowance.starts:
+            harvest.again_in = min(harvest.again_in, allowance.again_in)
+        return bool(waiting.entries or not waiting.whole) and allowance.room > 0
+
+    async def _refill(self, harvest: Harvest, place: Place, waiting: Waiting) -> None:
+        """Read what a place has, until something is known or nothing is there."""
+        where = {**harvest.parameters, "tags": place[0], "tenant": place[1]}
+        for _ in range(3):
+            if waiting.window is None:
+                found = [_entry(row) for row in await self._read(HEAD, where)]
+                waiting.learn(found, whole=len(found) < READ, of_place=place)
+                waiting.leave_out(harvest.chosen)
+            if waiting.window is not None:
+                # Behind the last part comes the first one: what is left may be in any.
+                for after in (waiting.window, waiting.window._replace(shard=-1)):
+                    where |= {"priority": after.priority, "shard": after.shard, "id": after.id}
+                    found = [_entry(row) for row in await self._read(WINDOW, where)]
+                    waiting.entries = sorted(found, key=_order, reverse=True)
+                    waiting.window = found[-1] if len(found) == READ else None
+                    waiting.leave_out(harvest.chosen)
+                    if waiting.entries:
+                        break
+            if waiting.entries or waiting.whole:
+                return
+
+    async def _claim(self, harvest: Harvest, turns: list[Turn]) -> int:
+        keys: dict[str, Any] = {**harvest.parameters, "ids": [turn.entry.id for turn in turns]}
+        if any(turn.running or turn.start for turn in turns):
+            keys |= {
+                "running": [turn.running and turn.running.resource for turn in turns],
+                "running_numbers": [turn.running and turn.running.number for turn in turns],
+                "starts": [turn.start and turn.start.resource for turn in turns],
+                "start_numbers": [turn.start and turn.start.number for turn in turns],
+                "periods": [turn.period for turn in turns],
+            }
+            found = await self._run(CLAIM_LIMITED, keys, writes=True, keyed=True)
+        else:
+            found = await self._run(CLAIM_KEYS, keys, writes=True, keyed=True)
+        harvest.claimed += found
+        claimed = {row[statements.ID] for row in found}
+        self._hints = {entry for entry in self._hints if entry.id not in claimed}
+        missed = [turn for turn in turns if turn.entry.id not in claimed]
+        harvest.disturbed = any(turn.running or turn.start for turn in missed)
+        for place in {turn.entry.place for turn in missed}:
+            self._others_were_quicker(place)
+        return len(found)
+
+    def _others_were_quicker(self, place: Place) -> None:
+        """Go elsewhere in a place: another part of it, or its tasks in no order."""
+        waiting = self._places[place]
+        if waiting.whole:
+            random.shuffle(waiting.entries)
+        elif waiting.entries:
+            waiting.window = _anywhere(place, waiting.entries[-1].priority)
+            waiting.entries = []
+
+
+def entry_of(message: Mapping[str, Any]) -> Entry:
+    """The task that a feed tells of: its columns by the names of an entry's fields."""
+    return Entry(message["tags"], message["tenant"], *(int(message[name]) for name in ("priority", "shard", "id")))
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    return Entry(*row)
+
+
+def _anywhere(place: Place, priority: int) -> Entry:
+    return Entry(*place, priority, random.randrange(SHARDS), -(2**63))  # noqa: S311 - to spread the workers
+
+
+def _sorted(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=_order)
+
+
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.priority, entry.id
+
+
+def _place_order(place: Place) -> tuple[str, bool, str]:
+    return place[0], place[1] is not None, place[1] or ""
+
+
+def _ring_order(entry: Entry) -> tuple[Any, ...]:
+    return (*_place_order(entry.place), *_order(entry))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -36,10 +38,8 @@ class Installation:
     async def sandboxes(self) -> list[str]:
         """The sandboxes on this host: with Docker of any worker, running or not; with bubblewrap those whose worker is gone."""
         if self.sandbox != "docker":
-            found = subprocess.run(
-                ["pgrep", "--parent", "1", "-x", "bwrap"], capture_output=True, text=True, check=False
-            ).stdout
-            return found.split()
+            found = subprocess.run(["pgrep", "-x", "bwrap"], capture_output=True, text=True, check=False).stdout
+            return [pid for pid in found.split() if not _descends_from_python(pid)]
         command = ["docker", "ps", "-a", "--filter", f"label={WORKER_LABEL}", "--format", "{{json .}}"]
         lines = (await trio.run_process(command, capture_stdout=True)).stdout.decode().splitlines()
         return [json.loads(line)["Names"] for line in lines]
@@ -68,6 +68,19 @@ class Installation:
                 await trio.sleep(0.2)
             return
         raise AssertionError(f"sandboxes left after {seconds} s: {left}")
+
+
+def _descends_from_python(pid: str) -> bool:
+    """Whether a process is a worker's, or a test's; one that has ended meanwhile is nobody's concern."""
+    try:
+        while pid != "0":
+            name, parent = re.findall(r"^(?:Name|PPid):\t(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            if name.startswith(("python", "continuum")):
+                return True
+            pid = parent
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _url(port: int) -> str:

@@ -9,7 +9,7 @@ UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
 # `make test PROCESSES=` runs the tests in one process, one after another.
-PROCESSES ?= -n 3
+PROCESSES ?= -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test venv services services-stop sandbox-image lint format docs docs-serve unit db sandbox e2e chaos attack bench bench-check build clean

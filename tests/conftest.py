@@ -54,7 +54,7 @@ WITH_SANDBOXES = ("tests/attacks/", "tests/sandbox/")
 
 
 class ByWhatTheyDisturb(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """With several processes (`pytest -n 3`), one of them has all tests that start workers with Docker, one all others of
+    """With several processes (`pytest -n 2`), one of them has all tests that start workers with Docker, one all others of
     sandboxes; all other tests go file by file to whichever process is idle.
 
     (xdist's own `--dist loadgroup` needs names of tests that can be changed, which pytest 9 has put an end to.)

@@ -26,7 +26,7 @@ from continuum.egress import Address
 from continuum.model import Ending, Outcome, RunRequest, Stream
 from continuum.requirements import Requirements
 from continuum.sandbox.channel import BOOTSTRAP, RunnerChannel, RunnerConfig
-from continuum.sandbox.docker_engine import REMOVE_DEADLINE, Engine
+from continuum.sandbox.docker_engine import CALL_DEADLINE, Engine
 from continuum.sandbox.docker_image import SANDBOX_UIDS, SandboxImage, ensure_image
 from continuum.sandbox.docker_isolation import Isolation, SocketFilter, isolation_of, probe_socket
 from continuum.sandbox.docker_layers import DockerLayers
@@ -252,29 +252,30 @@ class DockerBackend:
             if Owner.from_labels(container["Labels"]).is_dead(self._owner, live_workers, now - container["Created"])
         ]
         removed = await self._remove(left)
-        await self._engine.remove_unremoved()
+        async with trio.open_nursery() as nursery:
+            for name in list(self._engine.unremoved):
+                nursery.start_soon(self._engine.remove, name)
         await self._layers.sweep(live_workers)
         return removed
 
     async def aclose(self) -> None:
-        """Remove what a daemon kept that was down when it was told to remove it, and disconnect."""
+        """Remove what a daemon kept that was down when it was told to remove it, and disconnect. Takes `CHECK_DEADLINE` and the
+        engine's REMOVE_DEADLINE at most."""
         if self._connected is None:
             return
-        with trio.move_on_after(REMOVE_DEADLINE, shield=True):
+        with trio.CancelScope(shield=True):
             try:
-                await self._remove(
-                    [one for one in await self._containers() if one["Labels"][WORKER_LABEL] == self._owner.worker]
-                )
+                listed = await self._containers(CHECK_DEADLINE)
             except EngineError as error:
-                log.warning(
-                    "could not look for containers that are left; the next worker removes them", error=str(error)
-                )
+                log.warning("containers may be left; the next worker on this host removes them", error=str(error))
+            else:
+                await self._remove(one for one in listed if one["Labels"][WORKER_LABEL] == self._owner.worker)
         self._connected.close()
 
-    async def _containers(self) -> list[dict[str, Any]]:
+    async def _containers(self, deadline: float = CALL_DEADLINE) -> list[dict[str, Any]]:
         """The containers of all workers."""
         listed: list[dict[str, Any]] = await self._engine.call(
-            lambda api: api.containers(all=True, filters={"label": WORKER_LABEL})
+            lambda api: api.containers(all=True, filters={"label": WORKER_LABEL}), deadline=deadline
         )
         return listed
 

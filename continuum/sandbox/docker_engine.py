@@ -167,12 +167,6 @@ class Engine:
         self.unremoved.add(name)
         return False
 
-    async def remove_unremoved(self) -> None:
-        """Try once more to remove what could not be removed, as when the daemon was down. Takes REMOVE_DEADLINE at most."""
-        async with trio.open_nursery() as nursery:
-            for name in list(self.unremoved):
-                nursery.start_soon(self.remove, name)
-
     async def _kill_and_remove(self, name: str) -> None:
         """Return never: raise `EngineNotFound` once the container is gone."""
         while True:

@@ -14,7 +14,7 @@ from continuum.config import Settings
 
 WORKER_LABEL = "continuum.worker"
 ROLE_LABEL = "continuum.role"
-_DATABASE_LABEL = "continuum.database"
+DATABASE_LABEL = "continuum.database"
 _HOST_LABEL = "continuum.host"
 _BOOT_LABEL = "continuum.boot"
 _NAMESPACE_LABEL = "continuum.pid-namespace"
@@ -75,7 +75,7 @@ class Owner:
         return {
             WORKER_LABEL: self.worker,
             ROLE_LABEL: role,
-            _DATABASE_LABEL: self.database,
+            DATABASE_LABEL: self.database,
             _HOST_LABEL: self.host,
             _BOOT_LABEL: self.process.boot,
             _NAMESPACE_LABEL: self.process.namespace,
@@ -91,7 +91,7 @@ class Owner:
             pid=labels.get(_PROCESS_LABEL, ""),
             started=labels.get(_STARTED_LABEL, ""),
         )
-        return cls(labels.get(WORKER_LABEL, ""), labels.get(_DATABASE_LABEL, ""), labels.get(_HOST_LABEL, ""), process)
+        return cls(labels.get(WORKER_LABEL, ""), labels.get(DATABASE_LABEL, ""), labels.get(_HOST_LABEL, ""), process)
 
     def is_dead(self, to: Owner, live_workers: Set[str], age: float) -> bool:
         """Whether `to`, a worker that looks at a container made `age` seconds ago, may take its owner for dead.

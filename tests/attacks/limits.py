@@ -47,7 +47,7 @@ try:
     while len(children) < {_MORE_PROCESSES}:
         pid = os.fork()
         if pid == 0:
-            time.sleep(5)
+            time.sleep(30)
             os._exit(0)
         children.append(pid)
     print("SUCCEEDED: %d processes at once" % len(children))
@@ -55,6 +55,8 @@ except OSError as error:
     print("STOPPED: after %d processes: %s" % (len(children), error), flush=True)
 for pid in children: os.kill(pid, signal.SIGKILL)
 """,
+        may_die=True,  # gVisor's own memory for each process counts, too
+        timeout=20.0,
     ),
     Attack(
         name="thread-bomb",
@@ -71,6 +73,7 @@ except (RuntimeError, MemoryError) as error:
     print("STOPPED: after %d threads: %s" % (started, error))
 enough.set()
 """,
+        timeout=20.0,
     ),
     Attack(
         name="zombie-flood",
@@ -87,6 +90,7 @@ except OSError as error:
     print("STOPPED: after %d zombies: %s" % (len(children), error))
 for pid in children: os.waitpid(pid, 0)
 """,
+        timeout=20.0,
     ),
     Attack(
         name="memory-hog",

@@ -155,9 +155,7 @@ async def test_every_error_is_a_clear_line_and_an_exit_code(
     if code is None:
         # No Docker is no reason to end: the worker waits for it, and /readyz says so.
         async with start_worker(light.environment | environment, ready=False) as worker:
-            with trio.fail_after(20):
-                while "no sandbox can be started" not in worker.output:
-                    await trio.sleep(0.1)
+            await worker.until_said("no sandbox can be started")
         return
     settings = {"DATABASE_URL": light.server.url} | environment
     written = "".join(await run(*arguments, folder=tmp_path, code=code, stdin="print(1)", environment=settings))

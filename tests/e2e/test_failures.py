@@ -65,6 +65,7 @@ async def test_2000_tasks_survive_a_killed_and_a_terminated_worker(full: Install
         with trio.fail_after(120):
             while (await database.statistics()).completed < 700:
                 await trio.sleep(0.1)
+        assert await full.sandboxes()
         first.send(signal.SIGKILL)
         second.send(signal.SIGTERM)
         assert await second.wait() == 0, second.output

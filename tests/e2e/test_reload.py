@@ -15,17 +15,10 @@ import trio
 
 from continuum.model import NewTask, Status
 from tests.support.installation import Installation
-from tests.support.workers import ROOT, WorkerProcess, start_worker
+from tests.support.workers import ROOT, start_worker
 
 LIMIT = "import resource; print(resource.getrlimit(resource.RLIMIT_DATA)[0] // 2**20)"
 SLEEP = "import time; time.sleep({})"
-
-
-async def until_said(worker: WorkerProcess, text: str, times: int = 1) -> None:
-    with trio.fail_after(20):
-        while worker.output.count(text) < times:
-            assert worker.process.poll() is None, worker.output
-            await trio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -64,7 +57,7 @@ async def test_limits_change_under_load_and_mistakes_change_nothing(light: Insta
         for number, mistake in enumerate(["SLOTS=none\n", "SLOTS 9\n", "SLOTS=9\nDB_SSLMODE=perhaps\n", None], 1):
             file.unlink() if mistake is None else file.write_text(mistake)
             worker.send(signal.SIGHUP)
-            await until_said(worker, "settings are not reloaded, and stay as they are", number)
+            await worker.until_said("settings are not reloaded, and stay as they are", number)
         assert (await worker.get("/status")).json()["slots"] == 4
         assert {"READY=1", "WATCHDOG=1"} <= set(told)
         assert [line for line in told if line.startswith("STATUS=ready, 1 slots, bubblewrap")]
@@ -74,7 +67,7 @@ async def test_limits_change_under_load_and_mistakes_change_nothing(light: Insta
         for _ in range(200):
             worker.send(signal.SIGHUP)
             await trio.sleep(0.002)
-        await until_said(worker, "take effect at a restart only")
+        await worker.until_said("take effect at a restart only")
         (limit,) = await light.database.submit([NewTask(code=LIMIT)])
         with trio.fail_after(30):
             while not all(one.finished_for_good for one in await light.database.fetch([*tasks, limit])):

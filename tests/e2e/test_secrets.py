@@ -153,9 +153,7 @@ async def test_a_refused_login_does_not_show_the_password(guarded: Installation)
         "DB_PORT": str(guarded.server.port),
     }
     async with start_worker(guarded.environment | talkative(False) | parts, ready=False) as worker:
-        with trio.fail_after(30):
-            while "password authentication failed" not in worker.output:
-                await trio.sleep(0.05)
+        await worker.until_said("password authentication failed", seconds=30)
     assert "canary" not in worker.output
 
 

@@ -93,13 +93,9 @@ async def test_proxy_and_worker_reload_their_limits_and_tasks_wait_until_both_ha
         assert await disk_mb(await full.database.submit([look])) == "16\n"
         limits.write_text("CONTAINER_DISK_MB=24\n")
         worker.send(signal.SIGHUP)
-        with trio.fail_after(30):
-            while "settings reloaded" not in worker.output:
-                await trio.sleep(0.05)
+        await worker.until_said("settings reloaded", seconds=30)
         ids = await full.database.submit([look])
-        with trio.fail_after(30):
-            while "refused by continuum socket-proxy: HostConfig.Tmpfs" not in worker.output:
-                await trio.sleep(0.05)
+        await worker.until_said("refused by continuum socket-proxy: HostConfig.Tmpfs", seconds=30)
         process.send_signal(signal.SIGHUP)
         assert await disk_mb(ids) == "24\n"
 

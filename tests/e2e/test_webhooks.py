@@ -128,9 +128,7 @@ async def test_the_documented_receiver_verifies_what_a_worker_tells_it(light: In
             (private,) = await light.database.submit(
                 [NewTask(code="pass", webhook="https://127.0.0.1:1/latest?token=hush")]
             )
-            with trio.fail_after(30):
-                while "a webhook was not delivered" not in worker.output:
-                    await trio.sleep(0.05)
+            await worker.until_said("a webhook was not delivered", seconds=30)
             assert "loopback" in worker.output
             assert "hush" not in worker.output
             assert SECRET not in worker.output

@@ -61,6 +61,13 @@ class WorkerProcess:
                 await trio.sleep(0.05)
         raise AssertionError(f"the worker was not ready within {seconds} s, last answer {last}:\n{self.output}")
 
+    async def until_said(self, text: str, times: int = 1, seconds: float = 20.0) -> None:
+        """Wait until it has written a text so many times."""
+        with trio.fail_after(seconds):
+            while self.output.count(text) < times:
+                assert self.process.poll() is None, self.output
+                await trio.sleep(0.02)
+
     async def wait(self, seconds: float = STOP_DEADLINE) -> int:
         """Wait until the process has ended; return its exit code (negative: killed by that signal)."""
         with trio.move_on_after(seconds):

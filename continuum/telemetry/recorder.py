@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import time
 from collections.abc import Collection, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import structlog
 import trio
 from opentelemetry.trace import Tracer
 
+from continuum.db.protocol import Database
 from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered, Statistics
 from continuum.telemetry.attempts import EMPTY, Attempts
 from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState, QueueSeen
@@ -26,61 +28,7 @@ QUEUE_LATENESS = 10.0
 CONTENT_LIMIT = 2000
 """Characters of a payload or an output that are told."""
 
-DATABASE_VERBS = frozenset(
-    {
-        "claim",
-        "complete",
-        "release",
-        "release_except",
-        "heartbeat",
-        "progress",
-        "report",
-        "sign_off",
-        "promote",
-        "admit_after",
-        "admit_page",
-        "recover",
-        "cancel_late",
-    }
-    | {
-        "take_duty",
-        "expire",
-        "purge",
-        "ended",
-        "delete_ended",
-        "claim_webhooks",
-        "settle_webhook",
-        "put_off_webhooks",
-        "submit",
-        "cancel",
-        "retry",
-        "store_code",
-        "fetch",
-        "fetch_code",
-    }
-    | {
-        "still_open",
-        "running",
-        "statistics",
-        "oldest_pending",
-        "workers",
-        "search",
-        "failures",
-        "depths",
-        "codes",
-        "ping",
-    }
-    | {"migrate", "check_schema", "limits", "set_limit", "clear_limit"}
-    | {
-        "look_at_schedules",
-        "move_schedules",
-        "put_schedule",
-        "schedules",
-        "fetch_schedule",
-        "pause_schedule",
-        "remove_schedule",
-    }
-)
+DATABASE_VERBS = frozenset(verb for verb, _ in inspect.getmembers(Database, inspect.iscoroutinefunction)) - {"listen"}
 """All that a database is asked, but for `listen`, which never ends."""
 _DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
 _OPERATIONS = {"claim": "receive", "complete": "settle", "release": "settle"}

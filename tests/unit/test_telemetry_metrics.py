@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import inspect
 import logging
 import sys
 import time
@@ -20,7 +19,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from continuum.db.errors import DatabaseUnavailable, InvalidTask
 from continuum.db.memory import MemoryDatabase
-from continuum.db.protocol import Database
 from continuum.model import Ending, NewTask, Outcome, Recovered, Statistics, Status, Wakeup, WorkerReport
 from continuum.nursery.queue_watch import INTERVAL, QueueWatch
 from continuum.nursery.signals import Shutdown
@@ -29,7 +27,7 @@ from continuum.nursery.supervisor import supervise
 from continuum.telemetry import Telemetry, submission, tracing
 from continuum.telemetry.instruments import Instruments
 from continuum.telemetry.measures import OTHER, SERIES_LIMIT, Counter, Histogram
-from continuum.telemetry.recorder import DATABASE_VERBS, QUEUE_LATENESS
+from continuum.telemetry.recorder import QUEUE_LATENESS
 from continuum.telemetry.tracing import Own, own
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import settings
@@ -356,8 +354,3 @@ async def test_many_workers_and_a_long_queue_are_counted_more_seldom(
     for number in range(10):
         await database.report(WorkerReport(f"w{number}", "host", 1, "0", 4, 0, "fake"))
     assert await QueueWatch(database, recorded.telemetry).look() == pytest.approx(0.5 * 10 / 0.05)
-
-
-def test_every_verb_of_the_protocol_is_timed() -> None:
-    verbs = {name for name, _ in inspect.getmembers(Database, inspect.iscoroutinefunction)}
-    assert verbs - {"listen"} == DATABASE_VERBS

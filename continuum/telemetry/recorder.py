@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import inspect
 import time
 from collections.abc import Collection, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
+from inspect import getmembers, iscoroutinefunction
 from typing import Protocol, TypeVar, cast
 
 import structlog
 import trio
 from opentelemetry.trace import Tracer
 
-from continuum.db.protocol import Database
 from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered, Statistics
 from continuum.telemetry.attempts import EMPTY, Attempts
 from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState, QueueSeen
@@ -27,9 +26,6 @@ QUEUE_LATENESS = 10.0
 """Seconds by which counting the queue may be late before what was counted last is told no more."""
 CONTENT_LIMIT = 2000
 """Characters of a payload or an output that are told."""
-
-DATABASE_VERBS = frozenset(verb for verb, _ in inspect.getmembers(Database, inspect.iscoroutinefunction)) - {"listen"}
-"""All that a database is asked, but for `listen`, which never ends."""
 _DATABASE_SYSTEMS = {"postgres": "postgresql", "cockroach": "cockroachdb"}
 _OPERATIONS = {"claim": "receive", "complete": "settle", "release": "settle"}
 """The calls that are messaging operations as well, and their types. A submit is told by `submission`."""
@@ -189,6 +185,9 @@ class Telemetry:
         if self._instruments is None:
             return database
         calls, operations = self._instruments.database_call, self._instruments.operation
+        verbs = frozenset(
+            verb for verb, _ in getmembers(type(database), iscoroutinefunction) if not verb.startswith("_")
+        )
 
         def record(verb: str, seconds: float, failure: str) -> None:
             dialect = str(getattr(database, "dialect", ""))  # known once there was a connection
@@ -196,7 +195,7 @@ class Telemetry:
             if verb in _OPERATIONS:
                 operations.record(seconds, verb, _OPERATIONS[verb], failure)
 
-        return cast("T", Timed(database, DATABASE_VERBS, record))
+        return cast("T", Timed(database, verbs - {"listen"}, record))  # which never ends
 
     def timed_backend(self, backend: T) -> T:
         """The same sandbox backend with the time of each cold start recorded."""

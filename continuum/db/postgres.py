@@ -21,7 +21,7 @@ _NOTICE_DEAD_CLIENTS = (
 _FIND_BY_INDEX = "SET enable_seqscan = off"
 """A plan that was made while the table was small is kept, and would read all of it once it is large."""
 _COMPILE_NOTHING = "SET jit = off"
-"""What has no index then counts as so expensive that it would be compiled: a quarter of a second for the totals of a few workers."""
+"""What has no index then counts as so expensive that it is compiled: a quarter of a second for the totals of a few workers."""
 
 
 class PostgresQueue:

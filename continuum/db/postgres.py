@@ -22,6 +22,8 @@ _NOTICE_DEAD_CLIENTS = (
 
 _FIND_BY_INDEX = "SET enable_seqscan = off"
 """A plan that was made while the table was small is kept, and would read all of it once it is large."""
+_COMPILE_NOTHING = "SET jit = off"
+"""What has no index then counts as so expensive that it is compiled: a quarter of a second for the totals of a few workers."""
 
 
 class PostgresQueue:
@@ -70,6 +72,6 @@ POSTGRES = Dialect(
     as_of="",
     open_queue=PostgresQueue,
     migrate=migrate,
-    prepare_session=(_NOTICE_DEAD_CLIENTS, _FIND_BY_INDEX),
+    prepare_session=(_NOTICE_DEAD_CLIENTS, _FIND_BY_INDEX, _COMPILE_NOTHING),
     begin_admission=admission.BEGIN_POSTGRES,
 )

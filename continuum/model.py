@@ -562,7 +562,8 @@ class WebhookDelivery:
 class WorkerReport:
     """What a worker says of itself in WORKERS with every heartbeat.
 
-    finished_last_hour: attempts that reached a terminal state here within the last hour.
+    finished_last_hour: attempts that reached a terminal state here within the last hour. drained: it was asked to drain, and
+    holds no task any more.
     """
 
     id: str
@@ -573,11 +574,15 @@ class WorkerReport:
     running: int
     sandbox: str
     finished_last_hour: int = 0
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """One row of WORKERS, read back. `alive` is the database's view: seen within three leases and not stopped."""
+    """One row of WORKERS, read back. `alive` is the database's view: seen within three leases and not stopped.
+
+    draining: it was asked to claim nothing more. drained: it said that it does not, and holds no task any more.
+    """
 
     id: str
     host: str
@@ -595,6 +600,17 @@ class WorkerRecord:
     cancelled: int
     malicious: int
     finished_last_hour: int
+    draining: bool = False
+    drained: bool = False
+
+    @property
+    def state(self) -> str:
+        """`alive`, `draining`, `drained`, `stopped` (it ended in order) or `lost`."""
+        if not self.alive:
+            return "stopped" if self.stopped_at else "lost"
+        if not self.draining:
+            return "alive"
+        return "drained" if self.drained else "draining"
 
 
 class Scope(enum.StrEnum):

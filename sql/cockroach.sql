@@ -36,7 +36,9 @@ CREATE TABLE IF NOT EXISTS workers (
     cancelled          INT8 NOT NULL DEFAULT 0,             -- the same for cancelled ones
     execution_seconds  FLOAT8 NOT NULL DEFAULT 0,           -- what its completed tasks took together
     finished_last_hour INT4 NOT NULL DEFAULT 0,             -- tasks that it ended within an hour
-    malicious          INT8 NOT NULL DEFAULT 0              -- tasks whose code CODE_POLICY=reject refused
+    malicious          INT8 NOT NULL DEFAULT 0,             -- tasks whose code CODE_POLICY=reject refused
+    draining           BOOL NOT NULL DEFAULT false,         -- whether it is to claim nothing more; it learns of it at its next heartbeat
+    drained            BOOL NOT NULL DEFAULT false          -- whether it has done so, and holds no task any more
 );
 
 CREATE TABLE IF NOT EXISTS continuum_schema (
@@ -251,6 +253,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS unique_key TEXT;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
     WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL;
+ALTER TABLE workers ADD COLUMN IF NOT EXISTS draining BOOL NOT NULL DEFAULT false;
+ALTER TABLE workers ADD COLUMN IF NOT EXISTS drained BOOL NOT NULL DEFAULT false;
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS retry JSONB;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS expires_at TIMESTAMPTZ;

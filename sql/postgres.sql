@@ -199,7 +199,11 @@ CREATE TABLE IF NOT EXISTS workers (
 );
 ALTER TABLE workers
     -- Tasks whose code CODE_POLICY=reject refused.
-    ADD COLUMN IF NOT EXISTS malicious BIGINT NOT NULL DEFAULT 0;
+    ADD COLUMN IF NOT EXISTS malicious BIGINT NOT NULL DEFAULT 0,
+    -- Whether it is to claim nothing more; it learns of it at its next heartbeat.
+    ADD COLUMN IF NOT EXISTS draining  BOOLEAN NOT NULL DEFAULT false,
+    -- Whether it has done so, and holds no task any more.
+    ADD COLUMN IF NOT EXISTS drained   BOOLEAN NOT NULL DEFAULT false;
 ALTER TABLE workers SET (fillfactor = 50);
 
 -- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on -----------------------

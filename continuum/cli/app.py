@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from continuum.cli import archive, codes, limits, operating, schedules, submitting, tasks
+from continuum.cli import archive, codes, limits, operating, schedules, submitting, tasks, workers
 
 GREETING = """\
 Continuum runs Python tasks from a SQL table in hardened sandboxes.
@@ -45,6 +45,7 @@ app.command()(tasks.retry)
 app.add_typer(codes.app, name="codes")
 app.add_typer(limits.app, name="limits")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(workers.app, name="workers")
 app.command()(operating.status)
 app.command()(operating.top)
 app.command()(operating.worker)

@@ -54,6 +54,15 @@ def complete_schedule(incomplete: str) -> list[tuple[str, str]]:
     return _offered(ask, incomplete)
 
 
+def complete_worker(incomplete: str) -> list[tuple[str, str]]:
+    """The workers that are alive."""
+
+    async def ask(database: Database) -> list[tuple[str, str]]:
+        return [(each.id, each.state) for each in await database.workers() if each.alive]
+
+    return _offered(ask, incomplete)
+
+
 def _offered(ask: Callable[[Database], Awaitable[list[tuple[str, str]]]], incomplete: str) -> list[tuple[str, str]]:
     """What begins as the user typed. Nothing where the database is away or slow: a TAB has nowhere to complain, and an
     embedded server is not started for it."""

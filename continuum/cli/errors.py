@@ -7,7 +7,7 @@
 | 2    | wrong usage, configuration or task                                       |
 | 3    | the database cannot be used: unreachable, another dialect, no schema, no rights |
 | 4    | no sandbox can be started                                                |
-| 5    | there is no such task, code or schedule                                           |
+| 5    | there is no such task, code, schedule or worker                          |
 | 6    | the time to wait was over                                                |
 | 7    | the queue is full: as many tasks are pending as LIMITS allows            |
 | 130  | Ctrl-C                                                                   |
@@ -58,6 +58,14 @@ class ScheduleNotFound(LookupError):
     """There is no schedule of this name."""
 
 
+class WorkerNotFound(LookupError):
+    """No such worker runs."""
+
+
+class StillRuns(TimeoutError):
+    """A worker that was to be drained was not in time."""
+
+
 class ScheduleExists(ValueError):
     """There is a schedule of this name already."""
 
@@ -74,8 +82,10 @@ _HINTS = (
     (BackendUnavailable, SANDBOX, "`continuum doctor` checks what is there"),
     (TaskNotFound, NOT_FOUND, "`continuum tasks` lists the newest"),
     (ScheduleNotFound, NOT_FOUND, "`continuum schedules list` lists what there is"),
+    (WorkerNotFound, NOT_FOUND, "`continuum workers list` lists what runs"),
     (ScheduleExists, USAGE, "--replace puts this one in its place"),
     (CodeNotFound, NOT_FOUND, "`continuum codes list` lists what there is"),
+    (StillRuns, TIMEOUT, "`continuum tasks --status processing --worker ID` lists what runs there"),
     (WaitTimeout, TIMEOUT, "`continuum wait ID` waits again, `continuum status` shows whether a worker is alive"),
 )
 """Exceptions that a user can mend, most special first, each with what to do where its message does not say it."""

@@ -82,8 +82,12 @@ def _settings() -> Settings:
 
 
 def _works(worker: WorkerRecord) -> bool:
-    """Whether a worker is alive: one of this host that was killed is known to be gone before its time is up."""
-    return worker.alive and (worker.host != socket.gethostname() or Path(f"/proc/{worker.pid}").exists())
+    """Whether a worker is alive and takes tasks: one of this host that was killed is known to be gone before its time is up."""
+    return (
+        worker.alive
+        and not worker.draining
+        and (worker.host != socket.gethostname() or Path(f"/proc/{worker.pid}").exists())
+    )
 
 
 async def _work(

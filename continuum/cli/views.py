@@ -80,7 +80,7 @@ def print_system(statistics: Statistics, workers: list[WorkerRecord], as_json: b
     for name, value in _counts(statistics).items():
         typer.echo(f"{name:10} {value}")
     for each in workers:
-        typer.echo(f"worker     {each.id}: {_state(each)}, {each.running} of {each.slots} slots in use, {each.sandbox}")
+        typer.echo(f"worker     {each.id}: {each.state}, {each.running} of {each.slots} slots in use, {each.sandbox}")
 
 
 async def watch_system(database: Database) -> None:
@@ -101,7 +101,7 @@ def _system(statistics: Statistics, workers: list[WorkerRecord]) -> Group:
         crew.add_column(name, overflow="fold")
     for each in workers:
         used = f"{each.running}/{each.slots}"
-        crew.add_row(each.id, _state(each), used, str(each.completed), str(each.failed), each.sandbox)
+        crew.add_row(each.id, each.state, used, str(each.completed), str(each.failed), each.sandbox)
     return Group(queue, crew)
 
 
@@ -111,7 +111,3 @@ def _counts(statistics: Statistics) -> dict[str, str]:
         "mean time": f"{statistics.avg_execution_seconds:.3f} s",
         "per hour": f"{statistics.throughput_tasks_per_hour:.0f}",
     }
-
-
-def _state(worker: WorkerRecord) -> str:
-    return "alive" if worker.alive else "stopped" if worker.stopped_at else "lost"

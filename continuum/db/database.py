@@ -335,9 +335,10 @@ class SqlDatabase(SqlSchedules):
         }
         await self._run(statements.PROGRESS, parameters, deadline=self._time_for(outputs))
 
-    async def report(self, worker: WorkerReport) -> None:
+    async def report(self, worker: WorkerReport) -> bool:
         parameters = {name: getattr(worker, name) for name in WorkerReport.__slots__}
-        await self._run(statements.REPORT, parameters, pool=self._heartbeat_pool)
+        ((draining,),) = await self._run(statements.REPORT, parameters, pool=self._heartbeat_pool)
+        return bool(draining)
 
     async def sign_off(self, worker_id: str) -> None:
         await self._run(statements.SIGN_OFF, {"worker": worker_id})
@@ -515,6 +516,9 @@ class SqlDatabase(SqlSchedules):
 
     async def clear_limit(self, scope: Scope, name: str) -> bool:
         return bool(await self._run(statements.CLEAR_LIMIT, {"scope": scope, "name": name}))
+
+    async def drain(self, worker_id: str, draining: bool = True) -> bool:
+        return bool(await self._run(statements.DRAIN, {"worker": worker_id, "draining": draining}))
 
     async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:
         if wanted.code_id is not None and not is_uuid(wanted.code_id):

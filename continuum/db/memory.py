@@ -315,7 +315,7 @@ class MemoryDatabase(MemorySchedules):
             if task is not None:
                 self.tasks[task.id] = replace(task, output=output.output, error_output=output.error_output)
 
-    async def report(self, worker: WorkerReport) -> None:
+    async def report(self, worker: WorkerReport) -> bool:
         await self._answer()
         known = self._workers.get(worker.id)
         self._workers[worker.id] = WorkerRecord(
@@ -335,7 +335,10 @@ class MemoryDatabase(MemorySchedules):
             cancelled=0,
             malicious=0,
             finished_last_hour=worker.finished_last_hour,
+            draining=known.draining if known else False,
+            drained=worker.drained,
         )
+        return self._workers[worker.id].draining
 
     async def sign_off(self, worker_id: str) -> None:
         await self._answer()
@@ -673,6 +676,14 @@ class MemoryDatabase(MemorySchedules):
         found = self._limits.rows.pop((scope, name), None)
         self._notify(Wakeup.PENDING)
         return found is not None
+
+    async def drain(self, worker_id: str, draining: bool = True) -> bool:
+        await self._answer()
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.stopped_at is not None:
+            return False
+        self._workers[worker_id] = replace(worker, draining=draining, drained=worker.drained and worker.draining)
+        return True
 
     async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:
         await self._answer()

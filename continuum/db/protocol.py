@@ -147,8 +147,8 @@ class Database(Schedules, Protocol):
         """Show what running tasks have written so far, each only if its attempt is still `worker_id`'s."""
         ...
 
-    async def report(self, worker: WorkerReport) -> None:
-        """Insert or refresh the worker's row in WORKERS."""
+    async def report(self, worker: WorkerReport) -> bool:
+        """Insert or refresh the worker's row in WORKERS. Returns whether it is to drain: claim nothing more."""
         ...
 
     async def sign_off(self, worker_id: str) -> None:
@@ -246,6 +246,11 @@ class Database(Schedules, Protocol):
 
     async def clear_limit(self, scope: Scope, name: str) -> bool:
         """Remove a row of LIMITS; False where there is none."""
+        ...
+
+    async def drain(self, worker_id: str, draining: bool = True) -> bool:
+        """Ask a worker to claim nothing more, give back what it has not begun and finish what runs, or (False) to claim again. It
+        learns of it at its next heartbeat, and `WorkerRecord.drained` says when it is done. False where no such worker runs."""
         ...
 
     async def dead_letters(self, wanted: DeadLetterFilter, before: DeadLetterPlace | None = None) -> DeadLetterPage:

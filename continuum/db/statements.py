@@ -239,14 +239,22 @@ WHERE tasks.id = part.id AND tasks.attempt = part.attempt AND {_HELD_BY_US}
 """Show what running tasks have written so far."""
 
 REPORT = """
-INSERT INTO workers AS w (id, host, pid, version, sandbox, slots, running, finished_last_hour)
-VALUES (%(id)s, %(host)s, %(pid)s, %(version)s, %(sandbox)s, %(slots)s, %(running)s, %(finished_last_hour)s)
+INSERT INTO workers AS w (id, host, pid, version, sandbox, slots, running, finished_last_hour, drained)
+VALUES (%(id)s, %(host)s, %(pid)s, %(version)s, %(sandbox)s, %(slots)s, %(running)s, %(finished_last_hour)s, %(drained)s)
 ON CONFLICT (id) DO UPDATE SET
     host = excluded.host, pid = excluded.pid, version = excluded.version, sandbox = excluded.sandbox,
     slots = excluded.slots, running = excluded.running, finished_last_hour = excluded.finished_last_hour,
-    seen_at = now(), stopped_at = NULL
+    drained = excluded.drained, seen_at = now(), stopped_at = NULL
+RETURNING draining
 """
-"""Say that a worker lives."""
+"""Say that a worker lives, and learn whether it is to drain."""
+
+DRAIN = """
+UPDATE workers SET draining = %(draining)s, drained = drained AND draining
+WHERE id = %(worker)s AND slots > 0 AND stopped_at IS NULL
+RETURNING 1
+"""
+"""Ask a worker to claim nothing more, or to claim again. What it said of an earlier time that it was asked counts no more."""
 
 SIGN_OFF = "UPDATE workers SET running = 0, stopped_at = now(), seen_at = now() WHERE id = %(worker)s"
 """Say that a worker has stopped in good order."""
@@ -617,7 +625,7 @@ SELECT extract(epoch FROM now() - min(tasks.queued_at))::float8 FROM next JOIN t
 WORKERS = """
 SELECT id, host, pid, version, slots, running, sandbox, started_at, seen_at, stopped_at,
        stopped_at IS NULL AND seen_at > now() - interval '90 seconds',
-       completed, failed, cancelled, malicious, finished_last_hour
+       completed, failed, cancelled, malicious, finished_last_hour, draining, drained
 FROM workers WHERE slots > 0 AND seen_at > now() - interval '1 day'
 ORDER BY started_at DESC, id
 """

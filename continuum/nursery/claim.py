@@ -62,6 +62,7 @@ class Claims:
         backoff = Backoff()
         while not self.shutdown.requested.is_set():
             wanted = self._places()
+            self.state.drained = self.state.draining and self._holds_nothing()
             if wanted == 0 and trio.current_time() < self._give_back_at:
                 await self.work.wait(self.settings.polling_interval)
                 continue
@@ -80,7 +81,7 @@ class Claims:
             self.state.claimed += len(tasks)
             self.telemetry.tasks_claimed(tasks, trio.current_time() - began)
             for task in tasks:
-                if self.shutdown.requested.is_set():
+                if self.shutdown.requested.is_set() or self.state.draining:
                     self.completions.release(task.lease)
                 else:
                     self._taken.add(task.lease)
@@ -94,6 +95,8 @@ class Claims:
         """How many tasks to claim now."""
         if not {"sandbox", "screening", "heartbeat"}.isdisjoint(self.state.health.problems):
             return 0
+        if self.state.draining:
+            return 0
         ahead = self.state.ahead()
         most = self.state.slots + ahead
         if len(self.completions) >= UNWRITTEN_LIMIT * most:
@@ -101,6 +104,10 @@ class Claims:
         if len(self._taken) > most - ahead // 2:
             return 0  # enough are still there: a claim for many costs no more than one for few
         return most - len(self._taken)
+
+    def _holds_nothing(self) -> bool:
+        """Whether the record holds nothing more for this worker, as far as it can know."""
+        return not self._taken and not len(self.completions) and math.isinf(self._give_back_at)
 
     async def _claim(self, wanted: int) -> Claim:
         if trio.current_time() >= self._give_back_at:

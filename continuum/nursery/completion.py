@@ -195,6 +195,7 @@ class Completions:
             self._state, "completion", lambda: self._database.release(self._state.id, batch)
         )
         self._releases.difference_update(batch)
+        self._claim_again.notify()
 
     def _next_batch(self) -> list[Completion]:
         batch: list[Completion] = []

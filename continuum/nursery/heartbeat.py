@@ -63,7 +63,7 @@ class Heartbeat:
                 await self.now.wait(self.interval)
 
     async def beat(self) -> None:
-        """Extend every lease held, stop what was cancelled or lost, and say that this worker lives."""
+        """Extend every lease held, stop what was cancelled or lost, say that this worker lives, and learn whether to drain."""
         held = [*self.state.running, *self.state.waiting, *self.completions.leases()]
         if held:
             answer = await self.database.heartbeat(self.state.id, held, lease=self.lease)
@@ -71,7 +71,18 @@ class Heartbeat:
                 self._stop(lost, StopReason.LOST)
             for cancelled in answer.cancelled:
                 self._stop(cancelled, StopReason.CANCELLED)
-        await self.database.report(self.state.report())
+        self._drain(await self.database.report(self.state.report()))
+
+    def _drain(self, draining: bool) -> None:
+        if draining == self.state.draining:
+            return
+        self.state.draining, self.state.drained = draining, False
+        if draining:
+            log.info("draining: nothing new is claimed", running=len(self.state.running))
+            self.state.give_back_waiting()
+        else:
+            log.info("claiming again")
+        self.work.notify()
 
     def _stop(self, lease: Lease, reason: StopReason) -> None:
         # A lease that ended while the heartbeat was under way looks lost; what runs or waits no more needs no stop.

@@ -157,6 +157,10 @@ class WorkerState:
     given_back: int = 0
     """Attempts that went back to the queue without counting."""
     stopping: bool = False
+    draining: bool = False
+    """Asked through WORKERS to claim nothing more."""
+    drained: bool = False
+    """It claims nothing more, and holds no task and no unwritten outcome."""
     steady_since: float = -math.inf
     """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""
     running: dict[Lease, Running] = field(default_factory=dict)
@@ -202,6 +206,20 @@ class WorkerState:
         self.recent.ran(seconds)
         self._grant()
 
+    def notes(self) -> dict[str, str]:
+        """What makes it claim less than it could, and is no failure: by what it is about."""
+        if not self.draining:
+            return {}
+        held = len(self.running)
+        return {
+            "drain": "drained" if self.drained else f"draining: {held} {'task runs' if held == 1 else 'tasks run'} on"
+        }
+
+    def give_back_waiting(self) -> None:
+        """Let nothing begin that waits for a slot: somebody else may run it."""
+        for waiting in self.waiting.values():
+            waiting.stop(StopReason.GIVEN_BACK)
+
     def resize(self, slots: int) -> None:
         """Have so many slots from now on. Those who run, run on; who waits for a slot gets one when there are more."""
         self.slots = slots
@@ -237,4 +255,5 @@ class WorkerState:
             running=len(self.running),
             sandbox=self.sandbox,
             finished_last_hour=self.finished_last_hour(),
+            drained=self.drained,
         )

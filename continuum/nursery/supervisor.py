@@ -37,7 +37,7 @@ from continuum.nursery.retention import Retention
 from continuum.nursery.schedules import ScheduleFiring
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
-from continuum.nursery.state import StopReason, WorkerState
+from continuum.nursery.state import WorkerState
 from continuum.nursery.wakeup import WakeUps
 from continuum.nursery.webhooks import Sender, Webhooks
 from continuum.sandbox.limits import sandbox_bounds
@@ -186,8 +186,7 @@ async def _announce_shutdown(state: WorkerState, shutdown: Shutdown, work: Signa
     state.stopping = True
     state.health.report("worker", "shutting down")
     log.info("stopping: nothing new is claimed", running=len(state.running))
-    for waiting in state.waiting.values():
-        waiting.stop(StopReason.GIVEN_BACK)
+    state.give_back_waiting()
     work.notify()
 
 

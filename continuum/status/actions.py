@@ -1,4 +1,4 @@
-"""What a person can do from a page: sign in and out, have a task tried again, cancel one.
+"""What a person can do from a page: sign in and out, have a task tried again, cancel one, drain a worker.
 
 Each is a form with a token of its session in it. It is obeyed when the token is right and the browser says that the form came
 from a page of ours; the session's cookie is not sent by other sites' pages in the first place (SameSite=Strict).
@@ -122,6 +122,26 @@ def actions(dashboard: Dashboard, database: Database) -> Blueprint:
         dashboard.board.forget(number)
         return _see(f"/ui/tasks/{number}?said={cancelled.value}")
 
+    @blueprint.get("/ui/workers/drain")
+    async def confirm_drain() -> Response:
+        if dashboard.viewer().session is None:
+            return _see(f"{SIGN_IN}?{urlencode({'next': '/ui/workers'})}")
+        return await dashboard.page("drain_worker", worker=_worker(request.args.get("id", "")))
+
+    @blueprint.post("/ui/workers/drain")
+    async def drain() -> Response:
+        await obeyed()
+        form = await request.form
+        worker_id, draining = _worker(form.get("id", "")), "undrain" not in form
+        try:
+            found = await database.drain(worker_id, draining)
+        except DatabaseError as error:
+            raise ServiceUnavailable(f"It is not known whether the worker was asked: {error}") from None
+        log.info("a worker was asked from the dashboard to drain", worker_id=worker_id, draining=draining, found=found)
+        if not found:
+            raise NotFound("That worker does not run any more.")
+        return _see(f"/ui/workers?said={'drain' if draining else 'undrain'}")
+
     async def obeyed() -> Session:
         """The session that sent this form. Without one it leads to the sign-in page; raises `Forbidden`."""
         if not sessions.possible:
@@ -146,6 +166,11 @@ def actions(dashboard: Dashboard, database: Database) -> Blueprint:
 def _group(error: str) -> str:
     """The group of an error, as a page names it."""
     return error.replace("\0", "")[:300]
+
+
+def _worker(worker_id: str) -> str:
+    """The id of a worker, as a page names it."""
+    return worker_id.replace("\0", "")[:300]
 
 
 def local_path(wanted: str) -> str:

@@ -1,7 +1,7 @@
 """The HTTP API for producers who cannot reach the database. docs/http-api.md describes it for its users.
 
-Read on in `api_tasks`, `api_codes` and `api_schedules`, which do what is asked; `api_operations` serves them; `api_inputs`,
-`api_outputs` and `api_schedule_models` are what they take and answer, and `api_openapi` says so.
+Read on in `api_tasks`, `api_codes`, `api_schedules` and `api_workers`, which do what is asked; `api_operations` serves them;
+`api_inputs`, `api_outputs` and `api_schedule_models` are what they take and answer, and `api_openapi` says so.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from continuum.status.api_pressure import Pressure
 from continuum.status.api_schedules import ScheduleHandlers
 from continuum.status.api_tasks import LONGEST_KEY, TaskHandlers
 from continuum.status.api_waits import Waits
+from continuum.status.api_workers import WorkerHandlers
 from continuum.status.overview import Overview
 
 SUBMIT = Operation(
@@ -143,6 +144,7 @@ def create_api(
     operations.add(LIST_CODES, codes.list)
     operations.add(FETCH_CODE, codes.fetch)
     ScheduleHandlers(settings, database, pressure).serve(operations)
+    WorkerHandlers(database, pressure).serve(operations)
 
     @lru_cache
     def openapi() -> str:

@@ -108,7 +108,7 @@ def create_app(
 
     @app.get("/readyz")
     async def readyz() -> tuple[Json, int]:
-        answer = {"ready": state.health.ready, "problems": state.health.problems}
+        answer = {"ready": state.health.ready, "problems": state.health.problems, "notes": state.notes()}
         return answer, 200 if state.health.ready else 503
 
     @app.get("/metrics")

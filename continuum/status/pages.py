@@ -92,7 +92,7 @@ def pages(dashboard: Dashboard) -> Blueprint:
     @blueprint.get("/ui/workers")
     async def workers() -> Response:
         context = await board.overview(contents=dashboard.viewer().contents)
-        return await dashboard.page("workers", **context)
+        return await dashboard.page("workers", said=request.args.get("said", ""), **context)
 
     @blueprint.get("/ui/failures")
     async def failures() -> Response:

@@ -37,6 +37,9 @@ def worker_status(state: WorkerState, *, contents: bool) -> Json:
         "sandbox": state.sandbox,
         "ready": state.health.ready,
         "problems": state.health.problems,
+        "notes": state.notes(),
+        "draining": state.draining,
+        "drained": state.drained,
         "running": [_running(one) for one in running],
     }
     if running:
@@ -126,6 +129,9 @@ def _worker(worker: WorkerRecord) -> Json:
         "cancelled": worker.cancelled,
         "malicious": worker.malicious,
         "finished_last_hour": worker.finished_last_hour,
+        "draining": worker.draining,
+        "drained": worker.drained,
+        "state": worker.state,
     }
 
 

@@ -50,6 +50,8 @@ class ObservedState(Protocol):
     @property
     def health(self) -> ObservedHealth: ...
     @property
+    def draining(self) -> bool: ...
+    @property
     def database_failures(self) -> int: ...
     @property
     def leases_lost(self) -> int: ...
@@ -183,6 +185,12 @@ class Instruments:
                 "1",
                 "1 when nothing keeps this worker from useful work, else 0",
                 lambda s: s.health.ready,
+            ),
+            self._gauge(
+                "continuum.draining",
+                "1",
+                "1 when this worker was asked to claim nothing more, else 0",
+                lambda s: s.draining,
             ),
             Observed(
                 "continuum.health",

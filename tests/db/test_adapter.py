@@ -1010,3 +1010,25 @@ async def test_a_delivery_is_made_again_until_it_is_settled(database: Database) 
     assert await database.settle_webhook(third, None)
     assert await database.claim_webhooks(1, lease=30) == []
     assert (await database.fetch([task_id]))[0].status == "completed"
+
+
+async def test_a_worker_is_asked_to_drain_and_says_when_it_has(database: Database) -> None:
+    async def state() -> str:
+        return next(each.state for each in await database.workers() if each.id == "one")
+
+    assert not await database.drain("one")
+    assert not await database.report(report("one"))
+    assert await database.drain("one")
+    assert await state() == "draining"
+    assert await database.report(report("one", running=1))
+    assert await database.report(report("one", drained=True))
+    assert await database.drain("one"), "again"
+    assert await state() == "drained"
+    assert await database.drain("one", False)
+    assert not await database.report(report("one", drained=True))
+    assert await state() == "alive"
+    assert await database.drain("one")
+    assert await state() == "draining", "what it said the time before counts no more"
+    await database.sign_off("one")
+    assert await state() == "stopped"
+    assert not await database.drain("one", False)

@@ -46,6 +46,7 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 ANSWERS: dict[str, list[Answer]] = {
     statements.SCHEMA_VERSION: [[(SCHEMA_VERSION,)]],
     statements.RELEASE: [[(0,)]],
+    statements.REPORT: [[(False,)]],
     statements.RELEASE_EXCEPT: [[(0,)]],
     statements.PROMOTE: [[(0,)]],
     statements.DELETE_ENDED: [[(0,)]],
@@ -125,6 +126,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.heartbeat("worker", [completion.lease], lease=30)
     await queue.progress("worker", [PartialOutput(1, 1, "", "")])
     await queue.report(WorkerReport("worker", "host", 1, "0", 4, 0, "docker"))
+    await queue.drain("worker")
     await queue.sign_off("worker")
     await queue.promote()
     await queue.admit_after([1])

@@ -505,8 +505,9 @@ async def test_a_heartbeat_is_sent_at_once_when_asked_for(
     beats: list[float] = []
 
     class Counting(MemoryDatabase):
-        async def report(self, worker: WorkerReport) -> None:
+        async def report(self, worker: WorkerReport) -> bool:
             beats.append(trio.current_time())
+            return False
 
         async def heartbeat(self, worker_id: str, held: Sequence[Lease], *, lease: float) -> HeartbeatAnswer:
             raise AssertionError("nothing is held")

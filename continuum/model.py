@@ -137,8 +137,8 @@ class ClaimedTask:
 
 
 class Claim(list[ClaimedTask]):
-    """What a claim took. again_in: seconds until a rate limit that held something back allows the next start; None where none
-    did."""
+    """What a claim took. again_in: seconds until a rate limit that held something back allows the next start, 0 where there may
+    be more behind tasks that are paused; None otherwise."""
 
     def __init__(self, tasks: Iterable[ClaimedTask] = (), again_in: float | None = None) -> None:
         super().__init__(tasks)
@@ -619,6 +619,7 @@ class Scope(enum.StrEnum):
     TENANT = "tenant"
     KEY = "key"
     TAG = "tag"
+    CODE = "code"
     QUEUE = "queue"
 
 

@@ -31,6 +31,32 @@ def parse_tags(entries: Iterable[str]) -> tuple[str, ...]:
     return tags
 
 
+PAUSED = "!"
+"""No tag begins so. While a code is paused, its tasks ask for a tag that no worker has: this and the code's id. So they are out
+of the way of every claim, in the index where they were."""
+AFTER_PAUSED = chr(ord(PAUSED) + 1)
+
+
+def paused_tag(code_id: str) -> str:
+    """What the tasks of a paused code ask for."""
+    return PAUSED + code_id
+
+
+def paused_code(worker_tags: str) -> str:
+    """The id of the code for which tasks ask for these tags."""
+    return worker_tags.removeprefix(PAUSED).partition(",")[0]
+
+
+def behind(tag: str) -> str:
+    """The first text behind what begins with a tag, alone or with others after it."""
+    return tag + chr(ord(",") + 1)
+
+
+def read_tags(worker_tags: str) -> tuple[str, ...]:
+    """The tags that a task's worker must have, from what TASKS has."""
+    return tuple(tag for tag in worker_tags.split(",") if tag and not tag.startswith(PAUSED))
+
+
 def written(tags: Iterable[str]) -> str:
     """Tags as TASKS has them in `worker_tags`: sorted, with commas between them."""
     return ",".join(sorted(set(tags)))

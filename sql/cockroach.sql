@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS continuum_schema (
 
 -- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on.
 CREATE TABLE IF NOT EXISTS limits (
-    scope         TEXT NOT NULL,                       -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
+    scope         TEXT NOT NULL,                       -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; code: a script's tasks; queue: everything
     name          TEXT NOT NULL,                       -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
     weight        FLOAT8,                              -- a tenant's share, compared with 1
     max_running   INT4,                                -- at a time, all workers together
@@ -58,7 +58,7 @@ CREATE TABLE IF NOT EXISTS limits (
     paused        BOOL,                                -- nothing of it begins
     updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),  -- when it was set
     PRIMARY KEY (scope, name),
-    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'queue')),
+    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'code', 'queue')),
     CONSTRAINT limits_weight_fits CHECK (weight > 0 AND weight <= 1000),
     CONSTRAINT limits_max_running_fits CHECK (max_running BETWEEN 0 AND 10000),
     CONSTRAINT limits_rate_fits CHECK (rate > 0 AND rate_period_s > 0 AND rate_period_s <= 604800),
@@ -178,7 +178,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     history          JSONB,
     -- Since when it waits: when it was created, came due, or was given back.
     queued_at        TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- The tags that its worker must have: sorted, with commas between them. '': any worker.
+    -- The tags that its worker must have: sorted, with commas between them. '': any worker. While its code is paused, `!` and the
+    -- code's id stand before them, which is no worker's tag.
     worker_tags      TEXT NOT NULL DEFAULT '',
     -- At most so many tasks of a tenant with the same key at a time as LIMITS says.
     concurrency_key  TEXT,

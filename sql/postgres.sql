@@ -89,8 +89,9 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS history          JSONB,
     -- Since when it waits: when it was created, came due, or was given back.
     ADD COLUMN IF NOT EXISTS queued_at        TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- The tags that its worker must have: sorted, with commas between them. '': any worker.
-    ADD COLUMN IF NOT EXISTS worker_tags      TEXT NOT NULL DEFAULT '',
+    -- The tags that its worker must have: sorted, with commas between them. '': any worker. While its code is paused, `!` and the
+    -- code's id stand before them, which is no worker's tag.
+    ADD COLUMN IF NOT EXISTS worker_tags      TEXT COLLATE "C" NOT NULL DEFAULT '',
     -- At most so many tasks of a tenant with the same key at a time as LIMITS says.
     ADD COLUMN IF NOT EXISTS concurrency_key  TEXT,
     -- Tasks of a tenant with the same key run one after another, in the order of their ids.
@@ -209,7 +210,7 @@ ALTER TABLE workers SET (fillfactor = 50);
 -- Limits: changed at any time by SQL or `continuum limits`, and heeded from the next claim or submission on -----------------------
 
 CREATE TABLE IF NOT EXISTS limits (
-    scope         TEXT NOT NULL,                       -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; queue: everything
+    scope         TEXT NOT NULL,                       -- tenant; key: tasks of a tenant with the same concurrency_key; tag: worker_tags; code: a script's tasks; queue: everything
     name          TEXT COLLATE "C" NOT NULL,           -- of what. '*': of each that has no value of its own. Of the queue: ''. Tasks without a tenant: ''
     weight        DOUBLE PRECISION,                    -- a tenant's share, compared with 1
     max_running   INTEGER,                             -- at a time, all workers together
@@ -219,7 +220,7 @@ CREATE TABLE IF NOT EXISTS limits (
     paused        BOOLEAN,                             -- nothing of it begins
     updated_at    TIMESTAMPTZ NOT NULL DEFAULT now(),  -- when it was set
     PRIMARY KEY (scope, name),
-    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'queue')),
+    CONSTRAINT limits_scope_known CHECK (scope IN ('tenant', 'key', 'tag', 'code', 'queue')),
     CONSTRAINT limits_weight_fits CHECK (weight > 0 AND weight <= 1000),
     CONSTRAINT limits_max_running_fits CHECK (max_running BETWEEN 0 AND 10000),
     CONSTRAINT limits_rate_fits CHECK (rate > 0 AND rate_period_s > 0 AND rate_period_s <= 604800),

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from continuum.model import Limit, Scope
 
 app = typer.Typer(
-    help="Limit tenants, keys, tags and the queue, and pause them.", no_args_is_help=True, rich_markup_mode=None
+    help="Limit tenants, keys and the queue, and pause tenants, tags, codes and the queue.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Target = Annotated[
     str,
     typer.Argument(
         metavar="WHAT",
-        help="queue; or tenant:NAME, key:NAME, tag:NAME, with * for all that have no limit of their own.",
+        help="queue, tenant:NAME, key:NAME, tag:NAME or code:ID; tenant:* and key:* are all without a limit of their own.",
     ),
 ]
 
@@ -90,7 +92,7 @@ def resume(target: Target) -> None:
 
 @app.command()
 def clear(target: Target) -> None:
-    """Remove all limits of a tenant, key or tag, or of the queue."""
+    """Remove all limits of a tenant, key, tag or code, or of the queue."""
     from continuum.cli.errors import tell
     from continuum.db import open_database
 
@@ -132,7 +134,7 @@ def _parse(target: str) -> tuple[Scope, str]:
 
     scope, colon, name = target.partition(":")
     if scope not in set(Scope) or (scope == Scope.QUEUE) == bool(colon):
-        raise typer.BadParameter(f"{target!r} is neither queue nor tenant:NAME, key:NAME or tag:NAME")
+        raise typer.BadParameter(f"{target!r} is neither queue nor tenant:NAME, key:NAME, tag:NAME or code:ID")
     return Scope(scope), name
 
 

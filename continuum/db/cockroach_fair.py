@@ -85,11 +85,13 @@ HEAD = f"""{_IN_PLACE} AND priority >= %(min_priority)s AND priority <= %(max_pr
 WINDOW = f"""{_IN_PLACE} AND priority = %(priority)s AND (shard, id) > (%(shard)s, %(id)s) {_IN_ORDER}"""
 """What comes next in a place, of one priority."""
 
+_NOT_PAUSED = "(tasks.code::text <> ALL (%(paused)s::text[])) IS NOT FALSE"
+
 CLAIM_KEYS = statements.claim(f"""
         id IN (
             SELECT tasks.id FROM unnest(%(ids)s::int8[]) AS k (id)
             INNER LOOKUP JOIN tasks@tasks_pkey ON tasks.id = k.id
-            WHERE {statements.CLAIMABLE}
+            WHERE {statements.CLAIMABLE} AND {_NOT_PAUSED}
             FOR UPDATE OF tasks SKIP LOCKED
         )""")
 """Claim these tasks, those of them that still wait: locks them and nothing else."""
@@ -103,7 +105,7 @@ WITH wanted AS (
     ),
     waiting AS (
         SELECT wanted.* FROM wanted INNER LOOKUP JOIN tasks@tasks_pkey ON tasks.id = wanted.id
-        WHERE {statements.CLAIMABLE}
+        WHERE {statements.CLAIMABLE} AND {_NOT_PAUSED}
         FOR UPDATE OF tasks SKIP LOCKED
     ),
     free AS (
@@ -138,6 +140,19 @@ ORDER BY claimed.priority, claimed.id
 """The same, each with the permits that it needs: both or neither."""
 
 
+PARK = f"""
+{statements.PARK}
+        WHERE id IN (
+            SELECT tasks.id FROM unnest(%(ids)s::int8[]) AS k (id)
+            INNER LOOKUP JOIN tasks@tasks_pkey ON tasks.id = k.id
+            WHERE {statements.CLAIMABLE} AND tasks.code::text = ANY (%(paused)s::text[])
+            FOR UPDATE OF tasks SKIP LOCKED
+        )
+RETURNING id
+"""
+"""Put those of these tasks out of the way whose code is paused."""
+
+
 class Turn(NamedTuple):
     """A task that a claim is for, with the permits that it needs."""
 
@@ -151,7 +166,8 @@ class Harvest:
     """What one call is asked for, and what it has claimed so far.
 
     chosen: tasks that the next statement is to claim. begun, around: whether the walk has begun to go around since the call, and
-    has seen everything. disturbed: whether others took permits that it was after.
+    has seen everything. disturbed: whether others took permits that it was after. parked: whether it has put tasks of a paused
+    code out of the way, behind which there may be others.
     """
 
     def __init__(self, parameters: Mapping[str, Any], limits: Limits) -> None:
@@ -161,7 +177,7 @@ class Harvest:
         self.claimed: Rows = []
         self.chosen: set[int] = set()
         self.again_in = math.inf
-        self.begun = self.around = self.disturbed = False
+        self.begun = self.around = self.disturbed = self.parked = False
         self._until = trio.current_time() + min(LONGEST_CLAIM, parameters["lease"] / 10)
 
     @property
@@ -173,7 +189,7 @@ class Harvest:
     @property
     def enough(self) -> bool:
         """Whether nothing more is wanted, or what there is must not wait any longer."""
-        return self.wanted == 0 or (bool(self.claimed) and trio.current_time() >= self._until)
+        return self.wanted == 0 or (bool(self.claimed or self.parked) and trio.current_time() >= self._until)
 
     def within(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those within the bounds of the priority."""
@@ -252,7 +268,7 @@ class FairClaims:
                 if not harvest.claimed:
                     raise
                 self._failure = error
-            again_in = None if math.isinf(harvest.again_in) else harvest.again_in
+            again_in = 0.0 if harvest.parked else None if math.isinf(harvest.again_in) else harvest.again_in
             return sorted(harvest.claimed, key=statements.claim_order), again_in
 
     def _forget(self) -> None:
@@ -417,7 +433,11 @@ class FairClaims:
                 return
 
     async def _claim(self, harvest: Harvest, turns: list[Turn]) -> int:
-        keys: dict[str, Any] = {**harvest.parameters, "ids": [turn.entry.id for turn in turns]}
+        keys: dict[str, Any] = {
+            **harvest.parameters,
+            "ids": [turn.entry.id for turn in turns],
+            "paused": harvest.limits.paused_codes,
+        }
         if any(turn.running or turn.start for turn in turns):
             keys |= {
                 "running": [turn.running and turn.running.resource for turn in turns],
@@ -434,9 +454,26 @@ class FairClaims:
         self._hints = {entry for entry in self._hints if entry.id not in claimed}
         missed = [turn for turn in turns if turn.entry.id not in claimed]
         harvest.disturbed = any(turn.running or turn.start for turn in missed)
+        if missed and harvest.limits.paused_codes:
+            parked = await self._park(
+                harvest, {turn.entry.place for turn in missed}, [turn.entry.id for turn in missed]
+            )
+            missed = [turn for turn in missed if turn.entry.id not in parked]
         for place in {turn.entry.place for turn in missed}:
             self._others_were_quicker(place)
         return len(found)
+
+    async def _park(self, harvest: Harvest, places: Collection[Place], missed: Collection[int]) -> set[int]:
+        """Put out of the way what is known to wait in these places, as far as its code is paused. Returns what was."""
+        ids = [*missed, *(entry.id for place in places for entry in self._places[place].entries)]
+        found = await self._run(PARK, {"ids": ids, "paused": harvest.limits.paused_codes}, writes=True, keyed=True)
+        parked = {task_id for (task_id,) in found}
+        self._hints = {entry for entry in self._hints if entry.id not in parked}
+        for place in places:
+            self._places[place].leave_out(parked)
+        if parked:
+            harvest.parked = harvest.disturbed = True
+        return parked
 
     def _others_were_quicker(self, place: Place) -> None:
         """Go elsewhere in a place: another part of it, or its tasks in no order."""

@@ -73,6 +73,7 @@ from continuum.model import (
     WorkerReport,
 )
 from continuum.retry import RetryPolicy, judge_loss, policy_text
+from continuum.tags import AFTER_PAUSED, PAUSED, behind, paused_code, paused_tag
 
 DEADLINE = 5.0
 """Seconds for an ordinary call, waiting for a connection and opening it included: well inside the shortest useful lease."""
@@ -366,6 +367,20 @@ class SqlDatabase(SqlSchedules):
     async def admit_page(self, below: int | None = None) -> Admission:
         found = await self._read(admission.LOOK, {"below": admission.NEWEST if below is None else below})
         return await self._admit(partial(admission.admit_page, below=below)) if found else Admission(0)
+
+    async def resume_codes(self, limit: int = 1000) -> int:
+        end, tag = {"end": AFTER_PAUSED}, PAUSED
+        paused: set[str] | None = None
+        while found := await self._read(statements.FIND_PARKED, {"after": tag, **end}):
+            code_id = paused_code(found[0][0])
+            tag = paused_tag(code_id)
+            if paused is None:
+                paused = {name for (name,) in await self._read(statements.PAUSED_CODES)}
+            if code_id not in paused:
+                where = {"tag": tag, "end": behind(tag), "limit": limit}
+                return len(await self._run(statements.UNPARK, where, deadline=self.long_deadline))
+            tag = behind(tag)
+        return 0
 
     async def _admit(self, admit: Callable[[TrioConnection], Awaitable[Admission]]) -> Admission:
         async def body(connection: TrioConnection) -> Admission:

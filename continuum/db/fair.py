@@ -26,6 +26,9 @@ MOST_PERMITS = 1000
 it."""
 FEWEST_STEPS = 8
 """Tenants that a claim goes past beyond those that it takes something from: some are paused, or at their limits."""
+PARKED = 1000
+"""Tasks that a claim which meets one of a paused code looks through, to put others of it out of the way as well."""
+_PAUSED = "(task.code::text = ANY (ARRAY (SELECT name FROM limits WHERE scope = 'code' AND paused))) IS TRUE"
 MOST_STEPS = 512
 """Tenants that one statement goes past at most."""
 
@@ -148,14 +151,29 @@ WITH RECURSIVE
                      THEN (SELECT count(*) FROM starts WHERE starts.step = offers.step) END) AS share
         FROM offers
     ),
-    picked AS (
-        SELECT granted.step, task.id, row_number() OVER (PARTITION BY granted.step) AS nth
+    found AS (
+        SELECT granted.step, granted.tags, granted.tenant, task.id, {_PAUSED} AS paused
         FROM granted CROSS JOIN LATERAL (
-            SELECT id FROM tasks
+            SELECT id, code FROM tasks
             WHERE {_CLAIMABLE} = (%(tags)s::text[])[granted.tags] AND {_TENANT} = granted.tenant
               AND priority >= %(min_priority)s AND priority <= %(max_priority)s
             ORDER BY priority, id LIMIT granted.share FOR UPDATE SKIP LOCKED
         ) AS task
+    ),
+    picked AS (SELECT step, id, row_number() OVER (PARTITION BY step) AS nth FROM found WHERE NOT paused),
+    -- What is met of a paused code is put out of the way, with more of it that comes next in its place.
+    parked AS (
+        {statements.PARK}
+        WHERE id = ANY (ARRAY (
+            SELECT next.id
+            FROM (SELECT DISTINCT tags, tenant FROM found WHERE paused) AS place CROSS JOIN LATERAL (
+                SELECT id, {_PAUSED} AS paused FROM tasks AS task
+                WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.tags] AND {_TENANT} = place.tenant
+                  AND priority >= %(min_priority)s AND priority <= %(max_priority)s
+                ORDER BY priority, id LIMIT {PARKED} FOR UPDATE SKIP LOCKED
+            ) AS next WHERE next.paused
+        ))
+        RETURNING 1
     ),
     claimed AS ({statements.TAKE} WHERE id = ANY (ARRAY (SELECT id FROM picked)) {statements.TAKEN}),
     taken AS (
@@ -186,8 +204,8 @@ WITH RECURSIVE
                (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
                    SELECT FROM granted JOIN offers USING (step)
                    WHERE granted.share < offers.share  -- another claim was quicker, and there may be others
-                      OR granted.share = (SELECT count(*) FROM picked WHERE picked.step = granted.step)) AS more,
-               (SELECT extract(epoch FROM min(start.at) - now())
+                      OR granted.share = (SELECT count(*) FROM found WHERE found.step = granted.step)) AS more,
+               (SELECT CASE WHEN EXISTS (SELECT FROM parked) THEN 0 ELSE extract(epoch FROM min(start.at) - now()) END
                 FROM entitled CROSS JOIN LATERAL (
                     SELECT min(free_at) AS at FROM permits
                     WHERE resource = 'rate:' || entitled.tenant AND number <= entitled.rate
@@ -257,7 +275,8 @@ class Ring:
         """Go to where a claim ended. Returns whether another one may find more now.
 
         whole: it has seen every tenant. made: it made permits, and would find them now. more: who gave all that was asked for may
-        have more. found: how many tasks it claimed. again_in: seconds until a rate allows a start.
+        have more. found: how many tasks it claimed. again_in: seconds until a rate allows a start; 0 where
+        tasks of a paused code were put out of the way.
         """
         self.again_in = again_in
         if made and not found:
@@ -265,5 +284,7 @@ class Ring:
         if tags is not None and tenant is not None:
             self._at_tags, self._at_tenant, self._credit = tags, tenant, credit
         self._skip = 0
+        if again_in == 0:
+            return False  # not in the same call: whose tasks are found must not wait for what is put out of the way
         self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)
         return more or made or not whole

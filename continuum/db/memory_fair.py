@@ -43,6 +43,8 @@ class MemoryLimits:
         allowed = [each for each in sets_of(tags) if not self._paused(each)]
         waiting: dict[Place, list[TaskRecord]] = {}
         for task in due:
+            if self._code_paused(task.code_id):
+                continue
             if (place := (written(task.worker_tags), task.tenant or ""))[0] in allowed:
                 waiting.setdefault(place, []).append(task)
         room = {tenant: self._room(tenant, running, now) for tenant in {tenant for _, tenant in waiting}}
@@ -70,6 +72,10 @@ class MemoryLimits:
         if queue is not None and queue.paused:
             return True
         return any((row := self.rows.get((Scope.TAG, tag))) is not None and row.paused for tag in tags.split(","))
+
+    def _code_paused(self, code_id: str | None) -> bool:
+        row = self.rows.get((Scope.CODE, code_id or ""))
+        return row is not None and bool(row.paused)
 
     def _turns(self, worker_id: str, places: list[Place]) -> Iterator[tuple[Place, int]]:
         """Once around the ring, with how many tasks each place may give."""

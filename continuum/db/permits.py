@@ -15,8 +15,10 @@ FIND_LIMITS = """
 SELECT limits.scope, limits.name, weight, max_running, rate, rate_period_s, paused
 FROM unnest(%(scopes)s::text[], %(names)s::text[]) AS w (scope, name)
 INNER LOOKUP JOIN limits@limits_pkey ON limits.scope = w.scope AND limits.name = w.name
+UNION ALL
+SELECT scope, name, weight, max_running, rate, rate_period_s, paused FROM limits@limits_pkey WHERE scope = 'code'
 """
-"""What holds for these."""
+"""What holds for these, and for codes."""
 
 FIND_PERMITS = """
 SELECT w.resource, count(p.number), array_agg(p.number) FILTER (WHERE p.free_at <= now()),
@@ -93,6 +95,7 @@ class Limits:
         self._keys = [("queue", ""), ("tenant", "*"), *(("tag", tag) for tag in tags)]
         self._of: dict[str, Allowance] = {}
         self._paused_tags: frozenset[str] = frozenset()
+        self.paused_codes: list[str] = []
         self._all_paused = False
 
     def of(self, tenant: str | None) -> Allowance:
@@ -115,6 +118,7 @@ class Limits:
         rows = await self._read(FIND_LIMITS, where)
         found = {(scope, name): dict(zip(_OWN, values, strict=True)) for scope, name, *values in rows}
         self._paused_tags = frozenset(name for (scope, name), row in found.items() if scope == "tag" and row["paused"])
+        self.paused_codes = [name for (scope, name), row in found.items() if scope == "code" and row["paused"]]
         self._all_paused = bool(found.get(("queue", ""), {}).get("paused"))
         for name in names:
             self._of[name] = _allowance(found.get(("tenant", name), {}), found.get(("tenant", "*"), {}))

@@ -175,6 +175,11 @@ class Database(Schedules, Protocol):
         next page begins is in the answer."""
         ...
 
+    async def resume_codes(self, limit: int = 1000) -> int:
+        """Have up to `limit` tasks claimed again that claims met while their code was paused, which it is no more; return how
+        many."""
+        ...
+
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         """End up to `limit` attempts whose lease expired: back to pending with backoff where the retry policy says so,
         else failed with a message that starts with "Timeout/Crash: "; cancelled where that was requested.

@@ -19,6 +19,7 @@ from continuum.model import (
     WebhookDelivery,
 )
 from continuum.retry import attempts_of
+from continuum.tags import read_tags
 
 Row = tuple[Any, ...]
 
@@ -35,7 +36,7 @@ def task_record(row: Row) -> TaskRecord:
     return replace(
         record,
         history=tuple(_attempt(each) for each in record.history or ()),  # type: ignore[arg-type]
-        worker_tags=tuple(record.worker_tags.split(",")) if record.worker_tags else (),  # type: ignore[attr-defined]
+        worker_tags=read_tags(record.worker_tags),  # type: ignore[arg-type]
         max_attempts=attempts_of(record.retry, record.max_attempts),
     )
 

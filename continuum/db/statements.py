@@ -13,6 +13,7 @@ from typing import Any
 
 from continuum.model import EXPIRED, HISTORY_LENGTH
 from continuum.retry import QUARANTINED
+from continuum.tags import PAUSED
 
 CLAIMABLE = """status = 'pending' AND run_at IS NULL
           AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
@@ -81,6 +82,30 @@ TAKEN = f"""
                   CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in,
                   crashes
 """
+
+
+PARK = f"""
+        UPDATE tasks SET worker_tags = '{PAUSED}' || code::text || CASE worker_tags WHEN '' THEN '' ELSE ',' || worker_tags END
+"""
+"""Put tasks of a paused code out of the claims' way: see `continuum.tags.PAUSED`."""
+
+FIND_PARKED = f"""
+SELECT worker_tags FROM tasks WHERE {CLAIMABLE} AND worker_tags >= %(after)s AND worker_tags < %(end)s
+ORDER BY worker_tags LIMIT 1
+"""
+"""The next code, in the order of their ids, of which tasks are out of the way."""
+
+PAUSED_CODES = "SELECT name FROM limits WHERE scope = 'code' AND paused"
+
+UNPARK = f"""
+UPDATE tasks SET worker_tags = substr(worker_tags, length(%(tag)s::text) + 2), queued_at = now()
+WHERE id IN (
+    SELECT id FROM tasks WHERE {CLAIMABLE} AND worker_tags >= %(tag)s AND worker_tags < %(end)s
+    ORDER BY worker_tags LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+RETURNING 1
+"""
+"""Have tasks of a code claimed again."""
 
 
 def claim(which: str) -> str:

@@ -110,6 +110,7 @@ LIMITED = {
     Scope.TENANT: {"weight", "max_running", "rate", "rate_period", "max_pending", "paused"},
     Scope.KEY: {"max_running"},
     Scope.TAG: {"paused"},
+    Scope.CODE: {"paused"},
     Scope.QUEUE: {"max_pending", "paused"},
 }
 """What a limit of each scope may say."""
@@ -124,7 +125,9 @@ def _limit_problems(limit: Limit) -> Iterator[str]:
         yield f"it limits nothing: give {' or '.join(sorted(LIMITED[limit.scope]))}"
     yield from (f"name {problem}" for problem in _text_problems(limit.name, 255))
     if (limit.scope is Scope.QUEUE) != (limit.name == "") and not (limit.scope is Scope.TENANT and limit.name == ""):
-        yield "name the tenant, key or tag, or `*` for all of them; the queue has no name"
+        yield "name the tenant, key, tag or code; the queue has no name"
+    elif limit.scope is Scope.CODE and not is_code_id(limit.name):
+        yield f"name {limit.name!r:.60} is no id of a code; `continuum codes list` lists them"
     if limit.weight is not None and not 0 < limit.weight <= 1000:
         yield f"weight {limit.weight:g} is out of range: more than 0, at most 1000"
     if limit.max_running is not None and limit.max_running not in range(10_001):
@@ -190,6 +193,11 @@ def _policy_problems(policy: object) -> Iterator[str]:
         policy_text(policy)
     except BadPolicy as error:
         yield f"cannot be used: {error}"
+
+
+def is_code_id(text: str) -> bool:
+    """Whether a text is an id of CODES as the database writes it: two that differ in letters' case would be one code."""
+    return is_uuid(text) and str(uuid.UUID(text)) == text
 
 
 def is_uuid(text: str) -> bool:

@@ -1,4 +1,5 @@
-"""Admission: tasks that wait for others are made claimable as soon as these have ended.
+"""Admission: tasks that wait for others are made claimable as soon as these have ended, those of a code that was paused as soon
+as it is no more.
 
 What this worker has brought to an end is followed at once, by one statement for as many as ended while the last one ran, and only
 while anything waits for others at all. Everything else is found by looking through what waits: when there is word of a new task
@@ -69,6 +70,8 @@ class Admissions:
         while True:
             began = trio.current_time()
             whole = began >= next_whole
+            if whole:
+                await self._resume_codes()
             await self._look_through(whole=whole)
             took = trio.current_time() - began
             if whole:
@@ -89,6 +92,10 @@ class Admissions:
             below = found.below
             if below is None or (not whole and not found.admitted):
                 return
+
+    async def _resume_codes(self) -> None:
+        while await until_available(self.state, "admission", self.database.resume_codes):
+            self.work.notify()
 
     async def _admit(self, call: Callable[[], Awaitable[Admission]]) -> Admission:
         found = await until_available(self.state, "admission", call)

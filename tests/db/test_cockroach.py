@@ -18,7 +18,7 @@ import trio
 
 from continuum.db import changefeed, cockroach, statements
 from continuum.db.cockroach import COCKROACH
-from continuum.db.cockroach_fair import CLAIM_KEYS, CLAIM_LIMITED, HEAD, READ, SHARDS, WALK, WALK_ON, WINDOW
+from continuum.db.cockroach_fair import CLAIM_KEYS, CLAIM_LIMITED, HEAD, PARK, READ, SHARDS, WALK, WALK_ON, WINDOW
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.permits import FIND_LIMITS, FIND_PERMITS
@@ -309,7 +309,7 @@ async def test_a_row_that_somebody_has_locked_costs_no_other_task_its_lease(queu
 # -- plans -------------------------------------------------------------------------------------------------------------------
 
 _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
-_CLAIM = {"worker": "w", "lease": 30.0, "ids": [1, 2]}
+_CLAIM = {"worker": "w", "lease": 30.0, "ids": [1, 2], "paused": ["11111111-1111-1111-1111-111111111111"]}
 _PERMITS = {
     "running": ["running:a"] * 2,
     "running_numbers": [1, 2],
@@ -328,6 +328,9 @@ PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
     "read: window": (WINDOW, _PLACE | {"priority": 1, "shard": 3, "id": 7}, "tasks_claimable"),
     "claim": (CLAIM_KEYS, _CLAIM, "tasks_pkey"),
     "claim with permits": (CLAIM_LIMITED, _CLAIM | _PERMITS, "permits_pkey"),
+    "claim: park": (PARK, _CLAIM, "tasks_pkey"),
+    "find parked": (statements.FIND_PARKED, {"after": "!", "end": '"'}, "tasks_claimable"),
+    "unpark": (statements.UNPARK, {"tag": "!a", "end": "!a-", "limit": 1000}, "tasks_claimable"),
     "limits": (FIND_LIMITS, {"scopes": ["tenant", "queue"], "names": ["a", ""]}, "limits_pkey"),
     "permits": (FIND_PERMITS, {"resources": ["running:a"], "mosts": [3]}, "permits_pkey"),
     "promote": (statements.PROMOTE, {"limit": 1000}, "tasks_scheduled"),

@@ -12,10 +12,10 @@ import trio
 
 from continuum.db.errors import InvalidLimit, InvalidTask
 from continuum.db.protocol import Database
-from continuum.model import ClaimedTask, Completion, Limit, NewTask, Scope, Status
+from continuum.model import Cancellation, ClaimedTask, Completion, Limit, NewTask, Scope, Status
 
 HELLO = NewTask(code="print('hello')")
-TENANT, TAG, QUEUE = Scope.TENANT, Scope.TAG, Scope.QUEUE
+TENANT, TAG, CODE, QUEUE = Scope.TENANT, Scope.TAG, Scope.CODE, Scope.QUEUE
 
 
 async def submit(database: Database, **tenants: int) -> None:
@@ -260,6 +260,69 @@ async def test_a_tag_may_be_paused(database: Database) -> None:
     assert sorted(record.worker_tags for record in records) == [(), ("eu",)]
 
 
+# -- codes ---------------------------------------------------------------------------------------------------------------
+
+
+async def resume(database: Database, code: str) -> None:
+    await database.clear_limit(CODE, code)
+    while await database.resume_codes(7):
+        pass
+
+
+async def test_a_paused_code_keeps_nothing_else_from_running(database: Database) -> None:
+    code = await database.store_code("print('paused')")
+    await database.set_limit(Limit(CODE, code, paused=True))
+    paused = NewTask(code_id=code, tenant="a")
+    ids = await database.submit(
+        [paused] * 150 + [replace(HELLO, tenant="a"), replace(paused, tenant="b", worker_tags=("gpu",))]
+    )
+    (other,) = await claim_behind_paused(database, tags=("eu", "gpu"))
+    assert other.id == ids[150]
+    await database.submit([replace(HELLO, tenant="b", worker_tags=("gpu",)), paused])
+    (other,) = await claim_behind_paused(database, tags=("gpu",))
+    assert other.tenant == "b"
+    assert (await database.statistics(latest=True)).pending == 152
+    assert await database.resume_codes() == 0, "it is paused still"
+    await resume(database, code)
+    assert len(await claim_all(database, 50)) == 151
+    (gpu,) = await database.claim("one", 50, lease=30, tags=("gpu",))
+    (record,) = await database.fetch([gpu.id])
+    assert (gpu.id, record.worker_tags) == (ids[151], ("gpu",))
+
+
+async def test_whatever_becomes_claimable_of_a_paused_code_does_not_begin(database: Database) -> None:
+    """However it came to wait: by a retry, given back, at its time, after others."""
+    await database.submit([replace(HELLO, tenant="a", sequence_key=key) for key in (None, None, None, "s", "s")])
+    while (await database.admit_page()).admitted:
+        pass
+    first = await database.claim("one", 9, lease=30)
+    assert len(first) == 4
+    code = first[0].code_id
+    assert code is not None
+    await database.set_limit(Limit(CODE, code, paused=True))
+    await database.complete("one", [Completion(first[0].id, 1, Status.PENDING, 1, "", "", "why", retry_in=0)])
+    await database.release("one", [first[1].lease])
+    await finish(database, first[2:])
+    await database.admit_after([task.id for task in first])
+    assert await claim_behind_paused(database) == []
+    cancelled = await database.cancel(first[0].id)
+    assert cancelled is Cancellation.CANCELLED
+    assert (await database.fetch([first[0].id]))[0].worker_tags == ()
+    await resume(database, code)
+    assert len(await claim_all(database, 9)) == 2
+
+
+async def claim_behind_paused(database: Database, tags: Sequence[str] = ()) -> list[ClaimedTask]:
+    """Claim as a worker does, which asks again at once where it is told so."""
+    tasks: list[ClaimedTask] = []
+    with trio.fail_after(60):
+        while True:
+            claim = await database.claim("one", 4, lease=30, tags=tags)
+            tasks += claim
+            if claim.again_in != 0:
+                return tasks
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +336,9 @@ async def test_a_tag_may_be_paused(database: Database) -> None:
         (Limit(TENANT, "a", rate=3, rate_period=float("nan")), "rate_period nan is out of range"),
         (Limit(TAG, "gpu", max_running=3), "max_running is no limit of a tag; it may have paused"),
         (Limit(QUEUE, "a", paused=True), "the queue has no name"),
-        (Limit(TAG, "", paused=True), "name the tenant, key or tag"),
+        (Limit(TAG, "", paused=True), "name the tenant, key, tag or code"),
+        (Limit(CODE, "*", paused=True), "'\\*' is no id of a code"),
+        (Limit(CODE, "A" * 8 + "-0000-0000-0000-000000000000", paused=True), "is no id of a code"),
         (Limit(TENANT, "\0", paused=True), "NUL"),
     ],
 )

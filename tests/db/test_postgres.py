@@ -457,6 +457,8 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
         {"worker": "w", **_LEASES, "delays": [None] * 50, "notes": [""] * 50, **_CRASHES},
     ),
     "promote": (statements.PROMOTE, {"limit": 1000}),
+    "find parked": (statements.FIND_PARKED, {"after": "!", "end": '"'}),
+    "unpark": (statements.UNPARK, {"tag": "!a", "end": "!a-", "limit": 1000}),
     "release_except": (statements.RELEASE_EXCEPT, {"worker": "w", **_LEASES}),
     "purge": (statements.PURGE, {"status": "completed", "older_than": 1e9, "limit": 1000}),
     "ended": (

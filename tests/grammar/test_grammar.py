@@ -78,7 +78,11 @@ ANSWERS: dict[str, list[Answer]] = {
     WALK_ON: [[("", "b", 0, 3, 1)]],
     HEAD: [[("", "a", 0, 3, number) for number in range(READ)]],
     WINDOW: [[("", "a", 0, 4, 1)]],
-    FIND_LIMITS: [[("tenant", "*", 1.0, 2, 3, 4.0, None)], []],
+    FIND_LIMITS: [
+        [("tenant", "*", 1.0, 2, 3, 4.0, None), ("code", "11111111-1111-1111-1111-111111111111", *[None] * 4, True)],
+        [],
+    ],
+    statements.FIND_PARKED: [[("!22222222-2222-2222-2222-222222222222",)]],
     FIND_PERMITS: [[], [("running:a", 2, [1], None), ("rate:a", 3, [1], None)], []],
     cockroach.SHOW_SCHEMA: [[("CREATE TABLE tasks ()",)], [("ttl_expiration_expression",)]],
     changefeed.TAKE_PLACE: [[(1,)]],
@@ -131,6 +135,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.promote()
     await queue.admit_after([1])
     await queue.admit_page()
+    await queue.resume_codes()
     await queue.cancel_late("worker")
     await queue.recover("worker")
     await queue.take_duty("retention", "worker", 60)

@@ -47,12 +47,13 @@ def test_a_pause_ends_and_a_limit_is_removed(database: MemoryDatabase) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("set", "acme", "--weight", "1"), "'acme' is neither queue nor tenant:NAME, key:NAME or tag:NAME"),
+        (("set", "acme", "--weight", "1"), "'acme' is neither queue nor tenant:NAME, key:NAME, tag:NAME or code:ID"),
         (("pause", "queue:x"), "'queue:x' is neither queue"),
         (("set", "tenant:acme"), "it limits nothing: give max_pending or max_running"),
         (("set", "tenant:acme", "--rate", "fast"), "'fast' is no rate"),
         (("set", "tenant:acme", "--weight", "0"), "weight 0 is out of range"),
         (("set", "tag:gpu", "--max-running", "3"), "max_running is no limit of a tag"),
+        (("pause", "code:report.py"), "name 'report.py' is no id of a code; `continuum codes list` lists them"),
     ],
 )
 def test_what_cannot_be_is_wrong_usage(database: MemoryDatabase, arguments: tuple[str, ...], said: str) -> None:

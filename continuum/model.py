@@ -642,6 +642,42 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitUse:
+    """A row of LIMITS, and how much of it is used.
+
+    running: permits of `max_running` that are taken. starts: those of `rate`, in the period that ends now. None where it has no
+    such limit, or is not a tenant's own: those named `*` are kept for each tenant apart.
+    """
+
+    limit: Limit
+    running: int | None
+    starts: int | None
+
+
+class HeldBackBy(enum.StrEnum):
+    """What due tasks wait for that is no worker."""
+
+    QUEUE_PAUSED = "queue_paused"
+    CODE_PAUSED = "code_paused"
+    """Only what a claim has met since the code was paused."""
+    TENANT_PAUSED = "tenant_paused"
+    TAG_PAUSED = "tag_paused"
+    MAX_RUNNING = "max_running"
+    RATE = "rate"
+    OTHER_TASKS = "other_tasks"
+    """Their turn: they have a sequence or concurrency key, or depend on others."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """How many due tasks, of how many tenants, wait for something that is no worker."""
+
+    reason: HeldBackBy
+    tenants: int
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Totals over the whole system, cheap to read however large TASKS is.
 

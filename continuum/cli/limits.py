@@ -107,23 +107,28 @@ def clear(target: Target) -> None:
 
 
 def _pause(target: str, paused: bool) -> None:
-    from dataclasses import replace
-
-    # Where nothing else is said, False says it: it stands against a `*` that is paused.
-    _change(target, lambda limit: replace(limit, paused=paused))
-
-
-def _change(target: str, change: Callable[[Limit], Limit]) -> None:
     from continuum.db import open_database
-    from continuum.model import Limit
+    from continuum.db.limiting import pause_limit
 
     scope, name = _parse(target)
 
     async def command() -> None:
         async with open_database(settings(), application="continuum-limits") as database:
-            known = {(limit.scope, limit.name): limit for limit in await database.limits()}
-            limit = change(known.get((scope, name)) or Limit(scope, name))
-            await database.set_limit(limit)
+            limit = await pause_limit(database, scope, name, paused)
+        typer.echo(f"{_target(limit)}  {_said(limit)}")
+
+    run(command)
+
+
+def _change(target: str, change: Callable[[Limit], Limit]) -> None:
+    from continuum.db import open_database
+    from continuum.db.limiting import change_limit
+
+    scope, name = _parse(target)
+
+    async def command() -> None:
+        async with open_database(settings(), application="continuum-limits") as database:
+            limit = await change_limit(database, scope, name, change)
         typer.echo(f"{_target(limit)}  {_said(limit)}")
 
     run(command)

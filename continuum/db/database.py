@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from continuum.db import admission, rows, searching, statements
+from continuum.db import admission, rows, searching, statements, statements_limits
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
@@ -52,8 +52,11 @@ from continuum.model import (
     EndedTask,
     FailureGroup,
     HeartbeatAnswer,
+    HeldBack,
+    HeldBackBy,
     Lease,
     Limit,
+    LimitUse,
     NewTask,
     PartialOutput,
     Promoted,
@@ -524,6 +527,14 @@ class SqlDatabase(SqlSchedules):
 
     async def limits(self) -> list[Limit]:
         return [Limit(Scope(scope), *values) for scope, *values in await self._run(statements.LIMITS)]
+
+    async def limit_uses(self, limit: int = 200) -> list[LimitUse]:
+        found = await self._read(statements_limits.LIMIT_USES, {"limit": limit}, deadline=self.long_deadline)
+        return [LimitUse(Limit(Scope(row[0]), *row[1:8]), row[8], row[9]) for row in found]
+
+    async def held_back(self) -> list[HeldBack]:
+        found = await self._read(statements_limits.HELD_BACK, deadline=self.long_deadline)
+        return [HeldBack(HeldBackBy(reason), tenants, tasks) for reason, tenants, tasks in found]
 
     async def set_limit(self, limit: Limit) -> None:
         check_limit(limit)

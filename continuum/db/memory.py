@@ -46,8 +46,10 @@ from continuum.model import (
     EndedTask,
     FailureGroup,
     HeartbeatAnswer,
+    HeldBack,
     Lease,
     Limit,
+    LimitUse,
     NewTask,
     PartialOutput,
     Promoted,
@@ -160,8 +162,7 @@ class MemoryDatabase(MemorySchedules):
             and (not max_priority or task.priority <= max_priority)
         ]
         due.sort(key=lambda task: (task.priority, task.id))
-        running = [task for task in self.tasks.values() if task.status == Status.PROCESSING]
-        chosen, again_in = self._limits.choose(worker_id, tags, due, running, limit, trio.current_time())
+        chosen, again_in = self._limits.choose(worker_id, tags, due, self._running(), limit, trio.current_time())
         chosen.sort(key=lambda task: (task.priority, task.id))
         return Claim((self._claim(task, worker_id, lease) for task in chosen), again_in)
 
@@ -668,6 +669,18 @@ class MemoryDatabase(MemorySchedules):
     async def limits(self) -> list[Limit]:
         await self._answer()
         return [self._limits.rows[key] for key in sorted(self._limits.rows)]
+
+    async def limit_uses(self, limit: int = 200) -> list[LimitUse]:
+        await self._answer()
+        return self._limits.uses(self._running(), trio.current_time())[:limit]
+
+    async def held_back(self) -> list[HeldBack]:
+        await self._answer()
+        waiting = [task for task in self.tasks.values() if task.status == Status.PENDING and task.run_at is None]
+        return self._limits.held_back(waiting, self._running(), trio.current_time())
+
+    def _running(self) -> list[TaskRecord]:
+        return [task for task in self.tasks.values() if task.status == Status.PROCESSING]
 
     async def set_limit(self, limit: Limit) -> None:
         check_limit(limit)

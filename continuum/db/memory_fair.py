@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from continuum.model import Limit, Scope, TaskRecord
+from continuum.model import HeldBack, HeldBackBy, Limit, LimitUse, Scope, TaskRecord
 from continuum.tags import sets_of, written
 
 Place = tuple[str, str]
@@ -72,6 +72,46 @@ class MemoryLimits:
         if queue is not None and queue.paused:
             return True
         return any((row := self.rows.get((Scope.TAG, tag))) is not None and row.paused for tag in tags.split(","))
+
+    def uses(self, running: list[TaskRecord], now: float) -> list[LimitUse]:
+        """All rows, each with how much of it is used."""
+        uses = []
+        for row in sorted(self.rows.values(), key=lambda row: (row.scope, row.name)):
+            own = row.scope is Scope.TENANT and row.name != "*"
+            taken = sum((task.tenant or "") == row.name for task in running)
+            starts = len(self._lately(row.name, now))
+            uses.append(
+                LimitUse(
+                    row,
+                    taken if own and row.max_running is not None else None,
+                    starts if own and row.rate is not None else None,
+                )
+            )
+        return uses
+
+    def held_back(self, waiting: list[TaskRecord], running: list[TaskRecord], now: float) -> list[HeldBack]:
+        """What these tasks, which are due, wait for."""
+        reasons: dict[HeldBackBy, list[str]] = {}
+        for task in waiting:
+            if (reason := self._reason(task, running, now)) is not None:
+                reasons.setdefault(reason, []).append(task.tenant or "")
+        return [HeldBack(reason, len(set(tenants)), len(tenants)) for reason, tenants in reasons.items()]
+
+    def _reason(self, task: TaskRecord, running: list[TaskRecord], now: float) -> HeldBackBy | None:
+        tenant = task.tenant or ""
+        limits = self.of(tenant)
+        queue = self.rows.get((Scope.QUEUE, ""))
+        holds = {
+            HeldBackBy.OTHER_TASKS: task.gated,
+            HeldBackBy.QUEUE_PAUSED: queue is not None and queue.paused,
+            HeldBackBy.CODE_PAUSED: self._code_paused(task.code_id),
+            HeldBackBy.TENANT_PAUSED: limits.paused,
+            HeldBackBy.TAG_PAUSED: self._paused(written(task.worker_tags)),
+            HeldBackBy.MAX_RUNNING: limits.max_running is not None
+            and sum((each.tenant or "") == tenant for each in running) >= limits.max_running,
+            HeldBackBy.RATE: limits.rate is not None and len(self._lately(tenant, now)) >= limits.rate,
+        }
+        return next((reason for reason, holding in holds.items() if holding), None)
 
     def _code_paused(self, code_id: str | None) -> bool:
         row = self.rows.get((Scope.CODE, code_id or ""))

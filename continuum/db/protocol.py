@@ -30,8 +30,10 @@ from continuum.model import (
     EndedTask,
     FailureGroup,
     HeartbeatAnswer,
+    HeldBack,
     Lease,
     Limit,
+    LimitUse,
     NewTask,
     PartialOutput,
     Promoted,
@@ -243,6 +245,14 @@ class Database(Schedules, Protocol):
 
     async def limits(self) -> list[Limit]:
         """All rows of LIMITS, in order."""
+        ...
+
+    async def limit_uses(self, limit: int = 200) -> list[LimitUse]:
+        """The first rows of LIMITS, each with how much of it is used. Costs as much as `statistics`."""
+        ...
+
+    async def held_back(self) -> list[HeldBack]:
+        """What due tasks wait for that is no worker; each task counts once. Costs as much as `statistics`."""
         ...
 
     async def set_limit(self, limit: Limit) -> None:

@@ -40,11 +40,12 @@ class QueueWatch:
         began = trio.current_time()
         try:
             statistics, oldest = await self.database.statistics(), await self.database.oldest_pending()
+            held_back = await self.database.held_back()
         except DatabaseError as error:
             log.debug("the queue could not be counted", error=str(error))
             self.telemetry.queue_unseen()
             return INTERVAL
         took = trio.current_time() - began
         pause = max(INTERVAL, took * max(1, statistics.workers) / PART_OF_THE_TIME)
-        self.telemetry.queue_seen(statistics, oldest, pause)
+        self.telemetry.queue_seen(statistics, oldest, held_back, pause)
         return pause

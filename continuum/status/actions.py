@@ -1,4 +1,4 @@
-"""What a person can do from a page: sign in and out, have a task tried again, cancel one, drain a worker.
+"""What a person can do from a page: sign in and out, have a task tried again, cancel one, drain a worker, pause and resume.
 
 Each is a form with a token of its session in it. It is obeyed when the token is right and the browser says that the form came
 from a page of ours; the session's cookie is not sent by other sites' pages in the first place (SameSite=Strict).
@@ -15,9 +15,10 @@ from quart import Blueprint, Response, abort, request
 from werkzeug.exceptions import Forbidden, NotFound, ServiceUnavailable
 
 from continuum.db.dead_letters import DeadLetters, retry_failed
-from continuum.db.errors import DatabaseError
+from continuum.db.errors import DatabaseError, InvalidLimit
+from continuum.db.limiting import pause_limit
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, DeadLetterFilter, Retry
+from continuum.model import Cancellation, DeadLetterFilter, Retry, Scope
 from continuum.status.board import FAILED_WITHIN
 from continuum.status.pages import Dashboard, task_number
 from continuum.status.sessions import LIFETIME, Guesses, Session
@@ -141,6 +142,21 @@ def actions(dashboard: Dashboard, database: Database) -> Blueprint:
         if not found:
             raise NotFound("That worker does not run any more.")
         return _see(f"/ui/workers?said={'drain' if draining else 'undrain'}")
+
+    @blueprint.post("/ui/limits/pause")
+    async def pause() -> Response:
+        await obeyed()
+        form = await request.form
+        scope, name, paused = form.get("scope", ""), form.get("name", ""), "resume" not in form
+        try:
+            limit = await pause_limit(database, Scope(scope), name, paused)
+        except (ValueError, InvalidLimit):
+            raise NotFound("That cannot be paused.") from None
+        except DatabaseError as error:
+            raise ServiceUnavailable(f"It is not known whether it was done: {error}") from None
+        log.info("paused from the dashboard" if paused else "resumed from the dashboard", scope=scope, name=limit.name)
+        dashboard.board.forget_limits()
+        return _see("/ui/limits")
 
     async def obeyed() -> Session:
         """The session that sent this form. Without one it leads to the sign-in page; raises `Forbidden`."""

@@ -1,7 +1,7 @@
 """The HTTP API for producers who cannot reach the database. docs/http-api.md describes it for its users.
 
-Read on in `api_tasks`, `api_codes`, `api_schedules` and `api_workers`, which do what is asked; `api_operations` serves them;
-`api_inputs`, `api_outputs` and `api_schedule_models` are what they take and answer, and `api_openapi` says so.
+Read on in `api_tasks`, `api_codes`, `api_schedules`, `api_workers` and `api_limits`, which do what is asked; `api_operations`
+serves them; `api_inputs`, `api_outputs` and `api_schedule_models` are what they take and answer, and `api_openapi` says so.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from continuum.status.api_inputs import (
     TaskPath,
     WaitQuery,
 )
+from continuum.status.api_limits import LimitHandlers
 from continuum.status.api_logs import EVENTS, NDJSON
 from continuum.status.api_openapi import document
 from continuum.status.api_operations import JSON, Operation, Operations
@@ -145,6 +146,7 @@ def create_api(
     operations.add(FETCH_CODE, codes.fetch)
     ScheduleHandlers(settings, database, pressure).serve(operations)
     WorkerHandlers(database, pressure).serve(operations)
+    LimitHandlers(database, pressure).serve(operations)
 
     @lru_cache
     def openapi() -> str:

@@ -53,6 +53,7 @@ class Board:
         self._overview = overview
         self._depths = Shared(database.depths, 2.0, SHARE)
         self._failures = Shared(self._ask_failures, 5.0, SHARE)
+        self.forget_limits()
         self._running = Shared(lambda: database.running(RUNNING_SHOWN, TAIL), 1.0, SHARE)
         self._tasks: OrderedDict[int, Shared[TaskRecord | None]] = OrderedDict()
         self._totals = _Totals()
@@ -87,6 +88,15 @@ class Board:
             "tasks_in": {one.sandbox: one.task for one in self.state.running.values() if one.sandbox},
             "contents": contents,
         }
+
+    async def limits(self) -> Context:
+        """LIMITS with its use, and what is held back."""
+        return await _gather(uses=self._uses.get(), held_back=self._held_back.get())
+
+    def forget_limits(self) -> None:
+        """They were changed just now: what was read before is not to be shown."""
+        self._uses = Shared(self._database.limit_uses, 1.0, SHARE)
+        self._held_back = Shared(self._database.held_back, 5.0, SHARE)
 
     async def failures(self) -> Context:
         return await _gather(failures=self._failures.get())

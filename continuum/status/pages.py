@@ -130,6 +130,10 @@ def pages(dashboard: Dashboard) -> Blueprint:
         further = context["found"][PAGE - 1].name if context["found"] and len(context["found"]) > PAGE else None
         return await dashboard.page("schedules", after=after, further=further, page=PAGE, **context)
 
+    @blueprint.get("/ui/limits")
+    async def limits() -> Response:
+        return await dashboard.page("limits", **await board.limits())
+
     @blueprint.get("/ui/tasks/<task_id>")
     async def task(task_id: str) -> Response:
         viewer = dashboard.viewer()

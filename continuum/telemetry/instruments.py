@@ -6,10 +6,10 @@ Attributes have few values by nature: endings, states, verbs, kinds of errors; n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import NamedTuple, Protocol
 
-from continuum.model import Ending, Statistics, Status
+from continuum.model import Ending, HeldBack, HeldBackBy, Statistics, Status
 from continuum.telemetry.measures import Counter, Histogram, Measure, Observed, Values
 from continuum.telemetry.process import process_measures
 from continuum.telemetry.tracing import CALL_BUCKETS, COMMON
@@ -71,6 +71,7 @@ class QueueSeen(NamedTuple):
 
     statistics: Statistics
     oldest_pending: float
+    held_back: Sequence[HeldBack]
     worth_telling_until: float
 
 
@@ -249,6 +250,13 @@ class Instruments:
                 lambda: self._of_queue(lambda seen: {_NO_VALUES: seen.oldest_pending}),
             ),
             Observed(
+                "continuum.queue.held_back",
+                "{task}",
+                "Due tasks of all workers that wait for something other than a worker: a pause, a limit, or other tasks",
+                lambda: self._of_queue(_held_back),
+                ["continuum.held_back.reason"],
+            ),
+            Observed(
                 "continuum.queue.workers",
                 "{worker}",
                 "Workers of this queue that live",
@@ -300,3 +308,8 @@ class Instruments:
 
     def _sandboxes(self) -> Mapping[Values, float]:
         return {} if self._pool is None else {(state,): count for state, count in self._pool.by_state.items()}
+
+
+def _held_back(seen: QueueSeen) -> Mapping[Values, float]:
+    counts: dict[Values, float] = {(reason.value,): 0 for reason in HeldBackBy}
+    return counts | {(each.reason.value,): each.tasks for each in seen.held_back}

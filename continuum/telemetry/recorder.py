@@ -13,7 +13,7 @@ import structlog
 import trio
 from opentelemetry.trace import Tracer
 
-from continuum.model import ClaimedTask, Completion, Ending, Lease, Outcome, Recovered, Statistics
+from continuum.model import ClaimedTask, Completion, Ending, HeldBack, Lease, Outcome, Recovered, Statistics
 from continuum.telemetry.attempts import EMPTY, Attempts
 from continuum.telemetry.instruments import Instruments, ObservedPool, ObservedState, QueueSeen
 from continuum.telemetry.timing import Timed
@@ -163,11 +163,13 @@ class Telemetry:
         wanted, self._instruments.queue_wanted = self._instruments.queue_wanted, False
         return wanted
 
-    def queue_seen(self, statistics: Statistics, oldest_pending: float | None, pause: float) -> None:
+    def queue_seen(
+        self, statistics: Statistics, oldest_pending: float | None, held_back: Sequence[HeldBack], pause: float
+    ) -> None:
         """The whole queue was counted just now, and will be again in `pause` seconds if somebody wants it."""
         if self._instruments is not None:
             until = time.monotonic() + 2 * pause + QUEUE_LATENESS
-            self._instruments.queue = QueueSeen(statistics, oldest_pending or 0.0, until)
+            self._instruments.queue = QueueSeen(statistics, oldest_pending or 0.0, held_back, until)
 
     def queue_unseen(self) -> None:
         """The queue could not be counted: what was seen before is told no more."""

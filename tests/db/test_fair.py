@@ -12,7 +12,7 @@ import trio
 
 from continuum.db.errors import InvalidLimit, InvalidTask
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, ClaimedTask, Completion, Limit, NewTask, Scope, Status
+from continuum.model import Cancellation, ClaimedTask, Completion, HeldBack, HeldBackBy, Limit, NewTask, Scope, Status
 
 HELLO = NewTask(code="print('hello')")
 TENANT, TAG, CODE, QUEUE = Scope.TENANT, Scope.TAG, Scope.CODE, Scope.QUEUE
@@ -227,6 +227,44 @@ async def test_what_is_paused_does_not_begin(database: Database) -> None:
     assert not await database.claim("one", 10, lease=30)
     await database.clear_limit(QUEUE, "")
     assert tenants(await database.claim("one", 10, lease=30)) == {"a": 2}
+
+
+async def test_who_looks_sees_what_is_used_and_what_is_held_back(database: Database) -> None:
+    paused = await database.store_code("print('paused')")
+    for limit in (
+        Limit(TENANT, "a", max_running=2, weight=3),
+        Limit(TENANT, "b", rate=1, rate_period=600),
+        Limit(TENANT, "c", paused=True),
+        Limit(TENANT, "*", max_running=50),
+        Limit(TAG, "gpu", paused=True),
+        Limit(CODE, paused, paused=True),
+    ):
+        await database.set_limit(limit)
+    await submit(database, a=5, b=3, c=4, d=1)
+    assert await database.held_back() == [HeldBack(HeldBackBy.TENANT_PAUSED, 1, 4)]
+    await database.submit([replace(HELLO, worker_tags=("gpu",)), NewTask(code_id=paused)])
+    await database.submit([replace(HELLO, tenant="e", concurrency_key="k")] * 2)
+    await claim_behind_paused(database)
+    await claim_behind_paused(database)
+    assert {each.reason: (each.tenants, each.tasks) for each in await database.held_back()} == {
+        HeldBackBy.MAX_RUNNING: (1, 3),
+        HeldBackBy.RATE: (1, 2),
+        HeldBackBy.TENANT_PAUSED: (1, 4),
+        HeldBackBy.TAG_PAUSED: (1, 1),
+        HeldBackBy.CODE_PAUSED: (1, 1),
+        HeldBackBy.OTHER_TASKS: (1, 2),
+    }
+    uses = {(use.limit.scope, use.limit.name): (use.running, use.starts) for use in await database.limit_uses()}
+    assert uses == {
+        (CODE, paused): (None, None),
+        (TAG, "gpu"): (None, None),
+        (TENANT, "*"): (None, None),
+        (TENANT, "a"): (2, None),
+        (TENANT, "b"): (None, 1),
+        (TENANT, "c"): (None, None),
+    }
+    await database.set_limit(Limit(QUEUE, "", paused=True))
+    assert {each.reason for each in await database.held_back()} == {HeldBackBy.QUEUE_PAUSED, HeldBackBy.OTHER_TASKS}
 
 
 # -- tags ----------------------------------------------------------------------------------------------------------------

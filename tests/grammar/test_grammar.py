@@ -160,6 +160,8 @@ async def _use_every_verb(queue: Database) -> None:
     )
     await queue.retry_many([1])
     await queue.limits()
+    await queue.limit_uses()
+    await queue.held_back()
     await queue.set_limit(Limit(Scope.TENANT, "t", weight=2))
     await queue.clear_limit(Scope.TENANT, "t")
     await queue.store_code("print('hello')")

@@ -240,5 +240,5 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
         "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlDatabase.delete_ended", "SqlSchedules.move_schedules",
-        "FairClaims._claim",
+        "FairClaims._claim", "FairClaims._park", "SqlDatabase.resume_codes",
     }  # fmt: skip

@@ -260,15 +260,16 @@ EXPIRED = "Expired: it had not begun by the time in its expires_at"
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What came of a look at tasks that wait for others.
+    """What came of a look at tasks that are not to be claimed yet.
 
     admitted: how many became claimable. seen: how many of them a page had. below: where the next page begins, None when there
-    is none.
+    is none. parked: whether there are others whose code is, or was, paused.
     """
 
     admitted: int
     seen: int = 0
     below: int | None = None
+    parked: bool = False
 
 
 class Cancellation(enum.StrEnum):

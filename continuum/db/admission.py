@@ -22,8 +22,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from continuum.db.connection import TrioConnection
-from continuum.db.statements import GATED
+from continuum.db.statements import CLAIMABLE, GATED
 from continuum.model import Admission
+from continuum.tags import AFTER_PAUSED, PAUSED
 
 BEGIN_POSTGRES = ("SELECT pg_advisory_xact_lock(7265081935130)",)
 """One admission at a time."""
@@ -43,8 +44,11 @@ KEYS_AT_ONCE = 50
 """Keys that are looked up by one statement."""
 NEWEST = 2**63 - 1
 
-LOOK = f"SELECT 1 FROM tasks WHERE {GATED} AND id < %(below)s LIMIT 1"
-"""Whether anything waits to be admitted: mostly nothing does, and this is cheap to ask."""
+LOOK = f"""
+SELECT (SELECT 1 FROM tasks WHERE {GATED} AND id < %(below)s LIMIT 1),
+       (SELECT 1 FROM tasks WHERE {CLAIMABLE} AND worker_tags >= '{PAUSED}' AND worker_tags < '{AFTER_PAUSED}' LIMIT 1)
+"""
+"""Whether anything waits to be admitted, and whether anything is of a paused code: mostly nothing is, and this is cheap."""
 
 _WAITING = "id, coalesce(tenant, ''), sequence_key, concurrency_key, priority"
 

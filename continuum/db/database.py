@@ -369,7 +369,9 @@ class SqlDatabase(SqlSchedules):
 
     async def admit_page(self, below: int | None = None) -> Admission:
         found = await self._read(admission.LOOK, {"below": admission.NEWEST if below is None else below})
-        return await self._admit(partial(admission.admit_page, below=below)) if found else Admission(0)
+        ((gated, parked),) = found
+        page = await self._admit(partial(admission.admit_page, below=below)) if gated else Admission(0)
+        return dataclasses.replace(page, parked=bool(parked))
 
     async def resume_codes(self, limit: int = 1000) -> int:
         end, tag = {"end": AFTER_PAUSED}, PAUSED

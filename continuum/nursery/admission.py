@@ -70,8 +70,6 @@ class Admissions:
         while True:
             began = trio.current_time()
             whole = began >= next_whole
-            if whole:
-                await self._resume_codes()
             await self._look_through(whole=whole)
             took = trio.current_time() - began
             if whole:
@@ -85,6 +83,8 @@ class Admissions:
         below: int | None = None
         while True:
             found = await self._admit(partial(self.database.admit_page, below))
+            if below is None and whole and found.parked:
+                await self._resume_codes()
             if below is None and not found.seen:
                 self._waiting = False
                 self._ended.clear()

@@ -57,7 +57,7 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.PENDING_LIMITS: [[("queue", "", 10)]],
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
-    admission.LOOK: [[(1,)]],
+    admission.LOOK: [[(1, 1)]],
     admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0)]],
     admission.ENDED: [[(1, "", "sequence", "key", 0)]],
     admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0)]],

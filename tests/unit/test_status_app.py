@@ -143,11 +143,11 @@ async def test_readiness_follows_the_worker_s_health_and_life_does_not() -> None
     state = WorkerState(id="worker-1", slots=4)
     asking = client(state=state)
     answer = await asking.get("/readyz")
-    assert (answer.status_code, await answer.get_json()) == (200, {"ready": True, "problems": {}})
+    assert (answer.status_code, await answer.get_json()) == (200, {"ready": True, "problems": {}, "notes": {}})
     state.health.report("database", "connection refused")
     answer = await asking.get("/readyz")
     assert answer.status_code == 503
-    assert await answer.get_json() == {"ready": False, "problems": {"database": "connection refused"}}
+    assert await answer.get_json() == {"ready": False, "problems": {"database": "connection refused"}, "notes": {}}
     assert (await asking.get("/healthz")).status_code == 200
     state.health.report("database", None)
     assert (await asking.get("/readyz")).status_code == 200

@@ -14,6 +14,7 @@ from itertools import pairwise
 from math import inf
 
 from continuum.model import Status
+from tests.chaos.bounds import beyond_limits, misfired, out_of_order
 from tests.chaos.history import Accepted, History, Row
 from tests.chaos.index import Grant, Index, Story
 from tests.chaos.waiting import forgotten_tasks, judged
@@ -57,6 +58,9 @@ ONE_STATE = "law 1, one terminal state"
 ONE_LEASE = "law 2, one live lease"
 NO_LOSS = "law 3, no outcome lost"
 NO_WAIT = "law 7, no wake-up lost"
+LIMITS = "limits"
+ORDER = "order"
+SCHEDULES = "schedules"
 COMPLETE = "completeness"
 SURVIVAL = "survival"
 
@@ -78,6 +82,8 @@ def check(history: History, rules: Rules | None = None) -> list[Violation]:
         Violation(NO_WAIT, task_id, message)
         for task_id, message in forgotten_tasks(index, rules.longest_wait, rules.recovery)
     ]
+    for law, judge in ((LIMITS, beyond_limits), (ORDER, out_of_order), (SCHEDULES, misfired)):
+        found += [Violation(law, task_id, message) for task_id, message in judge(history)]
     found += [Violation(COMPLETE, task_id, message) for task_id, message in _completeness(index)]
     found += [
         Violation(SURVIVAL, None, f"worker {end.worker} ended by itself with exit code {end.exit_code}")

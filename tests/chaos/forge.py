@@ -8,8 +8,10 @@ from random import Random
 from typing import Any, TypeVar
 
 from continuum.model import Lease
+from tests.chaos.bounds import CLOCKS
 from tests.chaos.history import (
     Accepted,
+    Bounded,
     Claimed,
     Counted,
     Event,
@@ -21,6 +23,7 @@ from tests.chaos.history import (
     Looked,
     Offered,
     Row,
+    Scheduled,
     Seen,
     Started,
     Stopped,
@@ -35,6 +38,10 @@ E = TypeVar("E", bound=Event)
 LEASE = 10.0
 SLOTS = 4
 CRASH = "Timeout/Crash: worker"
+SAME = "same"
+"""The tenant and the keys of all tasks, of which one runs at a time."""
+PERIOD = 0.001 + CLOCKS
+TICK = 2.0
 LIVING, DYING = "living", "dying"
 DEATH = 1_000.0
 """When `DYING` is killed, long after its last claim; the other one lives to the end."""
@@ -67,7 +74,10 @@ class _Forgery:
         if self.random.random() < 0.3:
             self.tell(Submitted, key=key, payload="{}", began=self.now, answer="unknown")
         self.tell(Submitted, key=key, payload="{}", began=self.now, answer="acknowledged", task_id=task_id)
-        row = Row(task_id, key, "pending", 0, 0, None, None, None, None, True)
+        row = Row(
+            task_id, key, "pending", 0, 0, None, None, None, None, True,
+            tenant=SAME, sequence_key=SAME, concurrency_key=SAME, due_for=TICK * task_id,
+        )  # fmt: skip
         self.look(row)
         while not self.rows[task_id].terminal:
             self.attempt(self.rows[task_id])
@@ -76,7 +86,9 @@ class _Forgery:
         worker = self.random.choice([LIVING, LIVING, DYING])
         lease = Lease(before.task_id, before.attempt + 1)
         self.tell(Claimed, worker=worker, began=self.now, seconds=LEASE, wanted=SLOTS, leases=(lease,))
-        row = before._replace(status="processing", attempt=lease.attempt, worker=worker, due=False)
+        row = before._replace(
+            status="processing", attempt=lease.attempt, worker=worker, due=False, started=self.now
+        )  # fmt: skip
         self.look(row)
         ways = [self.complete, self.complete, self.give_back, self.retry, self.lose]
         if before.task_id > 1:  # at least one task is completed
@@ -159,6 +171,10 @@ def forge(random: Random, tasks: int = 5) -> list[Event]:
     forgery = _Forgery(random)
     for worker in (LIVING, DYING):
         forgery.tell(WorkerStarted, worker=worker, pid=1, slots=SLOTS)
+    forgery.tell(Bounded, scope="tenant", name=SAME, most=1)
+    forgery.tell(Bounded, scope="key", name=SAME, most=1)
+    forgery.tell(Bounded, scope="tenant", name=SAME, most=1, period=PERIOD)
+    forgery.tell(Scheduled, every=TICK)
     for task_id in range(1, tasks + 1):
         forgery.task(task_id)
     forgery.tell(Submitted, key="nowhere", payload="{}", began=forgery.now, answer="unknown")

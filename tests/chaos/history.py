@@ -35,7 +35,11 @@ class Accepted(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of TASKS as somebody read it. `due`: nothing but a free slot stands between it and a claim."""
+    """One row of TASKS as somebody read it.
+
+    due: nothing but a free slot stands between it and a claim. started: seconds on the database's clock. due_for: the due time of
+    its schedule, in the same.
+    """
 
     task_id: int
     key: str | None
@@ -47,6 +51,11 @@ class Row(NamedTuple):
     finished: str | None
     last_error: str | None
     due: bool
+    tenant: str | None = None
+    sequence_key: str | None = None
+    concurrency_key: str | None = None
+    started: float | None = None
+    due_for: float | None = None
 
     @property
     def lease(self) -> Lease:
@@ -55,6 +64,10 @@ class Row(NamedTuple):
     @property
     def pending(self) -> bool:
         return self.status == Status.PENDING
+
+    @property
+    def processing(self) -> bool:
+        return self.status == Status.PROCESSING
 
     @property
     def terminal(self) -> bool:
@@ -73,6 +86,26 @@ class Moment:
 
     at: float = field(default_factory=time.monotonic)
     wall: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounded(Moment):
+    """From before the first task on, no more of this are at a time, or start in any `period` of so many seconds: `tenant`
+    or `key` with this name."""
+
+    kind: Literal["bounded"] = "bounded"
+    scope: Literal["tenant", "key"]
+    name: str
+    most: int
+    period: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduled(Moment):
+    """From before the first task until everything has ended, a task is due every so many seconds."""
+
+    kind: Literal["scheduled"] = "scheduled"
+    every: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +278,9 @@ class Counted(Moment):
 
 
 Event = Annotated[
-    Submitted
+    Bounded
+    | Scheduled
+    | Submitted
     | WorkerStarted
     | WorkerEnded
     | Claimed

@@ -300,6 +300,52 @@ def worker_breaks(events: list[Event], random: Random) -> list[Event]:
     return swap(events, ended, replace(ended, exit_code=1))
 
 
+def _beside(events: list[Event], seen: Seen, **values: Any) -> list[Event]:
+    """Another task is seen together with one."""
+    other = Seen(at=seen.at + 1e-7, wall=0, row=seen.row._replace(task_id=999, key=None, due_for=None, **values))
+    look = Looked(at=seen.at + 2e-7, wall=0, began=seen.at, terminal=0)
+    return swap(events, seen, seen, other, look)
+
+
+def _running(events: list[Event], random: Random) -> Seen:
+    return one([e for e in events if isinstance(e, Seen) and e.row.processing], Seen, random)
+
+
+def more_of_a_tenant_run(events: list[Event], random: Random) -> list[Event]:
+    return _beside(events, _running(events, random), started=None, concurrency_key=None)
+
+
+def more_of_a_key_run(events: list[Event], random: Random) -> list[Event]:
+    return _beside(events, _running(events, random), started=None, tenant=None)
+
+
+def more_begin_in_a_period(events: list[Event], random: Random) -> list[Event]:
+    seen = _running(events, random)
+    return _beside(events, seen, status="completed", started=(seen.row.started or 0.0) + 1e-4)
+
+
+def a_sequence_is_overtaken(events: list[Event], random: Random) -> list[Event]:
+    """A task begins while an older one waits."""
+    seen = _running(events, random)
+    older = Seen(at=seen.at - 1e-7, wall=0, row=seen.row._replace(task_id=0, status="pending", attempt=0))
+    return swap(events, seen, older, seen)
+
+
+def a_due_time_is_fired_twice(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, kept, replace(kept, row=kept.row._replace(task_id=999)))
+
+
+def a_due_time_is_left_out(events: list[Event], random: Random) -> list[Event]:
+    last = max((e for e in events if isinstance(e, Kept)), key=lambda kept: kept.row.due_for or 0.0)
+    return swap(
+        events, last, last, replace(last, row=last.row._replace(task_id=999, due_for=(last.row.due_for or 0.0) + 4))
+    )
+
+
+LIMITS = (more_of_a_tenant_run, more_of_a_key_run, more_begin_in_a_period)
+ORDER = (a_sequence_is_overtaken,)
+SCHEDULES = (a_due_time_is_fired_twice, a_due_time_is_left_out)
 LAW_1 = (
     terminal_record_changes,
     terminal_record_is_left,

@@ -19,7 +19,9 @@ DEADLINE = 5
 
 ROWS = """
 SELECT id, idempotency_key, status, attempt, released, worker_id, output, finished::text, last_error,
-       status = 'pending' AND run_at IS NULL
+       status = 'pending' AND run_at IS NULL AND tenant IS NULL AND sequence_key IS NULL AND concurrency_key IS NULL,
+       tenant, sequence_key, concurrency_key,
+       extract(epoch FROM started AT TIME ZONE 'utc')::float8, extract(epoch FROM due_at)::float8
 FROM tasks
 """
 PAYLOADS = "SELECT id, payload::text FROM tasks"
@@ -27,26 +29,34 @@ COUNTED = "SELECT sum(completed)::int8, sum(failed)::int8, sum(cancelled)::int8 
 
 
 class Observer:
-    """One pair of eyes on the table. `terminal` tasks had ended when it last looked."""
+    """One pair of eyes on the table.
+
+    terminal: how many tasks of the producer had ended when it last looked. open: how many of anybody had not.
+    """
 
     def __init__(self, url: str, record: Recorder) -> None:
         self._url = url
         self._record = record
         self._connection: psycopg.Connection | None = None
+        self._looking = trio.Lock()
         self._rows: dict[int, Row] = {}
-        self.terminal = 0
+        self.terminal = self.open = 0
 
     async def run(self) -> None:
         """Look again and again. What cannot be seen meanwhile, for a fault, is not evidence."""
         while True:
+            await self.look()
+            await trio.sleep(INTERVAL)
+
+    async def look(self) -> None:
+        """Look once."""
+        async with self._looking:
             began = time.monotonic()
             try:
                 rows = await self._ask(ROWS)
             except psycopg.Error:
-                pass
-            else:
-                self._compare(began, [Row(*row) for row in rows])
-            await trio.sleep(INTERVAL)
+                return
+            self._compare(began, [Row(*row) for row in rows])
 
     async def look_at_the_end(self) -> None:
         """Write down the whole record. Raises psycopg.Error."""
@@ -66,7 +76,8 @@ class Observer:
             if self._rows.get(row.task_id) != row:
                 self._rows[row.task_id] = row
                 self._record(Seen(row=row))
-        self.terminal = sum(row.terminal for row in rows)
+        self.terminal = sum(row.terminal for row in rows if row.key is not None)
+        self.open = sum(not row.terminal for row in rows)
         self._record(Looked(began=began, terminal=self.terminal))
 
     async def _ask(self, statement: str) -> list[tuple[Any, ...]]:

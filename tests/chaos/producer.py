@@ -14,6 +14,7 @@ from continuum.db import open_database
 from continuum.db.errors import DatabaseUnavailable, OutcomeUnknown
 from continuum.db.protocol import Database
 from continuum.model import NewTask
+from tests.chaos.control import bound
 from tests.chaos.history import Recorder, Submitted
 from tests.chaos.plan import Plan
 
@@ -23,13 +24,17 @@ PAUSE = 0.2
 
 
 def invent(plan: Plan) -> list[NewTask]:
-    """Tasks that take a moment each; a few fail once, and fewer fail for good."""
+    """Tasks that take a moment each; a few fail once, and fewer fail for good. Some have limits and keys."""
     return [
-        NewTask(
-            name=f"chaos {number}",
-            code=f"{random.uniform(*plan.script):.2f}",
-            payload=json.dumps({"fails": random.choices([0, 1, 100], [90, 7, 3])[0], "number": number}),
-            idempotency_key=f"task-{number}",
+        bound(
+            plan,
+            number,
+            NewTask(
+                name=f"chaos {number}",
+                code=f"{random.uniform(*plan.script):.2f}",
+                payload=json.dumps({"fails": random.choices([0, 1, 100], [90, 7, 3])[0], "number": number}),
+                idempotency_key=f"task-{number}",
+            ),
         )
         for number in range(plan.tasks)
     ]

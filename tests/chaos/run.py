@@ -11,7 +11,8 @@ import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
-from tests.chaos import history
+from continuum.db.protocol import Database
+from tests.chaos import control, history
 from tests.chaos.checker import Violation, check, seconds_judged
 from tests.chaos.fleet import Fleet
 from tests.chaos.history import History, Recorder
@@ -52,6 +53,13 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
     Raises NotEmpty, and whatever keeps the run from beginning.
     """
     await _prepare(target)
+    async with open_database(Settings.model_validate({"database_url": target.watching})) as database:
+        return await _run(plan, target, database, fault, folder, say)
+
+
+async def _run(
+    plan: Plan, target: Target, database: Database, fault: Fault, folder: Path, say: Callable[[str], None]
+) -> Result:
     started = trio.current_time()
 
     def tell(what: str) -> None:
@@ -59,6 +67,13 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
 
     async def all_done() -> None:
         while observer.terminal < plan.tasks:
+            await trio.sleep(0.1)
+
+    async def all_ended() -> None:
+        await all_done()
+        await control.end(database)
+        await observer.look()
+        while observer.open:
             await trio.sleep(0.1)
 
     with (
@@ -69,6 +84,7 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
         closing(Fleet(plan, target.url, folder, record)) as fleet,
     ):
         report = Reporter(record, tell)
+        await control.begin(plan, database, record)
         for _ in range(plan.workers):
             fleet.start()
         try:
@@ -84,7 +100,7 @@ async def run(plan: Plan, target: Target, fault: Fault, folder: Path, say: Calla
                 async with report.fault(HEALING, outage=True):
                     await target.heal()
                 with trio.move_on_after(plan.finish):
-                    await all_done()
+                    await all_ended()
                 beside.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):

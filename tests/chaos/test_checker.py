@@ -23,6 +23,9 @@ BREACHES = [
         checker.ONE_LEASE: mutations.LAW_2,
         checker.NO_LOSS: mutations.LAW_3,
         checker.NO_WAIT: mutations.LAW_7,
+        checker.LIMITS: mutations.LIMITS,
+        checker.ORDER: mutations.ORDER,
+        checker.SCHEDULES: mutations.SCHEDULES,
         checker.COMPLETE: mutations.COMPLETENESS,
         checker.SURVIVAL: mutations.SURVIVES,
     }.items()

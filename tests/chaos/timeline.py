@@ -42,7 +42,7 @@ class Summary:
 
 
 def summarize(history: History) -> Summary:
-    rows: list[Row] = [event.row for event in history if isinstance(event, Kept)]
+    rows: list[Row] = [event.row for event in history if isinstance(event, Kept) and event.row.key is not None]
     keys = {event.key for event in history if isinstance(event, Submitted) and event.answer == "acknowledged"}
     began = min((event.began for event in history if isinstance(event, Submitted)), default=0.0)
     written = [event.at for event in history if isinstance(event, Written) and event.standing]

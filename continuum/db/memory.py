@@ -4,11 +4,12 @@ Trio's, so that leases and schedules run on a virtual clock. It passes the same 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,6 +98,7 @@ class MemoryDatabase(MemorySchedules):
     schema_problem: str | None = None
     dialect: str = "memory"
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
+    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _scripts: dict[str, Code] = field(default_factory=dict)
     _policies: dict[str, str] = field(default_factory=dict)
     """The retry policies of scripts."""
@@ -569,7 +571,7 @@ class MemoryDatabase(MemorySchedules):
             return earlier
         if code is not None:
             self._scripts[code.id] = code
-        number = max(self.tasks, default=0) + 1
+        number = next(self._ids)
         parked = task.run_at is not None and task.run_at > _now()
         self.tasks[number] = TaskRecord(
             id=number,

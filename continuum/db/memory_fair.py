@@ -62,10 +62,18 @@ class MemoryLimits:
             if len(chosen) == before:
                 continue  # shares below one that came to nothing this time
         for task in chosen:
-            self._starts.setdefault(task.tenant or "", []).append(now)
+            self.note_start(task, now)
         held_back = {tenant for (_, tenant), tasks in waiting.items() if tasks}
         later = [at for tenant in held_back if (at := self._next_start(tenant, now)) > 0]
         return chosen, min(later, default=None)
+
+    def note_start(self, task: TaskRecord, now: float) -> None:
+        """Learn that a task was claimed. now: seconds."""
+        self._starts.setdefault(task.tenant or "", []).append(now)
+
+    def may_begin(self, task: TaskRecord, running: list[TaskRecord], now: float) -> bool:
+        """Whether LIMITS lets a task begin that waits."""
+        return not self._paused(written(task.worker_tags)) and self._room(task.tenant or "", running, now) >= 1
 
     def _paused(self, tags: str) -> bool:
         queue = self.rows.get((Scope.QUEUE, ""))

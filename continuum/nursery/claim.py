@@ -66,6 +66,9 @@ class Claims:
             if wanted == 0 and trio.current_time() < self._give_back_at:
                 await self.work.wait(self.settings.polling_interval)
                 continue
+            if self.state.pace.slow:
+                await self._let_slots_gather()
+                wanted = 0 if self.shutdown.requested.is_set() else self._places()
             began = trio.current_time()
             try:
                 tasks = await self._claim(wanted)
@@ -79,7 +82,10 @@ class Claims:
             backoff.reset()
             note_database_success(self.state)
             self.state.claimed += len(tasks)
-            self.telemetry.tasks_claimed(tasks, trio.current_time() - began)
+            took = trio.current_time() - began
+            self.telemetry.tasks_claimed(tasks, took)
+            if wanted:
+                self.state.pace.note_claim(took)
             for task in tasks:
                 if self.shutdown.requested.is_set() or self.state.draining:
                     self.completions.release(task.lease)
@@ -98,12 +104,18 @@ class Claims:
         if self.state.draining:
             return 0
         ahead = self.state.ahead()
-        most = self.state.slots + ahead
+        most = self.state.most_running + ahead
         if len(self.completions) >= UNWRITTEN_LIMIT * most:
             return 0
         if len(self._taken) > most - ahead // 2:
             return 0  # enough are still there: a claim for many costs no more than one for few
         return most - len(self._taken)
+
+    async def _let_slots_gather(self) -> None:
+        """Wait for more free slots while the database is slow: until half of them are, or for as long as is worth it."""
+        with trio.move_on_after(self.state.pace.gathering()):
+            while 0 < 2 * self._places() < self.state.most_running and not self.shutdown.requested.is_set():
+                await self.work.wait(math.inf)
 
     def _holds_nothing(self) -> bool:
         """Whether the record holds nothing more for this worker, as far as it can know."""

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -70,6 +70,16 @@ class Health:
     @property
     def ready(self) -> bool:
         return not self._problems
+
+
+class Level(enum.IntEnum):
+    """How short a worker is of something."""
+
+    NONE = 0
+    SOME = 1
+    """It claims nothing ahead of its free slots."""
+    SEVERE = 2
+    """It claims no more than keeps one slot busy."""
 
 
 class StopReason(enum.Enum):
@@ -161,6 +171,8 @@ class WorkerState:
     """Asked through WORKERS to claim nothing more."""
     drained: bool = False
     """It claims nothing more, and holds no task and no unwritten outcome."""
+    strain: Mapping[str, tuple[Level, str]] = field(default_factory=dict)
+    """What it is short of (`memory`, `cpu`), how much, and in words."""
     steady_since: float = -math.inf
     """When, on Trio's clock, heartbeats began to get through again after a failure; infinity while they fail."""
     running: dict[Lease, Running] = field(default_factory=dict)
@@ -206,14 +218,32 @@ class WorkerState:
         self.recent.ran(seconds)
         self._grant()
 
+    @property
+    def most_running(self) -> int:
+        """How many tasks it claims to have running at once."""
+        severe = any(level is Level.SEVERE for level, _ in self.strain.values())
+        return min(self.slots, 1) if severe else self.slots
+
     def notes(self) -> dict[str, str]:
-        """What makes it claim less than it could, and is no failure: by what it is about."""
-        if not self.draining:
-            return {}
-        held = len(self.running)
-        return {
-            "drain": "drained" if self.drained else f"draining: {held} {'task runs' if held == 1 else 'tasks run'} on"
+        """What makes it claim less than it could, or more seldom, and is no failure: by what it is about."""
+        notes = {
+            resource: f"{said}: {'at most one task is begun at a time' if level is Level.SEVERE else 'nothing is claimed ahead'}"
+            for resource, (level, said) in self.strain.items()
         }
+        if self.pace.slow:
+            notes["database"] = f"claims take {self.pace.claim_time:.2g} s: they are fewer and larger"
+        if self.draining:
+            held = len(self.running)
+            notes["drain"] = (
+                "drained" if self.drained else f"draining: {held} {'task runs' if held == 1 else 'tasks run'} on"
+            )
+        return notes
+
+    @property
+    def strain_levels(self) -> dict[str, int]:
+        """How short it is of what, as numbers: see `Level`. A database that is slow is one of them."""
+        levels = {"memory": 0, "cpu": 0, "database": int(self.pace.slow)}
+        return levels | {resource: int(level) for resource, (level, _) in self.strain.items()}
 
     def give_back_waiting(self) -> None:
         """Let nothing begin that waits for a slot: somebody else may run it."""
@@ -235,6 +265,8 @@ class WorkerState:
 
     def ahead(self) -> int:
         """How many tasks to hold beyond those that have a slot."""
+        if self.strain:
+            return 0
         now = trio.current_time()
         return self.pace.ahead(self.slots, (now - running.since for running in self.running.values()))
 

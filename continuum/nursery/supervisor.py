@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import structlog
 import trio
@@ -38,6 +39,7 @@ from continuum.nursery.schedules import ScheduleFiring
 from continuum.nursery.screening import Screening
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
+from continuum.nursery.strain import ROOT, StrainWatch
 from continuum.nursery.wakeup import WakeUps
 from continuum.nursery.webhooks import Sender, Webhooks
 from continuum.sandbox.limits import sandbox_bounds
@@ -64,11 +66,13 @@ async def supervise(
     screening: Screening | None = None,
     reloaded: Signal | None = None,
     sender: Sender | None = None,
+    root: Path = ROOT,
 ) -> None:
     """Run one worker until `shutdown` is requested and everything it holds is finished or given back.
 
     screening: looks at code before it runs; None lets all of it run.
     sender: makes the deliveries of webhooks; None leaves them to others.
+    root: where /proc and /sys are, which tell how short the host is of memory.
     on_up: called once the schema is found to fit; sandboxes may still be starting then.
     reloaded: raised when `settings` have changed (`continuum.reload`). Services read them at each turn; who would not look by
     himself is told here.
@@ -123,6 +127,7 @@ async def supervise(
             services.start_soon(Retention(database, state, settings).run)
             services.start_soon(reaper.run)
             services.start_soon(admissions.run)
+            services.start_soon(StrainWatch(state, work, root).run)
             services.start_soon(Progress(database, state, task_began).run)
             if telemetry.has_metrics:
                 services.start_soon(QueueWatch(database, telemetry).run)

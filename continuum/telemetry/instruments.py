@@ -52,6 +52,8 @@ class ObservedState(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
+    def strain_levels(self) -> Mapping[str, int]: ...
+    @property
     def database_failures(self) -> int: ...
     @property
     def leases_lost(self) -> int: ...
@@ -194,6 +196,14 @@ class Instruments:
                 lambda s: s.draining,
             ),
             Observed(
+                "continuum.strain",
+                "1",
+                "How short this worker is of memory or processor time, or its database slow to grant claims: 0 not, 1 it claims "
+                "nothing ahead (of a slow database: less often and more at once), 2 it begins one task at a time",
+                self._strain,
+                ["continuum.resource"],
+            ),
+            Observed(
                 "continuum.health",
                 "1",
                 "1 when this part of the worker is well, else 0; /readyz says what is wrong",
@@ -305,6 +315,9 @@ class Instruments:
             return {}
         problems = self._state.health.problems
         return {(component,): int(component not in problems) for component in COMPONENTS}
+
+    def _strain(self) -> Mapping[Values, float]:
+        return {} if self._state is None else {(name,): level for name, level in self._state.strain_levels.items()}
 
     def _sandboxes(self) -> Mapping[Values, float]:
         return {} if self._pool is None else {(state,): count for state, count in self._pool.by_state.items()}

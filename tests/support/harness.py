@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -22,6 +23,8 @@ from continuum.telemetry import Telemetry
 from tests.support.fake_sandbox import FakeBackend
 
 _numbers = itertools.count(1)
+NOWHERE = Path("/nowhere")
+"""Where nothing says that the host is short of anything: what the test's own host is short of is none of its business."""
 
 
 def settings(**values: object) -> Settings:
@@ -80,6 +83,7 @@ async def worker(
     *,
     screening: Screening | None = None,
     sender: Sender | None = None,
+    root: Path = NOWHERE,
     **values: object,
 ) -> AsyncIterator[RunningWorker]:
     """A running worker on `database`; it is shut down, with its grace, when the block ends."""
@@ -110,6 +114,7 @@ async def worker(
                 screening=screening,
                 sender=sender,
                 reloaded=reloaded,
+                root=root,
             )
         finally:
             running.stopped.set()

@@ -232,6 +232,9 @@ class Settings(BaseSettings):
     """The least priority number that this worker takes; 0 leaves this end open."""
     max_priority: int = 0
     """The greatest priority number that this worker takes; 0 leaves this end open."""
+    priority_share: float = Field(default=0.0, ge=0, le=0.5)
+    """The part of its tasks that this worker takes from lower priorities, each of them in its turn, so that they run though there
+    is always something more urgent: 0.1 is every tenth. 0 leaves them until nothing more urgent waits."""
     worker_tags: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parsed_list(parse_tags))] = ()
     """What this worker has that tasks may ask for, such as `gpu, eu`: it takes tasks that ask for nothing, and those that ask for
     some of these."""

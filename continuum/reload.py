@@ -26,6 +26,7 @@ RELOADABLE = frozenset(
         "slots",
         "min_priority",
         "max_priority",
+        "priority_share",
         "worker_tags",
         "polling_interval",
         "task_timeout",

@@ -61,9 +61,10 @@ class CockroachQueue:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._claims = FairClaims(session.run, session.read)
+        self._lower_claims = FairClaims(session.run, session.read)
 
     async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
-        return await self._claims.claim(parameters)
+        return await (self._lower_claims if parameters["lower"] else self._claims).claim(parameters)
 
     async def listen(self, listener: Listener) -> None:
         feed = Changefeed(self._session, listener, self._claims)

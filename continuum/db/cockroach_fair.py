@@ -244,6 +244,7 @@ class FairClaims:
         self._hints: set[Entry] = set()
         self._told_of_more = False
         self._failure: DatabaseUnavailable | None = None
+        self._bounds: tuple[int, int] | None = None
         self._lock = trio.Lock()
 
     def hint(self, entry: Entry) -> None:
@@ -260,6 +261,9 @@ class FairClaims:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
+            if self._bounds != (bounds := (parameters["min_priority"], parameters["max_priority"])):
+                self._forget()  # what waits outside of the bounds is not known
+                self._bounds = bounds
             harvest = Harvest(parameters, Limits(self._run, self._read, parameters["tags"]))
             try:
                 await self._claim_into(harvest)

@@ -273,14 +273,21 @@ class SqlDatabase(SqlSchedules):
         min_priority: int = 0,
         max_priority: int = 0,
         tags: Sequence[str] = (),
+        beyond: int | None = None,
     ) -> Claim:
+        lowest = min_priority or INTEGER.start
+        if beyond is not None:
+            lowest = max(lowest, beyond + 1)
+        if lowest not in INTEGER:
+            return Claim()
         parameters = {
             "worker": worker_id,
             "limit": limit,
             "lease": lease,
-            "min_priority": min_priority or INTEGER.start,
+            "min_priority": lowest,
             "max_priority": max_priority or INTEGER.stop - 1,
             "tags": tags,
+            "lower": beyond is not None,
         }
         found, again_in = await (await self._known_queue()).claim(parameters)
         return Claim(map(rows.claimed_task, found), again_in)

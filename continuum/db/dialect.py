@@ -59,7 +59,8 @@ class Queue(Protocol):
     async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
         """Claim due tasks; rows for `rows.claimed_task`, in order of priority, then id, and `Claim.again_in`.
 
-        parameters: worker, limit, lease (seconds), min_priority and max_priority (inclusive).
+        parameters: worker, limit, lease (seconds), min_priority and max_priority (inclusive), tags; lower: whether it is a turn
+        of lower priorities, so that others wait that are more urgent.
         """
         ...
 

@@ -152,6 +152,7 @@ class MemoryDatabase(MemorySchedules):
         min_priority: int = 0,
         max_priority: int = 0,
         tags: Sequence[str] = (),
+        beyond: int | None = None,
     ) -> Claim:
         await self._answer()
         due = [
@@ -161,6 +162,7 @@ class MemoryDatabase(MemorySchedules):
             and task.run_at is None
             and not task.gated
             and (not min_priority or task.priority >= min_priority)
+            and (beyond is None or task.priority > beyond)
             and (not max_priority or task.priority <= max_priority)
         ]
         due.sort(key=lambda task: (task.priority, task.id))

@@ -32,12 +32,12 @@ class PostgresQueue:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._claimed = Claimed()
-        self._ring = Ring([""])
+        self._ring, self._lower_ring = Ring([""]), Ring([""])
 
     async def claim(self, parameters: Mapping[str, Any]) -> tuple[Rows, float | None]:
         rows: Rows = []
         limit, more = parameters["limit"], True
-        ring = self._ring
+        ring = self._lower_ring if parameters["lower"] else self._ring
         ring.tags = sets_of(parameters["tags"])
         while more and len(rows) < limit:
             wanted = limit - len(rows)
@@ -46,7 +46,8 @@ class PostgresQueue:
             found = [row[PLACE:] for row in answer if row[PLACE] is not None]
             more = ring.follow(*answer[0][:PLACE], found=len(found))
             rows += found
-        self._claimed.note(len(rows), limit)
+        if not parameters["lower"]:  # an ordinary claim follows that one
+            self._claimed.note(len(rows), limit)
         return sorted(rows, key=statements.claim_order), ring.again_in
 
     async def listen(self, listener: Listener) -> None:

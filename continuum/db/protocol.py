@@ -114,6 +114,7 @@ class Database(Schedules, Protocol):
         min_priority: int = 0,
         max_priority: int = 0,
         tags: Sequence[str] = (),
+        beyond: int | None = None,
     ) -> Claim:
         """Claim up to `limit` due pending tasks: of each tenant its share, as LIMITS weighs and limits it, in order of priority,
         then id. Return them in that order.
@@ -121,6 +122,7 @@ class Database(Schedules, Protocol):
         lease: seconds until the claim expires unless a heartbeat extends it.
         min_priority, max_priority: inclusive bounds; 0 leaves that end open.
         tags: the worker's; tasks that ask for others are left to others.
+        beyond: only tasks whose priority number is greater than this one, so that lower ones have their turn.
         """
         ...
 

@@ -15,6 +15,7 @@ from continuum.db.protocol import Database
 from continuum.model import Claim, ClaimedTask, Lease
 from continuum.nursery.backoff import Backoff, note_database_failure, note_database_success
 from continuum.nursery.completion import Completions
+from continuum.nursery.lower import LowerTurns
 from continuum.nursery.signals import Shutdown, Signal
 from continuum.nursery.state import WorkerState
 from continuum.telemetry import Telemetry
@@ -45,6 +46,7 @@ class Claims:
     """Raised when there may be something to claim: work arrived, a slot became free, outcomes were written, the sandboxes work
     again."""
     shutdown: Shutdown
+    _lower: LowerTurns = field(default_factory=LowerTurns)
     _taken: set[Lease] = field(default_factory=set)
     _give_back_at: float = math.inf
     _unheard_until: float = -math.inf
@@ -70,8 +72,9 @@ class Claims:
                 await self._let_slots_gather()
                 wanted = 0 if self.shutdown.requested.is_set() else self._places()
             began = trio.current_time()
+            beyond = self._lower.beyond(wanted) if self.settings.priority_share else None
             try:
-                tasks = await self._claim(wanted)
+                tasks = await self._claim(wanted, beyond)
             except DatabaseUnavailable as error:
                 if isinstance(error, OutcomeUnknown):
                     self._give_back_at = trio.current_time()
@@ -82,6 +85,7 @@ class Claims:
             backoff.reset()
             note_database_success(self.state)
             self.state.claimed += len(tasks)
+            self._lower.note([task.priority for task in tasks], self.settings.priority_share, beyond=beyond)
             took = trio.current_time() - began
             self.telemetry.tasks_claimed(tasks, took)
             if wanted:
@@ -93,7 +97,7 @@ class Claims:
                     self._taken.add(task.lease)
                     self.state.admit(task)
                     executions.start_soon(hold_slot, task)
-            if len(tasks) < wanted:
+            if len(tasks) < wanted and beyond is None:
                 rest = self.settings.polling_interval
                 await self.work.wait(rest if tasks.again_in is None else min(rest, tasks.again_in))
 
@@ -121,7 +125,7 @@ class Claims:
         """Whether the record holds nothing more for this worker, as far as it can know."""
         return not self._taken and not len(self.completions) and math.isinf(self._give_back_at)
 
-    async def _claim(self, wanted: int) -> Claim:
+    async def _claim(self, wanted: int, beyond: int | None) -> Claim:
         if trio.current_time() >= self._give_back_at:
             await self._give_back_unheard_claims()
         if wanted == 0:
@@ -133,6 +137,7 @@ class Claims:
             min_priority=self.settings.min_priority,
             max_priority=self.settings.max_priority,
             tags=self.settings.worker_tags,
+            beyond=beyond,
         )
 
     async def _give_back_unheard_claims(self) -> None:

@@ -84,6 +84,24 @@ async def test_within_a_tenant_priority_and_then_id_decide(database: Database) -
     assert claimed == [ids[3], ids[1], ids[0], ids[2]]
 
 
+async def test_lower_priorities_have_their_turn_beyond_others(database: Database) -> None:
+    for tenant, priority, count in (("a", 0, 80), ("a", 5, 3), ("b", 1, 80), ("b", 7, 2), ("c", 0, 1)):
+        await database.submit([replace(HELLO, tenant=tenant, priority=priority)] * count)
+
+    async def claim(beyond: int | None) -> list[tuple[str | None, int]]:
+        tasks = await database.claim("one", 2, lease=30, beyond=beyond)
+        return sorted((task.tenant, task.priority) for task in tasks)
+
+    assert await claim(None) == [("a", 0), ("b", 1)]
+    assert await claim(0) == [("a", 5), ("b", 1)]
+    assert await claim(1) == [("a", 5), ("b", 7)]
+    assert await claim(5) == [("b", 7)]
+    assert await claim(7) == []
+    assert await claim(2**31 - 1) == []
+    assert len(await claim(None)) == 2
+    assert len(await claim_all(database, 40)) == 80 + 80 + 1 + 5 - 9
+
+
 async def test_everything_is_claimed_by_workers_that_claim_at_once(database: Database) -> None:
     await submit(database, **{f"tenant-{n}": 10 for n in range(20)})
     served: list[list[ClaimedTask]] = [[] for _ in range(4)]

@@ -53,6 +53,7 @@ def test_the_defaults_are_those_of_the_first_version_and_the_design() -> None:
         "embedded_dir": Path(".continuum/postgres"),
         "min_priority": 0,
         "max_priority": 0,
+        "priority_share": 0.0,
         "worker_tags": (),
         "polling_interval": 5.0,
         "wakeup": "auto",

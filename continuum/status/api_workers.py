@@ -15,7 +15,10 @@ from continuum.status.api_operations import Operation, Operations
 from continuum.status.api_outputs import Output
 from continuum.status.api_pressure import Pressure
 
-WorkerId = Annotated[str, Field(min_length=1, max_length=300, description="As `/global-status` lists it.")]
+WorkerId = Annotated[
+    str,
+    Field(pattern="^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=300, description="As `/global-status` lists it."),
+]
 
 
 class WorkerPath(Input):

@@ -49,6 +49,7 @@ class Tasks:
             "failures": "/ui/failures",
             "workers": "/ui/workers",
             "schedules": "/ui/schedules",
+            "limits": "/ui/limits",
             "sign-in": "/ui/sign-in",
             "absent": "/ui/tasks/999999",
             "completed": f"/ui/tasks/{self.completed}",

@@ -128,8 +128,8 @@ def _workers(snapshot: Snapshot) -> list[Text]:
     living = sorted(snapshot.workers, key=lambda each: (not each.alive, each.id))
     lines = []
     for each in living:
-        used, state = f"{each.running}/{each.slots}", "alive" if each.alive else "gone"
-        counts = f"{state:<6}{used:>8}{each.completed:>9} done{each.failed:>7} failed"
+        used, state = f"{each.running}/{each.slots}", each.state if each.alive else "gone"
+        counts = f"{state:<9}{used:>8}{each.completed:>9} done{each.failed:>7} failed"
         about = f"  {one_line(each.id)}  {one_line(each.version)}  {one_line(each.sandbox)}"
         lines.append(Text(counts + about, style="" if each.alive else "dim"))
     return lines

@@ -45,7 +45,7 @@ FULL_CPU = 20.0
 """Percent of the last ten seconds in which everything in the control group stood still, which is when its quota is used up."""
 LATE = AHEAD
 """Seconds by which the loop gets its turn too late on average: as long as what is claimed ahead takes to run."""
-RELIEF = 0.8
+RELIEF = 0.9
 """Part of a threshold below which strain is over, so that it does not come and go."""
 WEIGHT = 0.2
 """Of the newest lateness in its moving average: about ten seconds count."""

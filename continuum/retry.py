@@ -7,6 +7,7 @@ are written by anybody, so that a policy is read when it is needed, and one that
 from __future__ import annotations
 
 import enum
+import json
 import random
 import re
 from inspect import cleandoc
@@ -173,12 +174,18 @@ def parse_policy(text: str) -> RetryPolicy:
     if len(text) > LONGEST_TEXT:
         raise BadPolicy(f"it has {len(text)} characters; at most {LONGEST_TEXT} are allowed")
     try:
-        return _DECODER.decode(text)
+        return msgspec.convert(json.loads(text, parse_float=_number), RetryPolicy)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         raise BadPolicy(f"{place.strip('.`')}: {problem}" if place.strip(".`") else problem) from None
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadPolicy(f"it is no JSON: {error}") from None
+
+
+def _number(text: str) -> float | int:
+    """JSON has one kind of numbers: 5.0 is a whole one, too."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def policy_text(policy: RetryPolicy) -> str:
@@ -218,4 +225,3 @@ def policy_schema() -> dict[str, Any]:
 
 
 _DEFAULT = RetryPolicy()
-_DECODER = msgspec.json.Decoder(RetryPolicy)

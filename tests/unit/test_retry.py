@@ -35,6 +35,11 @@ policies = st.builds(
 )
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """JSON has one kind of numbers, and whoever writes it may not know another."""
+    assert parse_policy('{"max_attempts": 3.0, "on": [75.0]}') == RetryPolicy(max_attempts=3, on=(75,))
+
+
 def test_without_a_policy_the_wait_doubles_up_to_a_cap_and_is_never_the_same_for_all() -> None:
     policy = RetryPolicy()
     assert [policy.delay(n, 0) for n in (1, 2, 3, 4)] == [1, 2, 4, 8]

@@ -210,12 +210,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class PartialOutput:
-    """The outputs of a running attempt so far, for those who watch it."""
+    """The outputs of a running attempt so far, for those who watch it. shown: how many characters of each were written before and
+    need not be again."""
 
     task_id: int
     attempt: int
     output: str = field(repr=False)
     error_output: str = field(repr=False)
+    shown: Mapping[Stream, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,9 @@ CREATE TABLE IF NOT EXISTS tasks (
     unique_key       TEXT,
     schedule         TEXT,                                     -- the schedule that made it
     due_at           TIMESTAMPTZ,                              -- the due time for which it did
+    -- How many parts of its output are in TASK_OUTPUTS, after what is here: 0 up to 65,536 characters.
+    output_parts     INT4 NOT NULL DEFAULT 0,
+    error_output_parts INT4 NOT NULL DEFAULT 0,                -- the same of its error output
     CONSTRAINT tasks_status_known CHECK (
         status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'malicious')
     ),
@@ -230,6 +233,17 @@ CREATE TABLE IF NOT EXISTS tasks (
         WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing')
 );
 
+-- What does not fit into TASKS of long outputs, so that claims and heartbeats never read or write it.
+CREATE TABLE IF NOT EXISTS task_outputs (
+    task_id INT8 NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,  -- whose output it is
+    attempt INT4 NOT NULL,                                          -- which attempt wrote it: of earlier ones nothing counts
+    stream  TEXT NOT NULL,                                          -- output or error_output
+    number  INT4 NOT NULL,                                          -- 1 follows what is in TASKS
+    part    TEXT NOT NULL,                                          -- 65,536 characters; the last one has the rest
+    PRIMARY KEY (task_id, attempt, stream, number),
+    CONSTRAINT task_outputs_stream_known CHECK (stream IN ('output', 'error_output'))
+);
+
 -- What version 2 has more than version 1.
 ALTER TABLE codes ADD COLUMN IF NOT EXISTS requirements TEXT;
 ALTER TABLE workers ADD COLUMN IF NOT EXISTS malicious INT8 NOT NULL DEFAULT 0;
@@ -264,6 +278,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS quarantined BOOL NOT NULL DEFAULT fal
 CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE status = 'pending' AND expires_at IS NOT NULL;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS schedule TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS due_at TIMESTAMPTZ;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS output_parts INT4 NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS error_output_parts INT4 NOT NULL DEFAULT 0;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, tenant, priority, shard, id)
     WHERE status = 'pending' AND run_at IS NULL
@@ -277,6 +293,19 @@ CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), con
 DROP INDEX IF EXISTS tasks@tasks_claim;
 CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
 DROP INDEX IF EXISTS tasks@tasks_finished;
+
+-- Each task's outputs from their beginnings to their ends.
+CREATE VIEW IF NOT EXISTS whole_outputs AS
+    SELECT tasks.id,
+           CASE WHEN tasks.output_parts = 0 THEN tasks.output ELSE tasks.output || coalesce((
+               SELECT string_agg(rest.part, '' ORDER BY rest.number) FROM task_outputs AS rest
+               WHERE rest.task_id = tasks.id AND rest.attempt = tasks.attempt AND rest.stream = 'output'
+                 AND rest.number <= tasks.output_parts), '') END AS output,
+           CASE WHEN tasks.error_output_parts = 0 THEN tasks.error_output ELSE tasks.error_output || coalesce((
+               SELECT string_agg(rest.part, '' ORDER BY rest.number) FROM task_outputs AS rest
+               WHERE rest.task_id = tasks.id AND rest.attempt = tasks.attempt AND rest.stream = 'error_output'
+                 AND rest.number <= tasks.error_output_parts), '') END AS error_output
+    FROM tasks;
 
 -- Old versions of rows slow scans until they are collected, and a queue makes little else: collected after a minute. A changefeed
 -- that was away for longer begins anew, which loses nothing. Scheduled backups protect what they need by themselves.
@@ -293,5 +322,6 @@ ALTER TABLE duties CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE permits CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE schedules CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
+ALTER TABLE task_outputs CONFIGURE ZONE USING gc.ttlseconds = 60;
 
 INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;

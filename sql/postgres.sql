@@ -104,7 +104,10 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS unique_key       TEXT,
     -- The schedule that made it, and the due time for which it did.
     ADD COLUMN IF NOT EXISTS schedule         TEXT,
-    ADD COLUMN IF NOT EXISTS due_at           TIMESTAMPTZ;
+    ADD COLUMN IF NOT EXISTS due_at           TIMESTAMPTZ,
+    -- How many parts of its outputs are in TASK_OUTPUTS, after what is here: 0 up to 65,536 characters.
+    ADD COLUMN IF NOT EXISTS output_parts       INTEGER NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS error_output_parts INTEGER NOT NULL DEFAULT 0;
 
 -- The first version's workers are stopped: what they ran is recovered an hour after it was locked, its own limit.
 UPDATE tasks
@@ -177,6 +180,31 @@ CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (finished) WHERE status IN ('fa
 -- Every task's row is updated a few times and then rests: room on its page, and a vacuum that comes before a queue of dead
 -- index entries slows the claim.
 ALTER TABLE tasks SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+
+-- What does not fit into TASKS of long outputs -----------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS task_outputs (
+    task_id BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+    attempt INTEGER NOT NULL,  -- which attempt wrote it: of earlier ones nothing counts
+    stream  TEXT NOT NULL,     -- output or error_output
+    number  INTEGER NOT NULL,  -- 1 follows what is in TASKS
+    part    TEXT NOT NULL,     -- 65,536 characters; the last one has the rest
+    PRIMARY KEY (task_id, attempt, stream, number),
+    CONSTRAINT task_outputs_stream_known CHECK (stream IN ('output', 'error_output'))
+);
+
+-- Each task's outputs from their beginnings to their ends.
+CREATE OR REPLACE VIEW whole_outputs AS
+    SELECT tasks.id,
+           CASE WHEN tasks.output_parts = 0 THEN tasks.output ELSE tasks.output || coalesce((
+               SELECT string_agg(rest.part, '' ORDER BY rest.number) FROM task_outputs AS rest
+               WHERE rest.task_id = tasks.id AND rest.attempt = tasks.attempt AND rest.stream = 'output'
+                 AND rest.number <= tasks.output_parts), '') END AS output,
+           CASE WHEN tasks.error_output_parts = 0 THEN tasks.error_output ELSE tasks.error_output || coalesce((
+               SELECT string_agg(rest.part, '' ORDER BY rest.number) FROM task_outputs AS rest
+               WHERE rest.task_id = tasks.id AND rest.attempt = tasks.attempt AND rest.stream = 'error_output'
+                 AND rest.number <= tasks.error_output_parts), '') END AS error_output
+    FROM tasks;
 
 -- Workers, and the totals that statistics are read from ----------------------------------------------------------------------
 

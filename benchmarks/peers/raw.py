@@ -80,8 +80,12 @@ def _complete(connection: Connection, dialect: Dialect, claimed: list[tuple[Any,
         "exit_codes": [0] * count,
         "outputs": ["hello\n"] * count,
         "error_outputs": [""] * count,
+        "output_parts": [0] * count,
+        "error_output_parts": [0] * count,
         "last_errors": [None] * count,
         "delays": [None] * count,
+        "crashes": [0.0] * count,
+        "quarantined": [False] * count,
     }
     prepare = True if dialect.prepares_by_itself else None
     written = connection.execute(statements.COMPLETE.encode(), outcomes, prepare=prepare).fetchall()

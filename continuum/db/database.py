@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import psycopg
 import trio
 
-from continuum.db import admission, rows, searching, statements, statements_limits
+from continuum.db import admission, outputs, rows, searching, statements, statements_limits
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
@@ -298,23 +299,29 @@ class SqlDatabase(SqlSchedules):
             **_leases([completion.lease for completion in completions]),
             "statuses": [completion.status.value for completion in completions],
             "exit_codes": [completion.exit_code for completion in completions],
-            "outputs": [completion.output for completion in completions],
-            "error_outputs": [completion.error_output for completion in completions],
+            **outputs.beginnings(completions),
             "last_errors": [completion.last_error for completion in completions],
             "delays": [completion.retry_in for completion in completions],
             "crashes": [completion.crashes for completion in completions],
             "quarantined": [completion.quarantined for completion in completions],
         }
-        deadline = self._time_for(completions)
-        found = await self._run(statements.COMPLETE, parameters, deadline=deadline, writes=True, keyed=True)
+        statement = statements.COMPLETE
+        if any(parameters["output_parts"]) or any(parameters["error_output_parts"]):
+            statement = statements.COMPLETE_LONG
+            parameters |= outputs.rests(completions)
+        if retried := [completion.lease for completion in completions if completion.attempt > 1]:
+            await self._run(outputs.FORGET, _leases(retried), keyed=True)
+        deadline = self._time_for(parameters)
+        found = await self._run(statement, parameters, deadline=deadline, writes=True, keyed=True)
         if len(found) < len(completions):
             # Not by `_read`: what an earlier try has under way must be waited for.
             found += await self._run(statements.FIND_STANDING, parameters, deadline=deadline)
         return frozenset(Lease(*row) for row in found)
 
-    def _time_for(self, outputs: Sequence[Completion | PartialOutput]) -> float:
-        """Seconds for a call that carries these outputs: a node that hangs is noticed soon, a slow network may be slow."""
-        size = sum(len(each.output) + len(each.error_output) for each in outputs)
+    def _time_for(self, parameters: Mapping[str, Any]) -> float:
+        """Seconds for a call that carries outputs: a node that hangs is noticed soon, a slow network may be slow."""
+        texts = (parameters.get(name, ()) for name in ("outputs", "error_outputs", "rest_parts"))
+        size = sum(len(text) for text in chain.from_iterable(texts) if text)
         return min(self.long_deadline, self.deadline + size / SLOWEST_TEXT)
 
     async def release(self, worker_id: str, leases: Sequence[Lease]) -> int:
@@ -337,14 +344,14 @@ class SqlDatabase(SqlSchedules):
             cancelled=frozenset(each for each, cancel in kept.items() if cancel),
         )
 
-    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
+    async def progress(self, worker_id: str, written: Sequence[PartialOutput]) -> None:
         parameters = {
             "worker": worker_id,
-            **_leases([Lease(output.task_id, output.attempt) for output in outputs]),
-            "outputs": [output.output for output in outputs],
-            "error_outputs": [output.error_output for output in outputs],
+            **_leases([Lease(each.task_id, each.attempt) for each in written]),
+            **outputs.beginnings(written),
+            **outputs.rests(written),
         }
-        await self._run(statements.PROGRESS, parameters, deadline=self._time_for(outputs))
+        await self._run(statements.PROGRESS, parameters, deadline=self._time_for(parameters))
 
     async def report(self, worker: WorkerReport) -> bool:
         parameters = {name: getattr(worker, name) for name in WorkerReport.__slots__}

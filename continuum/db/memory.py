@@ -313,9 +313,9 @@ class MemoryDatabase(MemorySchedules):
                 cancelled.add(each)
         return HeartbeatAnswer(frozenset(lost), frozenset(cancelled))
 
-    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
+    async def progress(self, worker_id: str, written: Sequence[PartialOutput]) -> None:
         await self._answer()
-        for output in outputs:
+        for output in written:
             task = self._holds(worker_id, Lease(output.task_id, output.attempt))
             if task is not None:
                 self.tasks[task.id] = replace(task, output=output.output, error_output=output.error_output)

@@ -147,8 +147,8 @@ class Database(Schedules, Protocol):
         """Extend the leases in `held` that are still `worker_id`'s, expired or not, to `lease` seconds from now."""
         ...
 
-    async def progress(self, worker_id: str, outputs: Sequence[PartialOutput]) -> None:
-        """Show what running tasks have written so far, each only if its attempt is still `worker_id`'s."""
+    async def progress(self, worker_id: str, written: Sequence[PartialOutput]) -> None:
+        """Show what running tasks have written so far, each only if its attempt is still `worker_id`'s. Safe to repeat."""
         ...
 
     async def report(self, worker: WorkerReport) -> bool:

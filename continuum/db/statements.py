@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from continuum.model import EXPIRED, HISTORY_LENGTH
+from continuum.db import outputs
+from continuum.model import EXPIRED, HISTORY_LENGTH, Stream
 from continuum.retry import QUARANTINED
 from continuum.tags import PAUSED
 
@@ -68,7 +69,7 @@ TAKE = f"""
             status = 'processing', worker_id = %(worker)s, attempt = least(attempt, 2147483646) + 1,
             started = {_UTC}, locked_at = {_UTC}, finished = NULL,
             lease_expires_at = now() + %(lease)s * interval '1 second',
-            output = NULL, error_output = NULL, exit_code = NULL
+            output = NULL, error_output = NULL, output_parts = 0, error_output_parts = 0, exit_code = NULL
 """
 
 # From `infinity` nothing can be subtracted.
@@ -122,9 +123,10 @@ _OUTCOMES = """
     outcome AS (
         SELECT * FROM unnest(
             %(ids)s::int8[], %(attempts)s::int4[], %(statuses)s::text[], %(exit_codes)s::int4[], %(outputs)b::text[],
-            %(error_outputs)b::text[], %(last_errors)b::text[], %(delays)s::float8[],
-            %(crashes)s::float8[], %(quarantined)s::bool[]
-        ) AS o (id, attempt, status, exit_code, output, error_output, last_error, delay, crashes, quarantined)
+            %(error_outputs)b::text[], %(output_parts)s::int4[], %(error_output_parts)s::int4[],
+            %(last_errors)b::text[], %(delays)s::float8[], %(crashes)s::float8[], %(quarantined)s::bool[]
+        ) AS o (id, attempt, status, exit_code, output, error_output, output_parts, error_output_parts,
+                last_error, delay, crashes, quarantined)
     )
 """
 
@@ -167,12 +169,15 @@ _OUTCOME_IN_HISTORY = _history(
     "outcome.exit_code",
 )
 
-COMPLETE = f"""
+
+def _complete(further: str = "") -> str:
+    return f"""
 WITH {_OUTCOMES},
     ended AS (
         UPDATE tasks SET
             status = CASE WHEN outcome.status = 'pending' AND cancel_requested THEN 'cancelled' ELSE outcome.status END,
             exit_code = outcome.exit_code, output = outcome.output, error_output = outcome.error_output,
+            output_parts = outcome.output_parts, error_output_parts = outcome.error_output_parts,
             last_error = outcome.last_error, lease_expires_at = NULL,
             finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_UTC} END,
             worker_id = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE worker_id END,
@@ -186,12 +191,18 @@ WITH {_OUTCOMES},
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
     ),
     counted AS ({_COUNT}),
-    freed AS ({_FREE_THESE})
+    freed AS ({_FREE_THESE}){further}
 SELECT id, attempt FROM ended
 """
+
+
+COMPLETE = _complete()
 """Write a batch of outcomes, each only under its own lease. IS TRUE, because no index fits that on PostgreSQL, which would scan
 `tasks_held` otherwise, with its dead entry for each task that this worker has finished lately, instead of looking each outcome up
 by primary key; CockroachDB plans both alike."""
+
+COMPLETE_LONG = _complete(f", kept AS ({outputs.keep('ended')})")
+"""The same where there are outputs of several parts."""
 
 FIND_STANDING = f"""
 WITH {_OUTCOMES}
@@ -256,12 +267,21 @@ FIND_HELD = f"SELECT tasks.id, tasks.attempt, tasks.cancel_requested FROM {_HELD
 """Which leases are still ours, whoever holds their rows locked; what is not returned is lost."""
 
 PROGRESS = f"""
-UPDATE tasks SET output = part.output, error_output = part.error_output
-FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(outputs)b::text[], %(error_outputs)b::text[])
-     AS part (id, attempt, output, error_output)
-WHERE tasks.id = part.id AND tasks.attempt = part.attempt AND {_HELD_BY_US}
+WITH shown AS (
+        UPDATE tasks SET
+            output = coalesce(written.output, tasks.output),
+            error_output = coalesce(written.error_output, tasks.error_output),
+            output_parts = written.output_parts, error_output_parts = written.error_output_parts
+        FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(outputs)b::text[], %(error_outputs)b::text[],
+                    %(output_parts)s::int4[], %(error_output_parts)s::int4[])
+             AS written (id, attempt, output, error_output, output_parts, error_output_parts)
+        WHERE tasks.id = written.id AND tasks.attempt = written.attempt AND {_HELD_BY_US}
+        RETURNING tasks.id, tasks.attempt
+    ),
+    kept AS ({outputs.keep("shown")})
+SELECT count(*) FROM shown
 """
-"""Show what running tasks have written so far."""
+"""Show what running tasks have written so far: only what was not shown before."""
 
 REPORT = """
 INSERT INTO workers AS w (id, host, pid, version, sandbox, slots, running, finished_last_hour, drained)
@@ -406,8 +426,7 @@ def ended(*, of_tenant: bool, named: bool, after: bool) -> str:
         *([_LATEST] if after else []),
     ]
     return f"""
-SELECT id, attempt, finished AT TIME ZONE 'utc',
-       coalesce(octet_length(output), 0) + coalesce(octet_length(error_output), 0) + coalesce(pg_column_size(payload), 0)
+SELECT id, attempt, finished AT TIME ZONE 'utc', {outputs.SIZE} + coalesce(pg_column_size(payload), 0)
 FROM tasks WHERE {" AND ".join(conditions)}
 ORDER BY finished LIMIT %(limit)s
 """
@@ -605,7 +624,9 @@ _POLICY = f"(SELECT {_policy('tasks')} FROM (SELECT 1) AS one LEFT JOIN codes ON
 FETCH = f"""
 SELECT id, name, description, status, payload::text, code::text, priority, attempt, released, max_attempts, worker_id,
        created_at, run_at, started AT TIME ZONE 'utc', finished AT TIME ZONE 'utc', lease_expires_at, timeout_s, exit_code,
-       output, error_output, last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
+       {outputs.whole(Stream.OUTPUT)},
+       {outputs.whole(Stream.ERROR)},
+       last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
        (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
        crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
@@ -673,9 +694,10 @@ GROUP BY error ORDER BY 2 DESC, 3 DESC LIMIT %(limit)s
 """
 """What failed, grouped by what was the matter."""
 
-RUNNING = """
+RUNNING = f"""
 SELECT id, name, tenant, attempt, worker_id, started AT TIME ZONE 'utc',
-       right(coalesce(nullif(output, ''), error_output, ''), %(tail)s::int4)
+       CASE WHEN output <> '' THEN {outputs.end(Stream.OUTPUT)}
+            ELSE coalesce({outputs.end(Stream.ERROR)}, '') END
 FROM tasks
 WHERE id IN (SELECT id FROM tasks WHERE status = 'processing' ORDER BY started, id LIMIT %(limit)s)
 ORDER BY started, id

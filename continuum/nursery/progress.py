@@ -20,13 +20,19 @@ log = structlog.get_logger(__name__)
 INTERVAL = 1.0
 """Seconds between two looks. A script that ends sooner is never shown half way."""
 CHARACTERS_PER_SECOND = 65_536
-"""How much one task may cost: the whole text is written each time, so that a longer one is written less often."""
+"""How much one task may write on average: after much at once, what follows is shown later."""
 
 
 @dataclass(slots=True)
 class _Shown:
-    size: int
-    at: float
+    """How many characters of each output are shown, and when more may be."""
+
+    sizes: dict[Stream, int]
+    again_at: float
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes.values())
 
 
 @dataclass(slots=True)
@@ -57,23 +63,29 @@ class Progress:
         self._shown = {lease: shown for lease, shown in self._shown.items() if lease in self.state.running}
         grown = {lease: running for lease, running in self.state.running.items() if self._is_due(lease, running, now)}
         if grown:
-            sizes = {lease: running.transcript.size for lease, running in grown.items()}
-            await self.database.progress(self.state.id, [_partial(*item) for item in grown.items()])
-            self._shown.update({lease: _Shown(size, now) for lease, size in sizes.items()})
+            parts = [self._partial(*item) for item in grown.items()]
+            await self.database.progress(self.state.id, parts)
+            self._shown.update({Lease(part.task_id, part.attempt): _shown(part, now) for part in parts})
         return len(grown)
 
     def _is_due(self, lease: Lease, running: Running, now: float) -> bool:
         shown = self._shown.get(lease)
         if shown is None:
             return running.transcript.size > 0 and now - running.since >= INTERVAL
-        pause = shown.size / CHARACTERS_PER_SECOND
-        return running.transcript.size > shown.size and now - shown.at >= pause
+        return running.transcript.size > shown.size and now >= shown.again_at
+
+    def _partial(self, lease: Lease, running: Running) -> PartialOutput:
+        shown = self._shown.get(lease)
+        return PartialOutput(
+            lease.task_id,
+            lease.attempt,
+            running.transcript.text(Stream.OUTPUT),
+            running.transcript.text(Stream.ERROR),
+            shown.sizes if shown else {},
+        )
 
 
-def _partial(lease: Lease, running: Running) -> PartialOutput:
-    return PartialOutput(
-        lease.task_id,
-        lease.attempt,
-        running.transcript.text(Stream.OUTPUT),
-        running.transcript.text(Stream.ERROR),
-    )
+def _shown(part: PartialOutput, now: float) -> _Shown:
+    sizes = {Stream.OUTPUT: len(part.output), Stream.ERROR: len(part.error_output)}
+    new = sum(sizes.values()) - sum(part.shown.values())
+    return _Shown(sizes, now + new / CHARACTERS_PER_SECOND)

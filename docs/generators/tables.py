@@ -15,6 +15,7 @@ ONLY_COCKROACH = {"wakeup_feeds": (), "tasks": ("shard",)}
 _TYPES = {"INT2": "smallint", "INT4": "integer", "INT8": "bigint", "FLOAT8": "double precision", "BOOL": "boolean"}
 _INTRODUCTIONS = {
     "tasks": "One row for each task: what is to be done, who does it, and what came of it.",
+    "task_outputs": "What follows the beginnings of long outputs. Each row is one part.",
     "codes": "Scripts, which tasks refer to.",
     "schedules": "What makes tasks at due times.",
     "workers": "One row for each worker that was ever started, and its totals. `/global-status` sums them.",

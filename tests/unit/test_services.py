@@ -25,6 +25,7 @@ from continuum.model import (
     Lease,
     NewTask,
     Outcome,
+    PartialOutput,
     Status,
     Stream,
     Wakeup,
@@ -740,7 +741,40 @@ async def test_growing_output_is_shown_and_a_long_one_less_often(
     assert await progress.show() == 0, "a megabyte is not written every second"
     await trio.sleep(15)
     assert await progress.show() == 1
-    assert (database.tasks[task.id].output, len(database.tasks[task.id].error_output or "")) == ("ab", 1_000_000)
+    run.transcript.write(Stream.OUTPUT, "c")
+    await trio.sleep(1)
+    assert await progress.show() == 1, "a little more is"
+    assert (database.tasks[task.id].output, len(database.tasks[task.id].error_output or "")) == ("abc", 1_000_000)
+
+
+async def test_of_an_output_that_grows_the_database_is_told_what_it_was_told_before(
+    autojump_clock: MockClock, database: MemoryDatabase, state: WorkerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[PartialOutput] = []
+    write = database.progress
+
+    async def progress(worker_id: str, written: Sequence[PartialOutput]) -> None:
+        told.extend(written)
+        await write(worker_id, written)
+
+    monkeypatch.setattr(database, "progress", progress)
+    (task,) = await claimed(database)
+    run = state.running[task.lease] = Running(task)
+    async with running(Progress(database, state, Signal())):
+        run.transcript.write(Stream.OUTPUT, "ab")
+        await trio.sleep(3)
+        database.unavailable = True
+        run.transcript.write(Stream.ERROR, "c")
+        await trio.sleep(3)
+        database.unavailable = False
+        await trio.sleep(3)
+        run.transcript.write(Stream.OUTPUT, "d")
+        await trio.sleep(3)
+    first, *again, last = told
+    assert first == PartialOutput(*task.lease, "ab", "")
+    assert len(again) > 1, "what a failure kept back"
+    assert all(each == PartialOutput(*task.lease, "ab", "c", {Stream.OUTPUT: 2, Stream.ERROR: 0}) for each in again)
+    assert last == PartialOutput(*task.lease, "abd", "c", {Stream.OUTPUT: 2, Stream.ERROR: 1})
 
 
 async def test_a_progress_that_cannot_be_written_is_shown_later(

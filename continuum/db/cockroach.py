@@ -46,10 +46,11 @@ SELECT 1 FROM information_schema.columns
 WHERE table_schema = current_schema() AND table_name = %(table)s AND column_name = %(column)s
 """
 NEW_INDEX = re.compile(r"CREATE (UNIQUE )?INDEX IF NOT EXISTS (?P<index>\w+) ON (?P<table>\w+)")
+OLD_INDEX = re.compile(r"DROP INDEX IF EXISTS (?P<table>\w+)@(?P<index>\w+)")
 HAS_INDEX = """
 SELECT 1 FROM pg_indexes WHERE schemaname = current_schema() AND tablename = %(table)s AND indexname = %(index)s
 """
-"""Whether a column or an index need not be added: that would take a privilege, even where there is nothing to do."""
+"""Whether a column or an index need not be added or dropped: that would take a privilege, even where there is nothing to do."""
 
 OPTIONAL = "CONFIGURE ZONE"
 """A statement of the schema with these words makes things better, and may be left out where the user lacks the privilege."""
@@ -92,10 +93,12 @@ async def migrate(connection: TrioConnection, schema: str) -> None:
     """Apply the schema file. Each statement may be repeated; concurrent changes are waited for by the server."""
     text = "\n".join(line.split("--", 1)[0] for line in schema.splitlines())
     for statement in filter(None, map(str.strip, text.split(";"))):
-        column, index = ADDITION.match(statement), NEW_INDEX.match(statement)
+        column, index, old = (kind.match(statement) for kind in (ADDITION, NEW_INDEX, OLD_INDEX))
         if column and await (await connection.execute(HAS_COLUMN, column.groupdict())).fetchall():
             continue
         if index and await (await connection.execute(HAS_INDEX, index.groupdict())).fetchall():
+            continue
+        if old and not await (await connection.execute(HAS_INDEX, old.groupdict())).fetchall():
             continue
         try:
             await connection.execute(statement.encode())

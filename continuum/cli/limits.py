@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from continuum.model import Limit, Scope
 
 app = typer.Typer(
-    help="Limit tenants, keys and the queue, and pause tenants, tags, codes and the queue.",
+    help="Limit tenants, keys and the queue, and pause those, tags and codes.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

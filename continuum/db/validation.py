@@ -108,7 +108,7 @@ def check_limit(limit: Limit) -> None:
 
 LIMITED = {
     Scope.TENANT: {"weight", "max_running", "rate", "rate_period", "max_pending", "paused"},
-    Scope.KEY: {"max_running"},
+    Scope.KEY: {"max_running", "paused"},
     Scope.TAG: {"paused"},
     Scope.CODE: {"paused"},
     Scope.QUEUE: {"max_pending", "paused"},

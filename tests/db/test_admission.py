@@ -69,6 +69,15 @@ async def test_a_task_with_a_key_is_claimed_only_when_admitted(database: Databas
     assert [record.admitted for record in await database.fetch([first, second, free])] == [True, True, False]
 
 
+async def test_a_paused_key_lets_nobody_be_admitted(database: Database) -> None:
+    (first,) = await database.submit([with_key("a")])
+    await database.set_limit(Limit(Scope.KEY, "a", max_running=3, paused=True))
+    assert await admit_all(database) == 0
+    await database.set_limit(Limit(Scope.KEY, "a", max_running=3))
+    assert await admit_all(database) == 1
+    assert await claimed(database) == [first]
+
+
 async def test_a_sequence_runs_one_after_another_in_the_order_of_ids_whatever_their_priorities(
     database: Database,
 ) -> None:

@@ -65,7 +65,9 @@ def _claim(connection: Connection, dialect: Dialect) -> list[tuple[Any, ...]]:
     values = {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
     if dialect is COCKROACH:
         seen = connection.execute(WALK.encode(), {"tags": [""]}).fetchall()
-        return connection.execute(CLAIM_KEYS.encode(), values | {"ids": [row[-1] for row in seen[:BATCH]]}).fetchall()
+        return connection.execute(
+            CLAIM_KEYS.encode(), values | {"ids": [row[-1] for row in seen[:BATCH]], "paused": []}
+        ).fetchall()
     found = connection.execute(CLAIM.encode(), values | Ring([""]).parameters(BATCH)).fetchall()
     return [row[PLACE:] for row in found if row[PLACE] is not None]
 

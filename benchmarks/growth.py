@@ -1,8 +1,8 @@
 """What grows with the tables: a claim, the totals. And what grows with time: a worker. What it does when there is nothing.
 
 The claims are the worker's own call, each followed by the completion of what it got, on tables that are filled before by one
-statement and vacuumed as the autovacuum daemon would do it. All sizes take turns, so that whatever else the machine does
-meets them alike.
+statement and vacuumed as the autovacuum daemon would do it; and the same once more with limits, which take two permits for each
+task and hold nothing back. All sizes take turns, so that whatever else the machine does meets them alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.protocol import Database
 from continuum.demo.run import percentile
-from continuum.model import ClaimedTask, Completion, Status
+from continuum.model import ClaimedTask, Completion, Limit, Scope, Status
 from continuum.nursery.state import WorkerState
 from continuum.status.server import serve_status
 from continuum.status.shared import MAXIMUM_AGE
@@ -37,6 +37,7 @@ BATCH = 8
 """Tasks in a claim."""
 WARM_UP = 10
 MOST_CLAIMED = 1.5
+LIMIT = Limit(Scope.TENANT, "*", max_running=50, rate=200, rate_period=0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,24 @@ class Queue:
     status: httpx.AsyncClient
     code: str
     claims: list[float] = field(default_factory=list)
+    limited: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
 
     async def claim_for_a_round(self) -> None:
+        await self._claim(self.claims)
+        await self.database.set_limit(LIMIT)
+        await self._claim(self.limited)
+        await self.database.clear_limit(LIMIT.scope, LIMIT.name)
+
+    async def _claim(self, took: list[float]) -> None:
         """Claim and complete; put as many new tasks in afterwards as have gone."""
         count = min(CLAIMS, self.size.pending // BATCH - WARM_UP)
         for number in range(-WARM_UP, count):
             began = time.perf_counter()
             tasks = await self.database.claim("growth", BATCH, lease=30)
             if number >= 0:
-                self.claims.append((time.perf_counter() - began) * 1000)
+                took.append((time.perf_counter() - began) * 1000)
             await self.database.complete("growth", [_completed(task) for task in tasks])
         await trio.to_thread.run_sync(fill, self.conninfo, self.code, (WARM_UP + count) * BATCH, Status.PENDING)
 
@@ -93,6 +101,8 @@ class Queue:
             str(self.size),
             statistics.median(self.claims),
             percentile(self.claims, 0.99),
+            statistics.median(self.limited),
+            percentile(self.limited, 0.99),
             statistics.median(self.totals),
             statistics.median(self.answers),
         ]
@@ -104,12 +114,12 @@ async def measure(options: Options) -> Result:
         queues = await measure_tables(server, options, SIZES)
         worker = await resident.measure(server, options)
     tables = [_table("PostgreSQL", queues)]
-    ratios = [_claim_ratio("PostgreSQL", queues)]
+    ratios = _claim_ratios("PostgreSQL", queues)
     series = {"PostgreSQL": _by_pending(queues)}
     if options.cockroach is not None:
         queues = await measure_tables(options.cockroach, options, COCKROACH_SIZES)
         tables.append(_table("CockroachDB", queues))
-        ratios.append(_claim_ratio("CockroachDB", queues))
+        ratios += _claim_ratios("CockroachDB", queues)
         series["CockroachDB"] = _by_pending(queues)
     return Result(
         part="growth",
@@ -175,6 +185,8 @@ def _table(server: str, queues: Sequence[Queue]) -> Table:
         "tasks in the table",
         f"claim of {BATCH} p50, ms",
         "p99, ms",
+        "the same with limits p50, ms",
+        "p99, ms",
         "statistics p50, ms",
         "GET /global-status p50, ms",
     )
@@ -184,12 +196,17 @@ def _table(server: str, queues: Sequence[Queue]) -> Table:
     return Table(f"Growth of the tables, {server}", columns, [queue.row() for queue in queues], note)
 
 
-def _claim_ratio(server: str, queues: Sequence[Queue]) -> Ratio:
+def _claim_ratios(server: str, queues: Sequence[Queue]) -> list[Ratio]:
     first, *_, last = sorted((queue for queue in queues if not queue.size.finished), key=lambda each: each.size.pending)
-    value = statistics.median(last.claims) / statistics.median(first.claims)
-    return Ratio(
-        f"{server}: claim p50, {last.size} vs {first.size.pending:,}", value, target=MOST_CLAIMED, direction="at most"
-    )
+    return [
+        Ratio(
+            f"{server}: claim{how} p50, {last.size} vs {first.size.pending:,}",
+            statistics.median(most) / statistics.median(fewest),
+            target=MOST_CLAIMED,
+            direction="at most",
+        )
+        for how, most, fewest in (("", last.claims, first.claims), (" with limits", last.limited, first.limited))
+    ]
 
 
 def _by_pending(queues: Sequence[Queue]) -> list[tuple[str | float, float]]:

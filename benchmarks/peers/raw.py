@@ -14,7 +14,8 @@ import psycopg
 from benchmarks.peers import Connection, Contender
 from continuum.db import statements
 from continuum.db.cockroach import COCKROACH
-from continuum.db.cockroach_fair import CLAIM_KEYS, WALK
+from continuum.db.cockroach_fair import CLAIM_KEYS
+from continuum.db.cockroach_ring import WALK
 from continuum.db.dialect import Dialect
 from continuum.db.fair import CLAIM, PLACE, Ring
 from continuum.db.postgres import POSTGRES
@@ -64,7 +65,7 @@ def _claim(connection: Connection, dialect: Dialect) -> list[tuple[Any, ...]]:
     bounds = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
     values = {"worker": WORKER, "limit": BATCH, "lease": 30.0, **bounds}
     if dialect is COCKROACH:
-        seen = connection.execute(WALK.encode(), {"tags": [""]}).fetchall()
+        seen = connection.execute(WALK.encode(), {"tags": [""], "first": 0, "last": 2**32 - 1}).fetchall()
         return connection.execute(
             CLAIM_KEYS.encode(), values | {"ids": [row[-1] for row in seen[:BATCH]], "paused": []}
         ).fetchall()

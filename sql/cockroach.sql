@@ -163,6 +163,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     timeout_s        FLOAT8,                                   -- wall time of one attempt in seconds, where it is less than TASK_TIMEOUT
     lease_expires_at TIMESTAMPTZ,                              -- until when the claim lasts without a heartbeat
     tenant           TEXT,                                     -- whose task it is: no sandbox serves two tenants
+    -- Where in the ring of tenants it stands: in the order of their hashes, so that a random one finds a random tenant.
+    ring             INT8 NOT VISIBLE AS (crc32ieee(coalesce(tenant, ''))) VIRTUAL,
     idempotency_key  TEXT,                                     -- unique within a tenant, so that a task is not submitted twice
     cancel_requested BOOL NOT NULL DEFAULT false,              -- its worker stops it at its next heartbeat
     traceparent      TEXT,                                     -- the trace that it goes on with, as in W3C Trace Context
@@ -221,7 +223,7 @@ CREATE TABLE IF NOT EXISTS tasks (
         WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL,
     -- Claiming: short reads of this index find tenants and their next tasks, which are then claimed by their ids. Who submits
     -- counts what is pending by tenant, and from this index alone.
-    INDEX tasks_claimable (worker_tags, tenant, priority, shard, id) WHERE status = 'pending' AND run_at IS NULL
+    INDEX tasks_claimable (worker_tags, ring, tenant, priority, shard, id) WHERE status = 'pending' AND run_at IS NULL
         AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted),
     -- What must be admitted before.
     INDEX tasks_gated (id) WHERE status = 'pending' AND run_at IS NULL
@@ -281,7 +283,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS due_at TIMESTAMPTZ;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS output_parts INT4 NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS error_output_parts INT4 NOT NULL DEFAULT 0;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
-CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, tenant, priority, shard, id)
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS ring INT8 NOT VISIBLE AS (crc32ieee(coalesce(tenant, ''))) VIRTUAL;
+CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, ring, tenant, priority, shard, id)
     WHERE status = 'pending' AND run_at IS NULL
     AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL

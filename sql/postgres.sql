@@ -137,8 +137,9 @@ $$;
 -- Indexes -------------------------------------------------------------------------------------------------------------------
 
 -- Claiming: from one tenant after the other an ordered, limited scan of this index and nothing else, however many rows are
--- finished or parked.
-CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, (coalesce(tenant, '') COLLATE "C"), priority, id)
+-- finished or parked. Tenants stand in the order of their hashes, so that a random one finds a random tenant.
+CREATE INDEX IF NOT EXISTS tasks_claimable
+    ON tasks (worker_tags, hashtext(coalesce(tenant, '') COLLATE "C"), (coalesce(tenant, '') COLLATE "C"), priority, id)
     WHERE status = 'pending' AND run_at IS NULL
       AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
 DROP INDEX IF EXISTS tasks_claim;

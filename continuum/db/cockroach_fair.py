@@ -3,9 +3,9 @@
 Many workers that scan the head of one index queue up behind each other's latches (cockroachdb/cockroach#172541), and a scan
 under SKIP LOCKED locks whatever it reads. So reading and claiming are apart:
 
-- A *walk* goes around the ring of tenants by short reads of the claim's index, which wait for nobody. A short queue is seen whole
-  by one read, and what comes first is claimed: exact order, two statements. Around a long one the walk goes on step by step, and
-  what it saw is remembered, so that tenants which come up are found while others are served.
+- A *walk* goes around the ring of tenants (`cockroach_ring`). A short queue is seen whole by one read, and what comes first is
+  claimed: exact order, two statements. Around a long one the walk goes on step by step, the first time just ahead of the tenants
+  that are served; what it saw is remembered, so that tenants which come up are found while others are served.
 - Of a tenant with much to do, a *window* of the best priority is read, from one of `SHARDS` parts that tasks are spread over at
   random: each worker begins at another one, and goes on where the last window ended, past no dead rows.
 - A claim takes tasks of one tenant after the other, as many as its weight says (deficit round robin, as on PostgreSQL), by their
@@ -20,13 +20,14 @@ import bisect
 import itertools
 import math
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import trio
 
 from continuum.db import statements
+from continuum.db.cockroach_ring import ENTRIES, IN_ORDER, READ, Entry, Place, Walk, hash_of
 from continuum.db.dialect import Read, Rows, Run
 from continuum.db.errors import DatabaseUnavailable
 from continuum.db.permits import Limits, Permit
@@ -34,13 +35,11 @@ from continuum.tags import sets_of
 
 SHARDS = 16
 """As in sql/cockroach.sql."""
-READ = 64
-"""Tasks that a read of the index returns at most; a queue with fewer is seen whole."""
 WALK_COST = 25.0
 """A walk that goes around in few steps rests for so many times what a step took."""
 FEW_STEPS = 4
-TENANTS_AT_ONCE = 32
-"""For how many tenants limits are looked up by one statement."""
+FEWEST_LOOKED_UP = 8
+"""For how many tenants limits are looked up by one statement, at least: some are paused, or at their limits."""
 HINTS_SUFFICE = 3.0
 """Seconds after the whole queue was seen for which tasks that were told of are claimed without another look: longer than a worker
 with a feed rests between two looks."""
@@ -49,40 +48,13 @@ LONGEST_CLAIM = 1.0
 of the lease."""
 
 
-class Entry(NamedTuple):
-    """A task in the index, in whose order its columns are."""
+_IN_PLACE = f"""{ENTRIES} AND worker_tags = %(tags)s AND ring = %(ring)s
+  AND tenant IS NOT DISTINCT FROM %(tenant)s"""
 
-    tags: str
-    tenant: str | None
-    priority: int
-    shard: int
-    id: int
-
-    @property
-    def place(self) -> Place:
-        return self.tags, self.tenant
-
-
-Place = tuple[str, str | None]
-"""Where tasks wait: what they ask of a worker, and whose they are."""
-
-_ENTRIES = f"""
-SELECT worker_tags, tenant, priority, shard, id FROM tasks@tasks_claimable
-WHERE {statements.CLAIMABLE}"""
-_IN_ORDER = f"ORDER BY worker_tags, tenant, priority, shard, id LIMIT {READ}"
-
-WALK = f"{_ENTRIES} AND worker_tags = ANY (%(tags)s::text[]) {_IN_ORDER}"
-"""Begin to go around the ring."""
-
-WALK_ON = f"""{_ENTRIES} AND worker_tags = %(tags)s AND tenant >= %(beyond)s {_IN_ORDER}"""
-"""Go on around the ring, among those with the same tags."""
-
-_IN_PLACE = f"{_ENTRIES} AND worker_tags = %(tags)s AND tenant IS NOT DISTINCT FROM %(tenant)s"
-
-HEAD = f"""{_IN_PLACE} AND priority >= %(min_priority)s AND priority <= %(max_priority)s {_IN_ORDER}"""
+HEAD = f"""{_IN_PLACE} AND priority >= %(min_priority)s AND priority <= %(max_priority)s {IN_ORDER}"""
 """What comes first in a place."""
 
-WINDOW = f"""{_IN_PLACE} AND priority = %(priority)s AND (shard, id) > (%(shard)s, %(id)s) {_IN_ORDER}"""
+WINDOW = f"""{_IN_PLACE} AND priority = %(priority)s AND (shard, id) > (%(shard)s, %(id)s) {IN_ORDER}"""
 """What comes next in a place, of one priority."""
 
 _NOT_PAUSED = "(tasks.code::text <> ALL (%(paused)s::text[])) IS NOT FALSE"
@@ -231,12 +203,12 @@ class FairClaims:
     def __init__(self, run: Run, read: Read) -> None:
         self._run = run
         self._read = read
+        self._walk = Walk(read)
         self._places: dict[Place, Waiting] = {}
-        self._at: Place = ("", None)
-        self._credit = 0
-        self._walked_to: Place | None = None
+        self._ring: list[Place] = []  # the same in order
+        self._at: Place | None = None
+        self._owed: tuple[Place, int] | None = None
         self._seen: set[Place] = set()
-        self._steps = 0
         self._been_around = False
         self._short = False
         self._walk_at = 0.0
@@ -277,7 +249,9 @@ class FairClaims:
 
     def _forget(self) -> None:
         self._places.clear()
-        self._walked_to, self._been_around, self._short, self._walk_at = None, False, False, 0.0
+        self._ring.clear()
+        self._been_around, self._short, self._walk_at = False, False, 0.0
+        self._walk.begin_anew()
 
     async def _claim_into(self, harvest: Harvest) -> None:
         if self._short:
@@ -287,7 +261,7 @@ class FairClaims:
         while not harvest.enough:
             if not self._places or trio.current_time() >= self._walk_at:
                 await self._step(harvest)
-            while not (harvest.around or self._been_around or len(self._places) >= 2 * harvest.wanted):
+            while not (harvest.around or self._been_around or len(self._ahead()) >= 2 * harvest.wanted):
                 await self._step(harvest)
             if not await self._serve(harvest):
                 if harvest.around and not harvest.disturbed:
@@ -311,62 +285,54 @@ class FairClaims:
         finally:
             self._hints = {entry for waiting in self._places.values() for entry in waiting.entries}
             self._places.clear()
+            self._ring.clear()
 
     def _group(self, entries: Iterable[Entry]) -> None:
-        for place, found in itertools.groupby(sorted(entries, key=_ring_order), key=lambda entry: entry.place):
-            self._places.setdefault(place, Waiting()).learn(_sorted(found), whole=True, of_place=place)
+        for place, found in itertools.groupby(sorted(entries, key=_place_order), key=lambda entry: entry.place):
+            self._waiting(place).learn(_sorted(found), whole=True, of_place=place)
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     async def _step(self, harvest: Harvest) -> None:
         """Go one step on around the ring."""
         began = trio.current_time()
-        if self._walked_to is None:
+        if self._walk.begins:
             self._told_of_more = False
             self._hints.clear()
             self._seen.clear()
-            self._steps = 0
             harvest.begun = True
-        self._steps += 1
-        rows, last = await self._walk_on(harvest.tags)
-        found = [(place, list(each)) for place, each in itertools.groupby(rows, key=lambda entry: entry.place)]
-        whole = last or len(found) > 1
-        if not last and len(found) > 1:
-            found.pop()  # it is the first one of the next step
-        for place, entries in found:
-            self._learn(harvest, place, entries, whole=whole)
+        step = await self._walk.step(harvest.tags, after=None if self._been_around else self._at)
+        if step.first and not (step.everything or self._been_around):
+            self._at = None  # all that it comes to is ahead
+        for place, entries in step.places.items():
+            self._learn(harvest, place, entries, whole=step.whole)
         now = trio.current_time()
-        self._walked_to = None if last else found[-1][0]
-        self._walk_at = now + WALK_COST * (now - began) if last and self._steps <= FEW_STEPS else now
-        if last:
+        few = step.last and self._walk.steps <= FEW_STEPS
+        self._walk_at = now + WALK_COST * (now - began) if few else now
+        if step.last:
             harvest.around = harvest.begun
-            self._places = {place: each for place, each in self._places.items() if place in self._seen}
+            for place in self._places.keys() - self._seen:
+                del self._places[place]
+            self._ring = sorted(self._places, key=self._walk.order)
             self._been_around = True
-            self._short = self._steps == 1
+            self._short = step.everything
             if self._short:
                 self._whole_seen_at = began
 
-    async def _walk_on(self, tags: list[str]) -> tuple[list[Entry], bool]:
-        """Read the next tasks around the ring. Returns also whether there are no more."""
-        rows: Rows = []
-        at, later = self._walked_to, tags
-        if at is not None:
-            beyond = "" if at[1] is None else at[1] + "\x01"
-            rows = await self._read(WALK_ON, {"tags": at[0], "beyond": beyond})
-            later = tags[bisect.bisect_right(tags, at[0]) :]
-            if len(rows) == READ or not later:
-                return list(map(_entry, rows)), len(rows) < READ
-        more = await self._read(WALK, {"tags": later})
-        return list(map(_entry, rows + more)), len(more) < READ
-
     def _learn(self, harvest: Harvest, place: Place, entries: list[Entry], *, whole: bool) -> None:
         self._seen.add(place)
-        waiting = self._places.setdefault(place, Waiting())
+        waiting = self._waiting(place)
         within = harvest.within(entries)
         if within or whole:
             waiting.learn(within, whole=whole, of_place=place)
         elif waiting.whole:
             waiting.whole = False  # the head says what is within the bounds
+
+    def _waiting(self, place: Place) -> Waiting:
+        if place not in self._places:
+            self._places[place] = Waiting()
+            bisect.insort(self._ring, place, key=self._walk.order)
+        return self._places[place]
 
     # -- the ring ----------------------------------------------------------------------------------------------------
 
@@ -378,22 +344,38 @@ class FairClaims:
         more = True
         while more and len(turns) < harvest.wanted:
             before, more = len(turns), False
-            ring = [(self._at, True)] if self._credit > 0 and self._at in self._places else []
-            ring += [(place, False) for place in self._in_order()]
-            for number, (place, on_credit) in enumerate(ring):
+            owed, self._owed = self._owed, None
+            if owed is not None and owed[0] in self._places:
+                await harvest.limits.learn([owed[0][1]])
+                more = await self._turn(harvest, *owed, turns)
+            ring = self._ahead() if self._discovering() else self._ahead() + self._behind()
+            at_once = max(harvest.wanted, FEWEST_LOOKED_UP)
+            for number, place in enumerate(ring):
                 if len(turns) == harvest.wanted:
                     break
-                if number % TENANTS_AT_ONCE == 0:
-                    await harvest.limits.learn([tenant for (_, tenant), _ in ring[number : number + TENANTS_AT_ONCE]])
-                quota = self._credit if on_credit else max(least, harvest.limits.quota(place[1]))
+                if number % at_once == 0:
+                    await harvest.limits.learn([tenant for _, tenant in ring[number : number + at_once]])
+                quota = max(least, harvest.limits.quota(place[1]))
                 more = await self._turn(harvest, place, quota, turns) or more
+                self._at = place
             least = 1 if len(turns) == before else 0  # where all weigh less than one and none had luck
         return await self._claim(harvest, turns) if turns else 0
 
-    def _in_order(self) -> Iterator[Place]:
-        places = sorted(self._places, key=_place_order)
-        first = bisect.bisect_right(places, _place_order(self._at), key=_place_order)
-        return itertools.chain(places[first:], places[:first])
+    def _discovering(self) -> bool:
+        """Whether the walk is on its first way around: what it has come to is served, and nobody twice before it is through."""
+        return not self._been_around and not self._walk.begins
+
+    def _ahead(self) -> list[Place]:
+        return self._ring[self._next() :]
+
+    def _behind(self) -> list[Place]:
+        return self._ring[: self._next()]
+
+    def _next(self) -> int:
+        """Where in the ring the next place is."""
+        if self._at is None:
+            return 0
+        return bisect.bisect_right(self._ring, self._walk.order(self._at), key=self._walk.order)
 
     async def _turn(self, harvest: Harvest, place: Place, quota: int, turns: list[Turn]) -> bool:
         """Choose what a place gives now. Returns whether it may give something in another round."""
@@ -409,25 +391,25 @@ class FairClaims:
         chosen = [Turn(waiting.entries.pop(), *allowance.take(), allowance.period) for _ in range(take)]
         harvest.chosen.update(turn.entry.id for turn in chosen)
         turns += chosen
-        if quota:
-            self._at, self._credit = place, quota - take if len(turns) == harvest.wanted else 0
+        if len(turns) == harvest.wanted and quota > take:
+            self._owed = place, quota - take
         if waiting.entries and allowance.rate is not None and not allowance.starts:
             harvest.again_in = min(harvest.again_in, allowance.again_in)
         return bool(waiting.entries or not waiting.whole) and allowance.room > 0
 
     async def _refill(self, harvest: Harvest, place: Place, waiting: Waiting) -> None:
         """Read what a place has, until something is known or nothing is there."""
-        where = {**harvest.parameters, "tags": place[0], "tenant": place[1]}
+        where = {**harvest.parameters, "tags": place[0], "ring": hash_of(place[1]), "tenant": place[1]}
         for _ in range(3):
             if waiting.window is None:
-                found = [_entry(row) for row in await self._read(HEAD, where)]
+                found = [Entry(*row) for row in await self._read(HEAD, where)]
                 waiting.learn(found, whole=len(found) < READ, of_place=place)
                 waiting.leave_out(harvest.chosen)
             if waiting.window is not None:
                 # Behind the last part comes the first one: what is left may be in any.
                 for after in (waiting.window, waiting.window._replace(shard=-1)):
                     where |= {"priority": after.priority, "shard": after.shard, "id": after.id}
-                    found = [_entry(row) for row in await self._read(WINDOW, where)]
+                    found = [Entry(*row) for row in await self._read(WINDOW, where)]
                     waiting.entries = sorted(found, key=_order, reverse=True)
                     waiting.window = found[-1] if len(found) == READ else None
                     waiting.leave_out(harvest.chosen)
@@ -494,10 +476,6 @@ def entry_of(message: Mapping[str, Any]) -> Entry:
     return Entry(message["tags"], message["tenant"], *(int(message[name]) for name in ("priority", "shard", "id")))
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
-    return Entry(*row)
-
-
 def _anywhere(place: Place, priority: int) -> Entry:
     return Entry(*place, priority, random.randrange(SHARDS), -(2**63))  # noqa: S311 - to spread the workers
 
@@ -510,9 +488,5 @@ def _order(entry: Entry) -> tuple[int, int]:
     return entry.priority, entry.id
 
 
-def _place_order(place: Place) -> tuple[str, bool, str]:
-    return place[0], place[1] is not None, place[1] or ""
-
-
-def _ring_order(entry: Entry) -> tuple[Any, ...]:
-    return (*_place_order(entry.place), *_order(entry))
+def _place_order(entry: Entry) -> tuple[str, str]:
+    return entry.tags, entry.tenant or ""

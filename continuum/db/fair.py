@@ -1,9 +1,12 @@
 """The claim on PostgreSQL: a fair share for each tenant, and no more than LIMITS allows, in one statement.
 
-The tenants that have something to claim stand in a ring, in the order of their names. A claim goes on around it from where this
-worker's last one ended, and takes from each tenant as many tasks as its weight says: deficit round robin (Shreedhar and Varghese,
-1995), with the ring found by index probes instead of kept. So nothing is kept anywhere but a worker's place in the ring, no row
-is written by all, and a claim costs the same however many tasks and tenants there are.
+The tenants that have something to claim stand in a ring, in the order of their names' hashes. A claim goes on around it from
+where this worker's last one ended, and takes from each tenant as many tasks as its weight says: deficit round robin (Shreedhar
+and Varghese, 1995), with the ring found by index probes instead of kept. So nothing is kept anywhere but a worker's place in the
+ring, no row is written by all, and a claim costs the same however many tasks and tenants there are.
+
+Workers know nothing of each other. Each begins at a random hash, and so at a random tenant: they are spread evenly around the
+ring, and have served everybody alike once each has been around it.
 
 Limits are kept by permits, rows of which a claim locks as many as it takes tasks, skipping those that others hold: `max_running`
 by permits that are taken until the task ends, `rate` by permits that are taken for a period. Whether a permit is free stands in
@@ -19,36 +22,41 @@ from typing import Any
 from continuum.db import statements
 
 _TENANT = "(coalesce(tenant, '') COLLATE \"C\")"
+_HASH = f"hashtext({_TENANT})"
 _CLAIMABLE = f"{statements.CLAIMABLE} AND worker_tags"
 
 MOST_PERMITS = 1000
 """Permits that stand for a rate. A rate of 5,000 an hour is kept as one of 1,000 in 12 minutes, which is stricter and implies
 it."""
-FEWEST_STEPS = 8
+FEWEST_STEPS = 4
 """Tenants that a claim goes past beyond those that it takes something from: some are paused, or at their limits."""
 PARKED = 1000
 """Tasks that a claim which meets one of a paused code looks through, to put others of it out of the way as well."""
 _PAUSED = "(task.code::text = ANY (ARRAY (SELECT name FROM limits WHERE scope = 'code' AND paused))) IS TRUE"
 MOST_STEPS = 512
 """Tenants that one statement goes past at most."""
+_FIRST, _LAST = -(2**31), 2**31 - 1
+"""Hashes."""
 
 
-def _next(tags: str, tenant: str) -> str:
-    """The place in the ring after another one: a later tenant with the same tags, or the first one with the next. The turns are
-    taken one after another until one finds something, for there is nothing that PostgreSQL could sort them by. No text lies
-    between another one and the same with the first character behind it."""
-    return f"""(
-            SELECT place.tags, found.tenant
+_NEXT = f"""(
+            SELECT place.arc, found.tenant
             FROM generate_series(0, cardinality(%(tags)s::text[])) AS turn,
-                 LATERAL (SELECT ({tags} - 1 + turn) %% cardinality(%(tags)s::text[]) + 1 AS tags) AS place,
+                 LATERAL (SELECT (at.arc - 1 + turn) %% cardinality(%(tags)s::text[]) + 1 AS arc) AS place,
                  LATERAL (
                      SELECT {_TENANT} AS tenant FROM tasks
-                     WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.tags]
-                       AND {_TENANT} >= CASE WHEN turn = 0 THEN {tenant} || chr(1) ELSE '' END
-                     ORDER BY {_TENANT} LIMIT 1
+                     WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.arc]
+                       AND ({_HASH}, {_TENANT})
+                           >= (CASE turn WHEN 0 THEN hashtext(at.tenant) ELSE (%(firsts)s::int4[])[place.arc] END,
+                               CASE turn WHEN 0 THEN at.tenant || chr(1) ELSE '' END)
+                       AND {_HASH} <= (%(lasts)s::int4[])[place.arc]
+                     ORDER BY {_HASH}, {_TENANT} LIMIT 1
                  ) AS found
             LIMIT 1
         )"""
+"""The place after `at`: the next tenant on the same arc, or the first one on the next arc that has any. Arcs are taken one after
+another until one has, for there is nothing that PostgreSQL could sort them by. No text lies between another one and the same with
+the first character behind it."""
 
 
 def _free(resource: str, most: str) -> str:
@@ -57,37 +65,39 @@ def _free(resource: str, most: str) -> str:
                         SELECT count(*) FROM (
                             SELECT FROM permits
                             WHERE resource = {resource} AND free_at <= now() AND number <= {most}
-                            LIMIT greatest(%(limit)s, quota)
+                            ORDER BY free_at LIMIT greatest(%(limit)s, quota)
                         ) AS those)"""
 
 
 CLAIM = f"""
 WITH RECURSIVE
-    ring (step, tags, tenant, first_tags, first_tenant) AS (
-        SELECT 1, start.tags, start.tenant, start.tags, start.tenant
-        FROM (
-            SELECT %(at_tags)s::int4 AS tags, %(at_tenant)s::text COLLATE "C" AS tenant WHERE %(credit)s::int4 > 0
+    ring (step, arc, tenant, first_arc, first_tenant) AS (
+        SELECT 1, start.arc, start.tenant, start.arc, start.tenant
+        FROM (SELECT %(at_arc)s::int4 AS arc, %(at_tenant)s::text COLLATE "C" AS tenant) AS at CROSS JOIN LATERAL (
+            SELECT at.arc, at.tenant WHERE %(credit)s::int4 > 0
             UNION ALL
-            SELECT tags, tenant FROM {_next("%(at_tags)s::int4", "%(at_tenant)s::text")} AS following
+            SELECT arc, tenant FROM {_NEXT} AS following
             LIMIT 1
         ) AS start
       UNION ALL
-        SELECT step + 1, following.tags, following.tenant, first_tags, first_tenant
-        FROM ring CROSS JOIN LATERAL {_next("ring.tags", "ring.tenant")} AS following
-        WHERE step < %(steps)s + %(skip)s AND (following.tags, following.tenant) <> (first_tags, first_tenant)
+        SELECT step + 1, following.arc, following.tenant, first_arc, first_tenant
+        FROM ring AS at CROSS JOIN LATERAL {_NEXT} AS following
+        WHERE step < %(steps)s AND (following.arc, following.tenant) <> (first_arc, first_tenant)
     ),
     entitled AS (
-        SELECT ring.step, ring.tags, ring.tenant,
+        SELECT ring.step, ring.arc, ring.tenant,
                CASE WHEN ring.step = 1 AND %(credit)s::int4 > 0 THEN %(credit)s::int4
                     ELSE floor(limited.weight + random())::int4 END AS quota,
                limited.max_running, floor(limited.rate / parts)::int4 AS rate, limited.rate_period_s / parts AS rate_period
-        FROM (SELECT *, step - %(skip)s %% max(step) OVER () AS step_on FROM ring) AS ring
-        LEFT JOIN limits AS own ON own.scope = 'tenant' AND own.name = ring.tenant
+        FROM ring
+        LEFT JOIN LATERAL (
+            SELECT * FROM limits WHERE scope = 'tenant' AND name = ring.tenant LIMIT 1  -- by its key, however many there are
+        ) AS own ON true
         LEFT JOIN limits AS every ON every.scope = 'tenant' AND every.name = '*'
         LEFT JOIN limits AS queue ON queue.scope = 'queue' AND queue.name = ''
         CROSS JOIN LATERAL (
             SELECT EXISTS (SELECT FROM limits AS tag WHERE tag.scope = 'tag' AND tag.paused
-                           AND tag.name = ANY (string_to_array((%(tags)s::text[])[ring.tags], ','))) AS paused
+                           AND tag.name = ANY (string_to_array((%(tags)s::text[])[ring.arc], ','))) AS paused
         ) AS asked
         CROSS JOIN LATERAL (
             SELECT coalesce(own.weight, every.weight, 1) AS weight,
@@ -97,26 +107,25 @@ WITH RECURSIVE
                    coalesce(own.rate_period_s, every.rate_period_s) AS rate_period_s,
                    ceil(coalesce(own.rate, every.rate)::float8 / {MOST_PERMITS}) AS parts
         ) AS limited
-        WHERE NOT limited.paused AND ring.step_on > 0
+        WHERE NOT limited.paused
+    ),
+    measured AS (
+        SELECT entitled.*, least(
+                CASE WHEN max_running IS NOT NULL THEN {_free("'running:' || tenant", "max_running")} END,
+                CASE WHEN rate IS NOT NULL THEN {_free("'rate:' || tenant", "rate")} END) AS free
+        FROM entitled
     ),
     -- Who is at a limit is passed by.
-    able AS (
-        SELECT * FROM (
-            SELECT entitled.*, least(
-                    CASE WHEN max_running IS NOT NULL THEN {_free("'running:' || tenant", "max_running")} END,
-                    CASE WHEN rate IS NOT NULL THEN {_free("'rate:' || tenant", "rate")} END) AS free
-            FROM entitled
-        ) AS measured WHERE (free > 0) IS NOT FALSE
-    ),
+    able AS (SELECT * FROM measured WHERE (free > 0) IS NOT FALSE),
     -- Once around, or, where all are seen and there are few, as often as there is room for.
     rounds AS (
         SELECT sum(quota) = 0 AS nobody,
-               CASE WHEN (SELECT max(step) FROM ring) < %(steps)s + %(skip)s
+               CASE WHEN (SELECT max(step) FROM ring) < %(steps)s
                     THEN ceil(%(limit)s::float8 / greatest(sum(quota), 1)) ELSE 1 END AS number
         FROM able
     ),
     shares AS (
-        SELECT step, tags, tenant, max_running, rate, rate_period, due,
+        SELECT step, arc, tenant, max_running, rate, rate_period, due,
                least(due, %(limit)s - sum(due) OVER (ORDER BY step) + due)::int4 AS share
         FROM (
             SELECT able.*, least(free, (CASE WHEN nobody THEN 1 ELSE quota END) * number)::int4 AS due
@@ -143,7 +152,7 @@ WITH RECURSIVE
         WHERE rate IS NOT NULL
     ),
     granted AS (
-        SELECT step, tags, tenant, least(
+        SELECT step, arc, tenant, least(
                 share,
                 CASE WHEN max_running IS NOT NULL
                      THEN (SELECT count(*) FROM running WHERE running.step = offers.step) END,
@@ -152,10 +161,11 @@ WITH RECURSIVE
         FROM offers
     ),
     found AS (
-        SELECT granted.step, granted.tags, granted.tenant, task.id, {_PAUSED} AS paused
+        SELECT granted.step, granted.arc, granted.tenant, task.id, {_PAUSED} AS paused
         FROM granted CROSS JOIN LATERAL (
             SELECT id, code FROM tasks
-            WHERE {_CLAIMABLE} = (%(tags)s::text[])[granted.tags] AND {_TENANT} = granted.tenant
+            WHERE {_CLAIMABLE} = (%(tags)s::text[])[granted.arc]
+              AND {_HASH} = hashtext(granted.tenant) AND {_TENANT} = granted.tenant
               AND priority >= %(min_priority)s AND priority <= %(max_priority)s
             ORDER BY priority, id LIMIT granted.share FOR UPDATE SKIP LOCKED
         ) AS task
@@ -166,9 +176,10 @@ WITH RECURSIVE
         {statements.PARK}
         WHERE id = ANY (ARRAY (
             SELECT next.id
-            FROM (SELECT DISTINCT tags, tenant FROM found WHERE paused) AS place CROSS JOIN LATERAL (
+            FROM (SELECT DISTINCT arc, tenant FROM found WHERE paused) AS place CROSS JOIN LATERAL (
                 SELECT id, {_PAUSED} AS paused FROM tasks AS task
-                WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.tags] AND {_TENANT} = place.tenant
+                WHERE {_CLAIMABLE} = (%(tags)s::text[])[place.arc]
+                  AND {_HASH} = hashtext(place.tenant) AND {_TENANT} = place.tenant
                   AND priority >= %(min_priority)s AND priority <= %(max_priority)s
                 ORDER BY priority, id LIMIT {PARKED} FOR UPDATE SKIP LOCKED
             ) AS next WHERE next.paused
@@ -189,31 +200,32 @@ WITH RECURSIVE
     made AS (
         INSERT INTO permits (resource, number)
         SELECT resource, number
-        FROM entitled CROSS JOIN LATERAL (
+        FROM measured CROSS JOIN LATERAL (
             SELECT 'running:' || tenant AS resource, max_running AS most WHERE max_running > 0
             UNION ALL SELECT 'rate:' || tenant, rate WHERE rate > 0
         ) AS wanted CROSS JOIN LATERAL generate_series(1, most) AS number
-        WHERE NOT EXISTS (SELECT FROM permits WHERE permits.resource = wanted.resource AND permits.number = most)
+        WHERE free < quota
+          AND NOT EXISTS (SELECT FROM permits WHERE permits.resource = wanted.resource AND permits.number = most)
         ORDER BY resource, number  -- as everybody does, or two would wait for each other
         ON CONFLICT DO NOTHING
         RETURNING 1
     ),
     place AS (
-        SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s + %(skip)s AND %(skip)s = 0 AS whole,
+        SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s AS whole,
                EXISTS (SELECT FROM made) AS made,
                (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
                    SELECT FROM granted JOIN offers USING (step)
                    WHERE granted.share < offers.share  -- another claim was quicker, and there may be others
                       OR granted.share = (SELECT count(*) FROM found WHERE found.step = granted.step)) AS more,
                (SELECT CASE WHEN EXISTS (SELECT FROM parked) THEN 0 ELSE extract(epoch FROM min(start.at) - now()) END
-                FROM entitled CROSS JOIN LATERAL (
+                FROM measured CROSS JOIN LATERAL (
                     SELECT min(free_at) AS at FROM permits
-                    WHERE resource = 'rate:' || entitled.tenant AND number <= entitled.rate
+                    WHERE resource = 'rate:' || measured.tenant AND number <= measured.rate
                 ) AS start
-                WHERE entitled.rate IS NOT NULL AND start.at > now())::float8 AS again_in,
-               last.tags, last.tenant, coalesce(last.credit, 0) AS credit
+                WHERE measured.rate IS NOT NULL AND free = 0 AND start.at > now())::float8 AS again_in,
+               last.arc, last.tenant, coalesce(last.credit, 0) AS credit
         FROM (SELECT) AS always LEFT JOIN (
-            SELECT ring.tags, ring.tenant,
+            SELECT ring.arc, ring.tenant,
                    CASE WHEN (SELECT number FROM rounds) = 1 THEN coalesce(offers.due - offers.share, 0) ELSE 0 END AS credit
             FROM ring LEFT JOIN offers USING (step)
             ORDER BY CASE WHEN (SELECT sum(share) FROM offers) >= %(limit)s THEN offers.step END DESC NULLS LAST,
@@ -226,7 +238,7 @@ FROM place LEFT JOIN (claimed LEFT JOIN codes ON codes.id = claimed.code) ON tru
 ORDER BY claimed.priority, claimed.id
 """
 """Claim due tasks, for one tenant after the other. Each row begins with the place in the ring, which is told even where nothing
-was claimed. Permits are made when a limit is first met, and serve from the next claim on."""
+was claimed. Permits are made where a limit is met and there are fewer, and serve from the next claim on."""
 
 
 PLACE = 7
@@ -237,27 +249,30 @@ PLACE = 7
 class Ring:
     """A worker's place in the ring of tenants.
 
+    The ring is made of two arcs for each of `tags`: the hashes from `origin` on, where this worker begins, and those before.
+
     tags: what tasks may ask of the worker, as they write it in `worker_tags`: each set of its tags.
     again_in: seconds until a rate that held something back allows the next start; None where none did.
     """
 
     tags: list[str]
+    origin: int = field(default_factory=lambda: random.randint(_FIRST + 1, _LAST))  # noqa: S311 - so that workers begin apart
     again_in: float | None = None
-    _at_tags: int = 1
+    _at_arc: int = 0
     _at_tenant: str = ""
     _credit: int = 0
     _steps: int = FEWEST_STEPS
-    _skip: int = field(default_factory=lambda: random.randrange(MOST_STEPS))  # noqa: S311 - so that workers begin apart
 
     def parameters(self, limit: int) -> dict[str, Any]:
         """What the claim of so many tasks must be told."""
         return {
-            "tags": self.tags,
-            "at_tags": self._at_tags,
+            "tags": [tags for tags in self.tags for _ in range(2)],
+            "firsts": [self.origin, _FIRST] * len(self.tags),
+            "lasts": [_LAST, self.origin - 1] * len(self.tags),
+            "at_arc": self._at_arc,
             "at_tenant": self._at_tenant,
             "credit": self._credit,
             "steps": limit + self._steps,
-            "skip": self._skip,
         }
 
     def follow(
@@ -266,7 +281,7 @@ class Ring:
         made: bool,
         more: bool,
         again_in: float | None,
-        tags: int | None,
+        arc: int | None,
         tenant: str | None,
         credit: int,
         *,
@@ -281,9 +296,8 @@ class Ring:
         self.again_in = again_in
         if made and not found:
             return True
-        if tags is not None and tenant is not None:
-            self._at_tags, self._at_tenant, self._credit = tags, tenant, credit
-        self._skip = 0
+        if arc is not None and tenant is not None:
+            self._at_arc, self._at_tenant, self._credit = arc, tenant, credit
         if again_in == 0:
             return False  # not in the same call: whose tasks are found must not wait for what is put out of the way
         self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from docs.generators.source import cell
 
 SCHEMA = Path(__file__).parents[2] / "sql" / "cockroach.sql"
-ONLY_COCKROACH = {"wakeup_feeds": (), "tasks": ("shard",)}
+ONLY_COCKROACH = {"wakeup_feeds": (), "tasks": ("shard", "ring")}
 """Tables and columns that PostgreSQL does not need; no columns: the whole table."""
 
 _TYPES = {"INT2": "smallint", "INT4": "integer", "INT8": "bigint", "FLOAT8": "double precision", "BOOL": "boolean"}

@@ -814,8 +814,9 @@ async def test_tasks_are_found_by_what_they_are(database: Database) -> None:
     ids = await database.submit([
         replace(HELLO, name=name, tenant=tenant) for name, tenant in zip(names, ("a", "b", "a", "b", None), strict=True)
     ])  # fmt: skip
-    for _ in ids[:2]:
-        await database.complete("one", [failed(await claim_one(database))])
+    claimed = {task.id: task for task in await database.claim("one", 9, lease=30)}
+    await database.complete("one", [failed(claimed[each]) for each in ids[:2]])
+    await database.release("one", [claimed[each].lease for each in ids[2:]])
 
     async def found(**wanted: object) -> list[int]:
         return [each.id for each in await database.search(TaskFilter(**wanted))]  # type: ignore[arg-type]

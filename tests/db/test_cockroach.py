@@ -18,7 +18,8 @@ import trio
 
 from continuum.db import changefeed, cockroach, statements
 from continuum.db.cockroach import COCKROACH
-from continuum.db.cockroach_fair import CLAIM_KEYS, CLAIM_LIMITED, HEAD, PARK, READ, SHARDS, WALK, WALK_ON, WINDOW
+from continuum.db.cockroach_fair import CLAIM_KEYS, CLAIM_LIMITED, HEAD, PARK, SHARDS, WINDOW
+from continuum.db.cockroach_ring import READ, WALK, WALK_ON, hash_of
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.permits import FIND_LIMITS, FIND_PERMITS
@@ -317,14 +318,18 @@ _PERMITS = {
     "start_numbers": [1, None],
     "periods": [9.0, None],
 }
-_PLACE = {"tags": "", "tenant": "tenant-1", **_BOUNDS}
+_PLACE = {"tags": "", "ring": hash_of("tenant-1"), "tenant": "tenant-1", **_BOUNDS}
 _LEASES = {"ids": [1, 2], "attempts": [1, 1]}
 _CRASHES = {"crashes": [0.0] * 2, "quarantined": [False] * 2}
 PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "read: walk": (WALK, {"tags": ["", "eu", "eu,gpu", "gpu"]}, "tasks_claimable"),
-    "read: walk on": (WALK_ON, {"tags": "", "beyond": "tenant-1\x01"}, "tasks_claimable"),
+    "read: walk": (WALK, {"tags": ["", "eu", "eu,gpu", "gpu"], "first": 7, "last": 2**32 - 1}, "tasks_claimable"),
+    "read: walk on": (
+        WALK_ON,
+        {"tags": "", "ring": hash_of("tenant-1"), "beyond": "tenant-1\x01", "last": 2**32 - 1},
+        "tasks_claimable",
+    ),
     "read: head": (HEAD, _PLACE, "tasks_claimable"),
-    "read: head without a tenant": (HEAD, _PLACE | {"tenant": None}, "tasks_claimable"),
+    "read: head without a tenant": (HEAD, _PLACE | {"ring": hash_of(None), "tenant": None}, "tasks_claimable"),
     "read: window": (WINDOW, _PLACE | {"priority": 1, "shard": 3, "id": 7}, "tasks_claimable"),
     "claim": (CLAIM_KEYS, _CLAIM, "tasks_pkey"),
     "claim with permits": (CLAIM_LIMITED, _CLAIM | _PERMITS, "permits_pkey"),

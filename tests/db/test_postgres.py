@@ -436,8 +436,10 @@ async def test_a_status_that_nobody_knows_is_refused_where_it_is_written(
 _LEASES = {"ids": list(range(1, 51)), "attempts": [1] * 50}
 _CRASHES = {"crashes": [0.0] * 50, "quarantined": [False] * 50}
 _BOUNDS = {"min_priority": INTEGER.start, "max_priority": INTEGER.stop - 1}
+_CLAIM = {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS, **Ring(["", "gpu"]).parameters(20)}
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
-    "claim": (CLAIM, {"worker": "w", "limit": 20, "lease": 30.0, **_BOUNDS, **Ring([""]).parameters(20)}),
+    "claim": (CLAIM, _CLAIM),
+    "claim with limits": (CLAIM, _CLAIM),
     "complete": (
         statements.COMPLETE,
         {
@@ -490,7 +492,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def full_queue(shared_postgres: PostgresServer) -> str:
-    """A queue with 50,000 pending, 50,000 finished, a few running and a few scheduled tasks."""
+    """A queue with 50,000 pending, 50,000 finished, a few running and a few scheduled tasks, of 500 tenants."""
     with psycopg.connect(shared_postgres.url_of("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE full_queue")
     url = shared_postgres.url_of("full_queue")
@@ -498,8 +500,8 @@ def full_queue(shared_postgres: PostgresServer) -> str:
     execute(
         url,
         """
-        INSERT INTO tasks (name, status, priority, finished, started, worker_id, attempt, lease_expires_at, run_at)
-        SELECT 'n', kind, n % 10,
+        INSERT INTO tasks (name, tenant, status, priority, finished, started, worker_id, attempt, lease_expires_at, run_at)
+        SELECT 'n', 'tenant-' || n % 500, kind, n % 10,
                CASE WHEN kind = 'completed' THEN now() at time zone 'utc' END, now() at time zone 'utc',
                'w', 1, CASE WHEN kind = 'processing' THEN now() + interval '1 hour' END,
                CASE WHEN kind = 'pending' AND n % 1000 = 0 THEN now() + interval '1 hour' END
@@ -513,12 +515,30 @@ def full_queue(shared_postgres: PostgresServer) -> str:
     return url
 
 
+LIMIT_ALL = """
+WITH limited AS (
+    INSERT INTO limits (scope, name, max_running, rate, rate_period_s) SELECT 'tenant', '*', 3, 40, 1
+    UNION ALL SELECT 'tenant', 'tenant-' || n, 2, 30, 1 FROM generate_series(0, 99) AS n
+)
+INSERT INTO permits (resource, number)
+SELECT kind || ':tenant-' || n, number
+FROM generate_series(0, 499) AS n, (VALUES ('running', 3), ('rate', 40)) AS k (kind, most), generate_series(1, most) AS number
+"""
+"""Limits of all tenants, and own ones of a hundred, with the permits that they are kept by."""
+
+
 @pytest.mark.parametrize("plan_cache_mode", ["force_custom_plan", "force_generic_plan"])
 @pytest.mark.parametrize("name", PLANS)
 def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache_mode: str) -> None:
     statement, parameters = PLANS[name]
     with psycopg.connect(full_queue) as connection:
         connection.execute(f"SET plan_cache_mode = {plan_cache_mode}".encode())
+        if statement is CLAIM:
+            for setting in DIALECTS["postgres"].prepare_session:
+                connection.execute(setting.encode())
+        if name == "claim with limits":
+            connection.execute(LIMIT_ALL.encode())
+            connection.execute(b"ANALYZE limits, permits")
         explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".encode()
         found = connection.execute(explain, parameters, prepare=True).fetchone()
         connection.rollback()
@@ -531,11 +551,13 @@ def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache
     if name == "complete":
         assert {node.get("Index Name") for node in nodes if "Index Name" in node} >= {"tasks_pkey"}, described
         assert "tasks_held" not in described, described
-    if name == "claim":
+    if statement is CLAIM:
+        looked_at = sum(rows_of(node) for node in nodes if node.get("Relation Name") in ("tasks", "permits", "limits"))
+        assert looked_at < 1_000, described
         picking = [node for node in scans if node.get("Index Name") == "tasks_claimable"]
         assert picking, described
         assert all(node["Actual Rows"] <= 20 for node in scans), described
-        assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 20], described
+        assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 30], described
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -556,6 +578,12 @@ def test_a_plan_that_was_made_on_a_small_table_is_good_for_a_large_one(empty_pos
     assert ("Seq Scan", "tasks") not in [(node["Node Type"], node.get("Relation Name")) for node in nodes]
     if name == "complete":
         assert "tasks_held" not in [node.get("Index Name") for node in nodes]
+
+
+def rows_of(node: dict[str, Any]) -> int:
+    """How many rows a node read, those included that it did not want."""
+    removed = (node.get(f"Rows Removed by {why}", 0) for why in ("Filter", "Index Recheck", "Join Filter"))
+    return int((node["Actual Rows"] + sum(removed)) * node["Actual Loops"])
 
 
 def walk(plan: dict[str, Any]) -> list[dict[str, Any]]:

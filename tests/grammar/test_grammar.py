@@ -15,7 +15,8 @@ import trio.testing
 
 from continuum.config import Settings
 from continuum.db import admission, changefeed, cockroach, database, open_database, statements, statements_schedules
-from continuum.db.cockroach_fair import HEAD, READ, WALK, WALK_ON, WINDOW
+from continuum.db.cockroach_fair import HEAD, WINDOW
+from continuum.db.cockroach_ring import READ, WALK, WALK_ON
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.permits import FIND_LIMITS, FIND_PERMITS
 from continuum.db.pool import RESTED

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from continuum.db import cockroach_fair as fair
+from continuum.db import cockroach_ring as ring
 from continuum.db import permits
-from continuum.db.cockroach_fair import HINTS_SUFFICE, READ, SHARDS, Entry, FairClaims
+from continuum.db.cockroach_fair import HINTS_SUFFICE, SHARDS, FairClaims
+from continuum.db.cockroach_ring import READ, Entry, hash_of
 from continuum.db.dialect import Rows
 from continuum.db.errors import DatabaseUnavailable
 
@@ -44,22 +46,28 @@ class Index:
         if failure is not None:
             raise failure
         assert parameters is not None
-        known = {value: name for module in (fair, permits) for name, value in vars(module).items() if name.isupper()}
+        known = {
+            value: name for module in (fair, ring, permits) for name, value in vars(module).items() if name.isupper()
+        }
         self.asked.append(known[statement].lower())
         answer: Rows = getattr(self, self.asked[-1])(parameters)
         return answer
 
     def _in_order(self) -> list[Entry]:
-        return sorted(self.pending, key=lambda each: (each.tags, each.tenant is not None, each.tenant or "", *each[2:]))
+        return sorted(self.pending, key=lambda each: (*in_ring(each), *each[2:]))
 
     def walk(self, where: Mapping[str, Any]) -> list[Entry]:
-        return [each for each in self._in_order() if each.tags in where["tags"]][:READ]
+        found = [each for each in self._in_order() if each.tags in where["tags"]]
+        return [each for each in found if where["first"] <= hash_of(each.tenant) <= where["last"]][:READ]
 
     def walk_on(self, where: Mapping[str, Any]) -> list[Entry]:
         found = [each for each in self._in_order() if each.tags == where["tags"] and each.tenant is not None]
-        return [each for each in found if (each.tenant or "") >= where["beyond"]][:READ]
+        beyond = where["ring"], where["beyond"]
+        found = [each for each in found if (hash_of(each.tenant), each.tenant or "") >= beyond]
+        return [each for each in found if hash_of(each.tenant) <= where["last"]][:READ]
 
     def _place(self, where: Mapping[str, Any]) -> list[Entry]:
+        assert where["ring"] == hash_of(where["tenant"])
         return [each for each in self._in_order() if each.place == (where["tags"], where["tenant"])]
 
     def head(self, where: Mapping[str, Any]) -> list[Entry]:
@@ -101,6 +109,10 @@ class Index:
                     self.taken.add(permit)
         assert len(set(where["ids"])) == len(where["ids"])
         return self.claim_keys({"ids": ids})
+
+
+def in_ring(each: Entry) -> tuple[Any, ...]:
+    return each.tags, hash_of(each.tenant), each.tenant is not None, each.tenant or ""
 
 
 def order(each: Entry) -> tuple[int, int]:
@@ -302,6 +314,32 @@ async def test_shares_are_by_weight_and_no_tenant_is_left_out(autojump_clock: Mo
     assert min(count[name] for name in tenants) >= 6
     assert 24 <= count["t007"] <= 40
     assert max(count[name] for name in tenants if name != "t007") <= 14
+
+
+async def test_workers_that_know_nothing_of_each_other_have_served_all_alike_after_a_round(
+    autojump_clock: MockClock,
+) -> None:
+    whose = {NOW + 100 * n + k: f"t{k:03}" for k in range(50) for n in range(30)}
+    index = Index({entry(each % SHARDS, 0, each, tenant) for each, tenant in whose.items()})
+    count = Counter[str]()
+    firsts: list[str] = []
+    asked = 0
+
+    async def work() -> None:
+        nonlocal asked
+        claims = FairClaims(index.run, index.run)
+        firsts.append(whose[ids(await take(claims, parameters(1)))[0]])
+        while count.total() < 6 * 50:
+            asked += 1
+            count.update(whose[each] for each in ids(await take(claims, parameters(4))))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(work)
+    assert len(set(firsts)) >= 3, "they begin at different places"
+    assert 3 <= min(count.values()) <= max(count.values()) <= 9, count
+    assert len(count) == 50
+    assert Counter(index.asked)["walk_on"] <= 8 * asked
 
 
 async def test_no_task_takes_two_permits(autojump_clock: MockClock) -> None:

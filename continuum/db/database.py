@@ -299,16 +299,17 @@ class SqlDatabase(SqlSchedules):
             **_leases([completion.lease for completion in completions]),
             "statuses": [completion.status.value for completion in completions],
             "exit_codes": [completion.exit_code for completion in completions],
-            **outputs.beginnings(completions),
+            "outputs": [completion.output for completion in completions],
+            "error_outputs": [completion.error_output for completion in completions],
             "last_errors": [completion.last_error for completion in completions],
             "delays": [completion.retry_in for completion in completions],
             "crashes": [completion.crashes for completion in completions],
             "quarantined": [completion.quarantined for completion in completions],
         }
         statement = statements.COMPLETE
-        if any(parameters["output_parts"]) or any(parameters["error_output_parts"]):
+        if any(map(outputs.is_long, completions)):
             statement = statements.COMPLETE_LONG
-            parameters |= outputs.rests(completions)
+            parameters |= outputs.beginnings(completions) | outputs.rests(completions)
         if retried := [completion.lease for completion in completions if completion.attempt > 1]:
             await self._run(outputs.FORGET, _leases(retried), keyed=True)
         deadline = self._time_for(parameters)

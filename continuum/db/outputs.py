@@ -64,13 +64,16 @@ WHERE task_outputs.task_id = held.id AND task_outputs.attempt < held.attempt
 """Delete what earlier attempts left behind. Whoever was given an attempt may do so, its lease lost or not: attempts only grow."""
 
 
+def is_long(each: Written) -> bool:
+    """Whether not all of it fits into TASKS."""
+    return len(each.output) > PART or len(each.error_output) > PART
+
+
 def beginnings(written: Sequence[Written]) -> dict[str, list[Any]]:
     """What goes into TASKS. None: that beginning is there already."""
     return {
-        "outputs": [each.output if len(each.output) <= PART else _beginning(each, Stream.OUTPUT) for each in written],
-        "error_outputs": [
-            each.error_output if len(each.error_output) <= PART else _beginning(each, Stream.ERROR) for each in written
-        ],
+        "outputs": [_beginning(each, Stream.OUTPUT) for each in written],
+        "error_outputs": [_beginning(each, Stream.ERROR) for each in written],
         "output_parts": [_parts(each.output) for each in written],
         "error_output_parts": [_parts(each.error_output) for each in written],
     }

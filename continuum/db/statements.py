@@ -119,16 +119,17 @@ def claim_order(row: tuple[Any, ...]) -> tuple[int, int]:
     return row[_PRIORITY], row[ID]
 
 
-_OUTCOMES = """
+def _outcomes(arrays: str = "", columns: str = "") -> str:
+    return f"""
     outcome AS (
         SELECT * FROM unnest(
             %(ids)s::int8[], %(attempts)s::int4[], %(statuses)s::text[], %(exit_codes)s::int4[], %(outputs)b::text[],
-            %(error_outputs)b::text[], %(output_parts)s::int4[], %(error_output_parts)s::int4[],
-            %(last_errors)b::text[], %(delays)s::float8[], %(crashes)s::float8[], %(quarantined)s::bool[]
-        ) AS o (id, attempt, status, exit_code, output, error_output, output_parts, error_output_parts,
-                last_error, delay, crashes, quarantined)
+            %(error_outputs)b::text[], %(last_errors)b::text[], %(delays)s::float8[],
+            %(crashes)s::float8[], %(quarantined)s::bool[]{arrays}
+        ) AS o (id, attempt, status, exit_code, output, error_output, last_error, delay, crashes, quarantined{columns})
     )
 """
+
 
 # What a terminal write adds to the totals of a worker, in the same statement, so that they are exact.
 _COUNT = """
@@ -170,14 +171,14 @@ _OUTCOME_IN_HISTORY = _history(
 )
 
 
-def _complete(further: str = "") -> str:
+def _complete(outcomes: str, parts: str, further: str = "") -> str:
     return f"""
-WITH {_OUTCOMES},
+WITH {outcomes},
     ended AS (
         UPDATE tasks SET
             status = CASE WHEN outcome.status = 'pending' AND cancel_requested THEN 'cancelled' ELSE outcome.status END,
             exit_code = outcome.exit_code, output = outcome.output, error_output = outcome.error_output,
-            output_parts = outcome.output_parts, error_output_parts = outcome.error_output_parts,
+            {parts},
             last_error = outcome.last_error, lease_expires_at = NULL,
             finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_UTC} END,
             worker_id = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE worker_id END,
@@ -196,16 +197,20 @@ SELECT id, attempt FROM ended
 """
 
 
-COMPLETE = _complete()
+COMPLETE = _complete(_outcomes(), "output_parts = 0, error_output_parts = 0")
 """Write a batch of outcomes, each only under its own lease. IS TRUE, because no index fits that on PostgreSQL, which would scan
 `tasks_held` otherwise, with its dead entry for each task that this worker has finished lately, instead of looking each outcome up
 by primary key; CockroachDB plans both alike."""
 
-COMPLETE_LONG = _complete(f", kept AS ({outputs.keep('ended')})")
+COMPLETE_LONG = _complete(
+    _outcomes(", %(output_parts)s::int4[], %(error_output_parts)s::int4[]", ", output_parts, error_output_parts"),
+    "output_parts = outcome.output_parts, error_output_parts = outcome.error_output_parts",
+    f", kept AS ({outputs.keep('ended')})",
+)
 """The same where there are outputs of several parts."""
 
 FIND_STANDING = f"""
-WITH {_OUTCOMES}
+WITH {_outcomes()}
 SELECT tasks.id, tasks.attempt FROM tasks JOIN outcome ON tasks.id = outcome.id AND tasks.attempt = outcome.attempt
 WHERE tasks.last_error IS NOT DISTINCT FROM outcome.last_error
   AND (tasks.worker_id = %(worker)s AND tasks.status IN (outcome.status, 'cancelled')

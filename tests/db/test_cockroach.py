@@ -357,7 +357,6 @@ PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
             "statuses": ["completed"] * 2,
             "exit_codes": [0] * 2,
             **{name: [""] * 2 for name in ("outputs", "error_outputs", "last_errors")},
-            **{name: [0] * 2 for name in ("output_parts", "error_output_parts")},
             "delays": [None] * 2,
             **_CRASHES,
         },

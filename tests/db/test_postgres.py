@@ -448,7 +448,6 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
             "statuses": ["completed"] * 50,
             "exit_codes": [0] * 50,
             **{name: [""] * 50 for name in ("outputs", "error_outputs", "last_errors")},
-            **{name: [0] * 50 for name in ("output_parts", "error_output_parts")},
             "delays": [None] * 50,
             **_CRASHES,
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,9 @@ from tests.support.listener import listening
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
+LONG: Answer = [("", "a", 0, 3, number) for number in range(READ)]
+"""What a look at a long queue returns."""
+
 ANSWERS: dict[str, list[Answer]] = {
     statements.SCHEMA_VERSION: [[(SCHEMA_VERSION,)]],
     statements.RELEASE: [[(0,)]],
@@ -71,13 +75,9 @@ ANSWERS: dict[str, list[Answer]] = {
     ],
     statements.statistics(): [[(0,) * 10]],
     statements.oldest_pending(cockroach.COCKROACH.as_of): [[(None,)]],
-    WALK: [
-        [("", "a", 0, 3, number) for number in range(READ)],
-        [],
-        [("", "a", 0, 3, number) for number in range(READ)],
-    ],
+    WALK: [LONG, *[LONG, []] * 30],
     WALK_ON: [[("", "b", 0, 3, 1)]],
-    HEAD: [[("", "a", 0, 3, number) for number in range(READ)]],
+    HEAD: [LONG],
     WINDOW: [[("", "a", 0, 4, 1)]],
     FIND_LIMITS: [
         [("tenant", "*", 1.0, 2, 3, 4.0, None), ("code", "11111111-1111-1111-1111-111111111111", *[None] * 4, True)],
@@ -102,6 +102,7 @@ def recorder() -> Iterator[Recorder]:
     recorder = Recorder(ANSWERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "connect", recorder.connect)
+        patch.setattr(random, "randint", lambda first, _: first)  # where a worker begins, so that answers come in order
         trio.run(_say_everything, recorder, clock=trio.testing.MockClock(autojump_threshold=0))
     yield recorder
     recorder.close()

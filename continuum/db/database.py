@@ -415,6 +415,9 @@ class SqlDatabase(SqlSchedules):
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         if stale := [task_id for (task_id,) in await self._run(statements.FIND_STALE_PERMITS)]:
             await self._run(statements.FREE_STALE_PERMITS, {"ids": stale})
+        for resource, number, task_id, most in await self._run(statements.FIND_BEYOND):
+            beyond = {"resource": resource, "number": number, "task_id": task_id, "most": most}
+            await self._run(statements.MOVE_PERMIT, beyond)
         found = await self._run(statements.EXPIRED_LEASES, {"limit": limit})
         if not found:
             return Recovered()

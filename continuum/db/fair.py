@@ -69,6 +69,13 @@ def _free(resource: str, most: str) -> str:
                         ) AS those)"""
 
 
+_BEYOND = """EXISTS (
+                         SELECT FROM permits
+                         WHERE resource = 'running:' || tenant AND free_at = 'infinity' AND number > max_running)"""
+"""Whether the limit was lowered, and something runs still in a place that does not count any more: nothing begins before
+`statements.MOVE_PERMIT` has found one for it that does."""
+
+
 CLAIM = f"""
 WITH RECURSIVE
     ring (step, arc, tenant, first_arc, first_tenant) AS (
@@ -111,7 +118,8 @@ WITH RECURSIVE
     ),
     measured AS (
         SELECT entitled.*, least(
-                CASE WHEN max_running IS NOT NULL THEN {_free("'running:' || tenant", "max_running")} END,
+                CASE WHEN max_running IS NOT NULL
+                     THEN CASE WHEN {_BEYOND} THEN 0 ELSE {_free("'running:' || tenant", "max_running")} END END,
                 CASE WHEN rate IS NOT NULL THEN {_free("'rate:' || tenant", "rate")} END) AS free
         FROM entitled
     ),

@@ -21,13 +21,17 @@ SELECT scope, name, weight, max_running, rate, rate_period_s, paused FROM limits
 """What holds for these, and for codes."""
 
 FIND_PERMITS = """
-SELECT w.resource, count(p.number), array_agg(p.number) FILTER (WHERE p.free_at <= now()),
-       extract(epoch FROM min(p.free_at) FILTER (WHERE p.free_at > now() AND p.free_at < 'infinity') - now())::float8
+SELECT w.resource, count(*) FILTER (WHERE p.number <= w.most),
+       array_agg(p.number) FILTER (WHERE p.number <= w.most AND p.free_at <= now()),
+       extract(epoch FROM min(p.free_at) FILTER (
+           WHERE p.number <= w.most AND p.free_at > now() AND p.free_at < 'infinity') - now())::float8,
+       bool_or(p.number > w.most AND p.task_id IS NOT NULL)
 FROM unnest(%(resources)s::text[], %(mosts)s::int4[]) AS w (resource, most)
-INNER LOOKUP JOIN permits@permits_pkey AS p ON p.resource = w.resource AND p.number <= w.most
+INNER LOOKUP JOIN permits@permits_pkey AS p ON p.resource = w.resource
 GROUP BY w.resource
 """
-"""How many permits there are, which of them are free, and in how many seconds the next one is."""
+"""How many permits there are, which of them are free, in how many seconds the next one is, and whether something runs still in
+the place of one that does not count any more, because the limit was lowered."""
 
 MAKE_PERMITS = """
 INSERT INTO permits (resource, number)
@@ -172,8 +176,9 @@ def _allowance(own: Mapping[str, Any], every: Mapping[str, Any]) -> Allowance:
 
 
 def _free(row: tuple[Any, ...] | None) -> list[Permit]:
-    """The free permits of a row of `FIND_PERMITS`, in no order, so that claims at the same time take different ones."""
-    if row is None:
+    """The free permits of a row of `FIND_PERMITS`, in no order, so that claims at the same time take different ones. None are
+    before `statements.MOVE_PERMIT` has made places count again that do not."""
+    if row is None or row[4]:
         return []
     free = [Permit(row[0], number) for number in row[2] or ()]
     random.shuffle(free)

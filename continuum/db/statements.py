@@ -410,6 +410,35 @@ WHERE task_id = ANY (%(ids)s::int8[])
 """
 """Free such permits, unless they were taken since: of those no snapshot may judge, but their ids say so."""
 
+FIND_BEYOND = """
+SELECT held.resource, held.number, held.task_id, coalesce(own.max_running, every.max_running)
+FROM permits AS held
+LEFT JOIN limits AS own ON own.scope = 'tenant' AND 'running:' || own.name = held.resource
+LEFT JOIN limits AS every ON every.scope = 'tenant' AND every.name = '*'
+WHERE held.task_id IS NOT NULL AND held.number > coalesce(own.max_running, every.max_running)
+"""
+"""Permits of running tasks that do not count any more, because their limit was lowered, and how many do."""
+
+MOVE_PERMIT = """
+WITH free AS (
+        SELECT number FROM permits
+        WHERE resource = %(resource)s AND number <= %(most)s AND free_at <= now()
+        ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED
+    ),
+    held AS (
+        SELECT number FROM permits
+        WHERE resource = %(resource)s AND number = %(number)s AND task_id = %(task_id)s
+        FOR UPDATE SKIP LOCKED
+    )
+UPDATE permits SET
+    free_at = CASE WHEN permits.number = free.number THEN 'infinity'::timestamptz ELSE now() END,
+    task_id = CASE WHEN permits.number = free.number THEN %(task_id)s::int8 END
+FROM free CROSS JOIN held
+WHERE permits.resource = %(resource)s AND permits.number IN (free.number, held.number)
+"""
+"""Give a running task a permit that counts, if one is free, for one that does not. Where the task ends at this moment, its permit
+is stale, and found as such."""
+
 PURGE = """
 DELETE FROM tasks WHERE id IN (
     SELECT id FROM tasks

@@ -188,6 +188,30 @@ async def test_limits_hold_from_the_next_claim_on(database: Database) -> None:
     assert len(await database.claim("one", 20, lease=30)) == 20
 
 
+@pytest.mark.parametrize("survivor", [0, 1, 2])
+async def test_a_limit_that_was_lowered_is_kept_whoever_goes_first(database: Database, survivor: int) -> None:
+    """What has a place beyond it moves into one that counts, as soon as there is one."""
+    await database.set_limit(Limit(TENANT, "a", max_running=3))
+    await submit(database, a=10)
+    running = sorted([task for _ in range(3) for task in await database.claim("one", 1, lease=30)], key=lambda t: t.id)
+    assert len(running) == 3
+    left = running.pop(survivor)
+    await database.set_limit(Limit(TENANT, "a", max_running=2))
+    assert await database.claim("one", 9, lease=30) == []
+    await finish(database, running)
+    await database.recover("janitor")
+    more = await database.claim("one", 9, lease=30)
+    assert len(more) == 1, "one runs still, and two may"
+    await database.set_limit(Limit(TENANT, "a", max_running=1))
+    await finish(database, more)
+    assert await database.claim("one", 9, lease=30) == []
+    await database.recover("janitor")
+    assert await database.claim("one", 9, lease=30) == []
+    await finish(database, [left])
+    await database.recover("janitor")
+    assert len(await database.claim("one", 9, lease=30)) == 1
+
+
 async def test_no_more_of_a_tenant_begin_in_any_period_than_its_rate_says(database: Database) -> None:
     await database.set_limit(Limit(TENANT, "a", rate=3, rate_period=0.5))
     await submit(database, a=8, b=1)

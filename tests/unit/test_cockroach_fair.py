@@ -89,7 +89,7 @@ class Index:
 
     def find_permits(self, where: Mapping[str, Any]) -> Rows:
         return [
-            (resource, most, [number for number in range(most) if (resource, number) not in self.taken], None)
+            (resource, most, [number for number in range(most) if (resource, number) not in self.taken], None, False)
             for resource, most in zip(where["resources"], where["mosts"], strict=True)
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +56,9 @@ class NewTask:
     worker_tags: tags that its worker must have, such as `gpu` or `eu`.
     sequence_key: tasks of a tenant with the same key run one after another, in the order of their ids, each when the one before
     has ended for good. concurrency_key: at most so many with the same key at a time as LIMITS says, one where it says nothing.
+    depends_on: ids of tasks of the tenant that must have completed before; cancelled once one of them ends otherwise. Its script
+    finds them in its payload: see `Dependency`. depends_any: one of them is enough. depends_ended: it is enough that they have
+    ended, however.
     """
 
     name: str = ""
@@ -79,11 +82,31 @@ class NewTask:
     worker_tags: tuple[str, ...] = ()
     sequence_key: str | None = None
     concurrency_key: str | None = None
+    depends_on: Sequence[int] = ()
+    depends_any: bool = False
+    depends_ended: bool = False
 
     @property
     def gated(self) -> bool:
         """Whether it must be admitted before it can be claimed."""
-        return self.sequence_key is not None or self.concurrency_key is not None
+        return self.sequence_key is not None or self.concurrency_key is not None or bool(self.depends_on)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """What a task is told of one that it depends on: `dependencies` in its payload is a list of these, in the order of
+    `depends_on`.
+
+    status: as in TASKS; `missing` where there is no such task of the tenant, or no more. output: None where it has not ended, or
+    where there is no room for it, or for one before it, within `continuum.dependencies.OUTPUTS`: `left_out` says so.
+    """
+
+    id: int
+    name: str
+    status: str
+    exit_code: int | None = None
+    output: str | None = field(default=None, repr=False)
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +125,7 @@ class ClaimedTask:
     retry: its retry policy or its code's, JSON text that may be anything; None where neither has one.
     crashes: what it took down before, sandboxes and workers: see `continuum.retry.is_poison`.
     expires_in: seconds after the claim, on the database's clock, from which on it must not begin; None where it always may.
+    depends: whether it is to be told of tasks that it depends on.
     """
 
     id: int
@@ -125,6 +149,7 @@ class ClaimedTask:
     retry: str | None = None
     expires_in: float | None = None
     crashes: float = 0.0
+    depends: bool = False
 
     @property
     def lease(self) -> Lease:
@@ -265,13 +290,19 @@ class Admission:
     """What came of a look at tasks that are not to be claimed yet.
 
     admitted: how many became claimable. seen: how many of them a page had. below: where the next page begins, None when there
-    is none. parked: whether there are others whose code is, or was, paused.
+    is none. parked: whether there are others whose code is, or was, paused. cancelled: those that waited for what cannot come any
+    more; others may depend on them.
     """
 
     admitted: int
     seen: int = 0
     below: int | None = None
     parked: bool = False
+    cancelled: tuple[int, ...] = ()
+
+    def __add__(self, more: Admission) -> Admission:
+        """Both together, for what is no page."""
+        return Admission(self.admitted + more.admitted, cancelled=self.cancelled + more.cancelled)
 
 
 class Cancellation(enum.StrEnum):
@@ -336,7 +367,7 @@ class TaskRecord:
     retry_of: the task of which this one is a copy. retried_as: the copy of this one. schedule: what made it, for the time due_at.
     history: how attempts ended so far, oldest first, but for one that completed. retry: as in `ClaimedTask`; where it says
     `max_attempts`, so does the record. quarantined: it failed because it took down what ran it. crashes: how often it did.
-    admitted: whether one with a key may be claimed.
+    admitted: whether one with a key, or that depends on others, may be claimed.
     """
 
     id: int
@@ -378,11 +409,16 @@ class TaskRecord:
     sequence_key: str | None = None
     concurrency_key: str | None = None
     admitted: bool = False
+    depends_on: tuple[int, ...] = ()
+    depends_any: bool = False
+    depends_ended: bool = False
 
     @property
     def gated(self) -> bool:
         """Whether it waits for others, and is to be admitted."""
-        return not self.admitted and (self.sequence_key is not None or self.concurrency_key is not None)
+        return not self.admitted and (
+            self.sequence_key is not None or self.concurrency_key is not None or bool(self.depends_on)
+        )
 
     @property
     def finished_for_good(self) -> bool:

@@ -187,8 +187,12 @@ CREATE TABLE IF NOT EXISTS tasks (
     concurrency_key  TEXT,
     -- Tasks of a tenant with the same key run one after another, in the order of their ids.
     sequence_key     TEXT,
-    -- Tasks that must have ended before.
+    -- Tasks of the tenant that must have completed before.
     depends_on       INT8[],
+    -- Whether one of them is enough.
+    depends_any      BOOL NOT NULL DEFAULT false,
+    -- Whether it is enough that they have ended, however.
+    depends_ended    BOOL NOT NULL DEFAULT false,
     -- Whether a task with a key, or one that depends on others, may be claimed.
     admitted         BOOL NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
@@ -232,7 +236,9 @@ CREATE TABLE IF NOT EXISTS tasks (
     INDEX tasks_sequence (coalesce(tenant, ''), sequence_key, admitted DESC, id)
         WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing'),
     INDEX tasks_concurrency (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
-        WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing')
+        WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing'),
+    -- Who waits for a task that has ended.
+    INVERTED INDEX tasks_depending (depends_on) WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending'
 );
 
 -- What does not fit into TASKS of long outputs, so that claims and heartbeats never read or write it.
@@ -266,6 +272,8 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS worker_tags TEXT NOT NULL DEFAULT '';
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS concurrency_key TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS sequence_key TEXT;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_on INT8[];
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_any BOOL NOT NULL DEFAULT false;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_ended BOOL NOT NULL DEFAULT false;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS admitted BOOL NOT NULL DEFAULT false;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS unique_key TEXT;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_unique ON tasks (coalesce(tenant, ''), unique_key)
@@ -293,6 +301,8 @@ CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequen
     WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
 CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
     WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing');
+CREATE INDEX IF NOT EXISTS tasks_depending ON tasks USING GIN (depends_on)
+    WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending';
 DROP INDEX IF EXISTS tasks@tasks_claim;
 CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
 DROP INDEX IF EXISTS tasks@tasks_finished;

@@ -96,8 +96,12 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS concurrency_key  TEXT,
     -- Tasks of a tenant with the same key run one after another, in the order of their ids.
     ADD COLUMN IF NOT EXISTS sequence_key     TEXT,
-    -- Tasks that must have ended before.
+    -- Tasks of the tenant that must have completed before.
     ADD COLUMN IF NOT EXISTS depends_on       BIGINT[],
+    -- Whether one of them is enough.
+    ADD COLUMN IF NOT EXISTS depends_any      BOOLEAN NOT NULL DEFAULT false,
+    -- Whether it is enough that they have ended, however.
+    ADD COLUMN IF NOT EXISTS depends_ended    BOOLEAN NOT NULL DEFAULT false,
     -- Whether a task with a key, or one that depends on others, may be claimed.
     ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
@@ -152,6 +156,9 @@ CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequen
     WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
 CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
     WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing');
+-- Who waits for a task that has ended.
+CREATE INDEX IF NOT EXISTS tasks_depending ON tasks USING gin (depends_on) WITH (fastupdate = off)
+    WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending';
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
 -- Finding what has not begun in time.

@@ -76,8 +76,10 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
     for name in ("tenant", "description", "webhook", "sequence_key", "concurrency_key"):
         if value := getattr(task, name):
             yield name.replace("_", " "), str(value)
+    if task.depends_on:
+        yield "depends on", _dependencies(task)
     if task.gated and task.status == Status.PENDING:
-        yield "waits for", "others with its key"
+        yield "waits for", "others"
     if task.retry_of:
         yield "a copy of", f"task {task.retry_of}"
     if task.retried_as:
@@ -86,6 +88,17 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
         yield "payload", task.payload
     if task.code_id:
         yield "code", task.code_id
+
+
+MOST_NAMED = 20
+"""Dependencies that are named."""
+
+
+def _dependencies(task: TaskRecord) -> str:
+    named = ", ".join(str(each) for each in task.depends_on[:MOST_NAMED])
+    more = f" and {len(task.depends_on) - MOST_NAMED} more" if len(task.depends_on) > MOST_NAMED else ""
+    any_one = "any one of " if task.depends_any else ""
+    return f"{any_one}{named}{more}{', however they end' if task.depends_ended else ''}"
 
 
 def _attempts(task: TaskRecord) -> Iterator[tuple[str | Text, ...]]:

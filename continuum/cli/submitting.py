@@ -69,6 +69,12 @@ def submit(
         str | None,
         typer.Option(metavar="KEY", help="At most so many with the same key at a time as LIMITS says, or one."),
     ] = None,
+    depends_on: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="Only once this task has completed; may be given again.", min=1),
+    ] = None,
+    depends_any: Annotated[bool, typer.Option("--depends-any", help="One of these is enough.")] = False,
+    depends_ended: Annotated[bool, typer.Option("--depends-ended", help="Also when they did not complete.")] = False,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="What its worker must have (WORKER_TAGS); may be given again.")
@@ -85,6 +91,8 @@ def submit(
 
     if (file is None) == (code is None):
         raise typer.BadParameter("give a script, FILE.py, or --code ID")
+    if (depends_any or depends_ended) and not depends_on:
+        raise typer.BadParameter("--depends-any and --depends-ended say how --depends-on counts: give that, too")
 
     async def command() -> int:
         task = described_task(
@@ -104,6 +112,9 @@ def submit(
             unique=unique,
             sequence_key=sequence_key,
             concurrency_key=concurrency_key,
+            depends_on=tuple(depends_on or ()),
+            depends_any=depends_any,
+            depends_ended=depends_ended,
             webhook=webhook,
             worker_tags=tuple(tag or ()),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
@@ -27,7 +27,8 @@ class CommonOptions(TypedDict, total=False):
     timeout: seconds that one attempt may run. requirements: the packages that the script imports, each pinned: the text of a
     requirements file, or its path. webhook: a URL that is told when the task has ended. retry: whether and when it is tried
     again. sequence_key: in the order of submission, one after another. concurrency_key: so many at a time as LIMITS says, or one.
-    worker_tags: what its worker must have (WORKER_TAGS).
+    depends_on: ids of tasks that must have completed before; one that fails cancels it. depends_any: one of them is enough.
+    depends_ended: it is enough that they have ended. worker_tags: what its worker must have (WORKER_TAGS).
     """
 
     name: str
@@ -44,6 +45,9 @@ class CommonOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     sequence_key: str | None
     concurrency_key: str | None
+    depends_on: Sequence[int]
+    depends_any: bool
+    depends_ended: bool
     worker_tags: tuple[str, ...]
 
 

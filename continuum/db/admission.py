@@ -1,14 +1,15 @@
 """Admission: which tasks that wait for others may be claimed now.
 
-A task with a `sequence_key` or a `concurrency_key` is not in the claim's index until it is `admitted`, which it stays through
-every retry until it ends. An admission is pointed at tasks that have just ended, for what waited for them, or at a page of all
-that wait, for what was lost. It looks at open tasks by their keys and at no more of each than it needs, so that it costs the same
-however many wait behind them.
+A task with a `sequence_key`, a `concurrency_key` or `depends_on` is not in the claim's index until it is `admitted`, which it
+stays through every retry until it ends. An admission is pointed at tasks that have just ended, for what waited for them, or at a
+page of all that wait, for what was lost. It looks at open tasks by their keys and at no more of each than it needs, so that it
+costs the same however many wait behind them.
 
 - A sequence: nobody of the key is admitted, and none of those not admitted is older. The first holds for tasks whose transaction
   took its id early and commits late, too: they come after those that were admitted before they could be seen.
 - A concurrency key: fewer are admitted, and open, than LIMITS says. They are counted anew each time, so that nothing has to be
   counted down, and a limit that changes holds from the next look on.
+- Dependencies: `continuum.dependencies` judges. Who has ended stays so, so that no lock is needed to see that nothing came of it.
 
 Only an admission makes more of a key admitted, so that what it counts is exact, or too much, where admissions do not overlap. A
 lock keeps them apart, taken in a statement of its own before: what is read after it was committed before.
@@ -17,12 +18,15 @@ lock keeps them apart, taken in a statement of its own before: what is read afte
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from continuum.db.connection import TrioConnection
+from continuum.db import statements
+from continuum.db.dialect import Rows
 from continuum.db.statements import CLAIMABLE, GATED
+from continuum.dependencies import Verdict, circle, is_later, judge
 from continuum.model import Admission
 from continuum.tags import AFTER_PAUSED, PAUSED
 
@@ -42,6 +46,8 @@ AT_ONCE = 100
 """Tasks of one concurrency key that one look considers."""
 KEYS_AT_ONCE = 50
 """Keys that are looked up by one statement."""
+DEPENDENCIES_AT_ONCE = 5000
+"""Dependencies that one look considers, but for a task that has more alone."""
 NEWEST = 2**63 - 1
 
 LOOK = f"""
@@ -50,13 +56,44 @@ SELECT (SELECT 1 FROM tasks WHERE {GATED} AND id < %(below)s LIMIT 1),
 """
 """Whether anything waits to be admitted, and whether anything is of a paused code: mostly nothing is, and this is cheap."""
 
-_WAITING = "id, coalesce(tenant, ''), sequence_key, concurrency_key, priority"
+_WAITING = """id, coalesce(tenant, ''), sequence_key, concurrency_key, priority,
+       coalesce(depends_on, ARRAY[]::int8[]), depends_any, depends_ended"""
 
 WAITING_PAGE = f"SELECT {_WAITING} FROM tasks WHERE {GATED} AND id < %(below)s ORDER BY id DESC LIMIT {PAGE}"
 """The newest of those that wait."""
 
-ENDED = f"SELECT {_WAITING} FROM tasks WHERE id = ANY (%(ids)s::int8[])"
-"""What has ended, for its keys."""
+ENDED = f"SELECT status, {_WAITING} FROM tasks WHERE id = ANY (%(ids)s::int8[])"
+"""What has ended."""
+
+DEPENDENTS = f"""
+SELECT {_WAITING} FROM tasks
+WHERE depends_on && %(ids)s::int8[] AND depends_on IS NOT NULL AND NOT admitted AND status = 'pending' AND run_at IS NULL
+  AND (depends_any OR depends_on && %(bad)s::int8[] OR NOT EXISTS (
+      SELECT 1 FROM tasks AS last
+      WHERE last.id = tasks.depends_on[array_length(tasks.depends_on, 1)] AND last.status IN ('pending', 'processing')))
+"""
+"""Who waits for what has ended, found by the index `tasks_depending`: but for those that wait for the last one of theirs anyway,
+so that a thousand are not looked at each time that one of them ends."""
+
+STATUSES = "SELECT id, coalesce(tenant, ''), status FROM tasks WHERE id = ANY (%(ids)s::int8[])"
+"""What became of tasks, and whose they are."""
+
+IN_CIRCLE = """
+WITH RECURSIVE ahead (id) AS (
+        SELECT needed.id FROM tasks AS waiting CROSS JOIN LATERAL unnest(waiting.depends_on) AS needed (id)
+        WHERE waiting.id = %(id)s
+    UNION
+        SELECT needed.id
+        FROM ahead JOIN tasks AS waiting ON waiting.id = ahead.id CROSS JOIN LATERAL unnest(waiting.depends_on || (
+            SELECT max(before.id) FROM tasks AS before
+            WHERE coalesce(before.tenant, '') = coalesce(waiting.tenant, '') AND before.sequence_key = waiting.sequence_key
+              AND before.sequence_key IS NOT NULL AND before.status IN ('pending', 'processing')
+              AND NOT before.admitted AND before.id < waiting.id)) AS needed (id)
+        WHERE waiting.status = 'pending' AND NOT waiting.admitted
+    )
+SELECT 1 FROM ahead WHERE id = %(id)s
+"""
+"""Whether a task waits for itself, also by the sequences of others. It takes somebody who writes later ids into `depends_on`."""
 
 # The conditions repeat those of the indexes to the letter.
 _IN_SEQUENCE = """
@@ -86,6 +123,21 @@ RETURNING id
 """
 """Those that were cancelled meanwhile are left alone."""
 
+CANCEL = f"""
+WITH ended AS (
+        UPDATE tasks SET
+            status = 'cancelled', finished = {statements.UTC}, webhook_due = {statements.WEBHOOK_DUE}, last_error = verdict.reason
+        FROM unnest(%(ids)s::int8[], %(reasons)s::text[]) AS verdict (id, reason)
+        WHERE tasks.id = verdict.id AND tasks.status = 'pending' AND NOT tasks.admitted
+        RETURNING tasks.id, tasks.status, 0 AS seconds
+    ),
+    counted AS ({statements.COUNT})
+SELECT id FROM ended
+"""
+"""End those that wait for what cannot come any more."""
+
+Run = Callable[[str, Mapping[str, Any]], Awaitable[Rows]]
+"""Runs a statement."""
 Key = tuple[str, str]
 """A tenant, and a key of its own."""
 
@@ -98,6 +150,9 @@ class Waiting(NamedTuple):
     sequence_key: str | None
     concurrency_key: str | None
     priority: int
+    depends_on: Sequence[int | None] = ()
+    depends_any: bool = False
+    depends_ended: bool = False
 
     @property
     def sequence(self) -> Key | None:
@@ -127,41 +182,82 @@ def choose(candidates: Iterable[Waiting], heads: Mapping[Key, int | None], room:
     return chosen
 
 
-async def admit_after(connection: TrioConnection, ended: Sequence[int]) -> Admission:
-    """Within a transaction that has the lock: as `Database.admit_after`."""
-    gone = await _waiting(connection, ENDED, {"ids": list(ended)})
-    return Admission(await _admit(connection, gone, []))
+async def followers(run: Run, ended: Sequence[int]) -> tuple[list[Waiting], list[Waiting]]:
+    """Those of these that had a key, and who may have waited for them by `depends_on`."""
+    gone = [(status, Waiting(*values)) for status, *values in await run(ENDED, {"ids": list(ended)})]
+    bad = [each.id for status, each in gone if status != "completed"]
+    dependents = await run(DEPENDENTS, {"ids": list(ended), "bad": bad})
+    keyed = [each for _, each in gone if each.sequence_key is not None or each.concurrency_key is not None]
+    return keyed, sorted((Waiting(*row) for row in dependents), key=lambda one: one.id)
 
 
-async def admit_page(connection: TrioConnection, below: int | None) -> Admission:
+async def decided(run: Run, tasks: Sequence[Waiting]) -> dict[int, Verdict]:
+    """Which of these tasks need wait for their dependencies no longer."""
+    verdicts: dict[int, Verdict] = {each.id: True for each in tasks if not each.depends_on}
+    asked = [each for each in tasks if each.depends_on]
+    ids = {task_id for each in asked for task_id in each.depends_on}
+    found = await run(STATUSES, {"ids": list(ids)}) if ids else []
+    statuses = {(tenant, task_id): status for task_id, tenant, status in found}
+    for each in asked:
+        others = {task_id: statuses.get((each.tenant, task_id)) for task_id in each.depends_on}
+        verdicts[each.id] = judge(others, any_one=each.depends_any, ended_enough=each.depends_ended)
+        later = next((other for other in others if is_later(other, each.id, others[other])), None)
+        if verdicts[each.id] is None and later is not None and await run(IN_CIRCLE, {"id": each.id}):
+            verdicts[each.id] = circle(later)
+    return {task_id: verdict for task_id, verdict in verdicts.items() if verdict is not None}
+
+
+def portions(tasks: Sequence[Waiting]) -> Iterator[list[Waiting]]:
+    """As many at a time as one look may consider."""
+    part: list[Waiting] = []
+    total = 0
+    for each in tasks:
+        total += len(each.depends_on)
+        if part and (len(part) == PAGE or total > DEPENDENCIES_AT_ONCE):
+            yield part
+            part, total = [], len(each.depends_on)
+        part.append(each)
+    if part:
+        yield part
+
+
+async def admit_page(run: Run, below: int | None) -> Admission:
     """Within a transaction that has the lock: as `Database.admit_page`."""
-    page = await _waiting(connection, WAITING_PAGE, {"below": NEWEST if below is None else below})
-    admitted = await _admit(connection, page, page)
-    return Admission(admitted, len(page), page[-1].id if len(page) == PAGE else None)
+    found = [Waiting(*row) for row in await run(WAITING_PAGE, {"below": NEWEST if below is None else below})]
+    page = next(portions(found), [])
+    there_is_more = len(found) == PAGE or len(page) < len(found)
+    admission = await admit(run, page, page)
+    return replace(admission, seen=len(page), below=page[-1].id if there_is_more else None)
 
 
-async def _admit(connection: TrioConnection, seeds: Sequence[Waiting], candidates: Sequence[Waiting]) -> int:
-    """Admit whom it may of the candidates, of those who wait for a key of the seeds, and of those whose turn it is in their
-    sequences."""
-    firsts = [Waiting(*row) for row in await _by_key(connection, FIRST, (each.concurrency for each in seeds))]
-    sequences = (each.sequence for each in [*seeds, *firsts])
-    turns = [(Waiting(*row), busy) for *row, busy in await _by_key(connection, HEAD, sequences)]
+async def admit(run: Run, seeds: Sequence[Waiting], candidates: Sequence[Waiting]) -> Admission:
+    """Within a transaction that has the lock: admit whom it may of the candidates, of those who wait for a key of the seeds, and
+    of those whose turn it is in their sequences; cancel those of them that wait in vain."""
+    firsts = [Waiting(*row) for row in await _by_key(run, FIRST, (each.concurrency for each in seeds))]
+    firsts = next(portions(firsts), [])
+    sequences = (each.sequence for each in [*seeds, *candidates, *firsts])
+    turns = [(Waiting(*row), busy) for *row, busy in await _by_key(run, HEAD, sequences)]
     heads = {each.sequence: None if busy else each.id for each, busy in turns if each.sequence}
     wanted = [*candidates, *firsts, *(each for each, busy in turns if not busy)]
-    room = await _room(connection, {each.concurrency for each in wanted if each.concurrency})
-    chosen = choose(wanted, heads, room)
-    if not chosen:
-        return 0
-    return len(await (await connection.execute(ADMIT.encode(), {"ids": chosen})).fetchall())
+    verdicts = await decided(run, wanted)
+    ready = [each for each in wanted if verdicts.get(each.id) is True]
+    chosen = choose(ready, heads, await _room(run, {each.concurrency for each in ready if each.concurrency}))
+    refused = {task_id: verdict for task_id, verdict in verdicts.items() if isinstance(verdict, str)}
+    admitted = await run(ADMIT, {"ids": chosen}) if chosen else []
+    cancelled = await run(CANCEL, _refusals(refused)) if refused else []
+    return Admission(len(admitted), cancelled=tuple(task_id for (task_id,) in cancelled))
 
 
-async def _room(connection: TrioConnection, keys: set[Key]) -> dict[Key, int]:
+def _refusals(refused: Mapping[int, str]) -> dict[str, Any]:
+    return {"ids": list(refused), "reasons": list(refused.values()), "worker": "admission"}
+
+
+async def _room(run: Run, keys: set[Key]) -> dict[Key, int]:
     if not keys:
         return {}
     names = [*{name for _, name in keys}, "*"]
-    cursor = await connection.execute(LIMITS.encode(), {"names": names})
-    limits = {name: (most, paused) for name, most, paused in await cursor.fetchall()}
-    taken = {(tenant, key): count for tenant, key, count in await _by_key(connection, TAKEN, keys)}
+    limits = {name: (most, paused) for name, most, paused in await run(LIMITS, {"names": names})}
+    taken = {(tenant, key): count for tenant, key, count in await _by_key(run, TAKEN, keys)}
     return {key: limit_of(key[1], limits) - taken[key] for key in keys}
 
 
@@ -173,12 +269,7 @@ def limit_of(name: str, limits: Mapping[str, tuple[int | None, bool | None]]) ->
     return next((most for most, _ in said if most is not None), 1)
 
 
-async def _waiting(connection: TrioConnection, statement: str, parameters: Mapping[str, Any]) -> list[Waiting]:
-    cursor = await connection.execute(statement.encode(), parameters)
-    return [Waiting(*row) for row in await cursor.fetchall()]
-
-
-async def _by_key(connection: TrioConnection, part: str, keys: Iterable[Key | None]) -> list[tuple[Any, ...]]:
+async def _by_key(run: Run, part: str, keys: Iterable[Key | None]) -> list[tuple[Any, ...]]:
     """Run a statement that is made of a part for each key: each is a scan of its own, which stops where it says."""
     rows: list[tuple[Any, ...]] = []
     left = iter(sorted({key for key in keys if key is not None}))
@@ -187,6 +278,5 @@ async def _by_key(connection: TrioConnection, part: str, keys: Iterable[Key | No
         parameters: dict[str, str] = {}
         for number, (tenant, key) in enumerate(some):
             parameters |= {f"tenant_{number}": tenant, f"key_{number}": key}
-        cursor = await connection.execute(" UNION ALL ".join(parts).encode(), parameters)
-        rows += await cursor.fetchall()
+        rows += await run(" UNION ALL ".join(parts), parameters)
     return rows

@@ -34,12 +34,14 @@ from continuum.db.errors import (
     OutcomeUnknown,
     SchemaMismatch,
 )
-from continuum.db.insertion import Insertion, insert_tasks, unique_key_of
+from continuum.db.insertion import Insertion, check_dependencies, insert_tasks, unique_key_of
 from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
 from continuum.db.validation import INTEGER, check_limit, check_new_tasks, is_uuid
+from continuum.dependencies import fitting, told
 from continuum.model import (
+    TERMINAL,
     Admission,
     Cancellation,
     Claim,
@@ -49,6 +51,7 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -380,7 +383,16 @@ class SqlDatabase(SqlSchedules):
         return int(count)
 
     async def admit_after(self, ended: Sequence[int]) -> Admission:
-        return await self._admit(partial(admission.admit_after, ended=ended))
+        gone, dependents = await admission.followers(self._read, ended)
+        done = Admission(0)
+        for part in admission.portions(dependents):
+            verdicts = await admission.decided(self._read, part)
+            if decided := [each for each in part if each.id in verdicts]:
+                done += await self._admit(partial(admission.admit, seeds=[], candidates=decided))
+        for first in range(0, len(gone), admission.PAGE):
+            seeds = gone[first : first + admission.PAGE]
+            done += await self._admit(partial(admission.admit, seeds=seeds, candidates=[]))
+        return done
 
     async def admit_page(self, below: int | None = None) -> Admission:
         found = await self._read(admission.LOOK, {"below": admission.NEWEST if below is None else below})
@@ -402,13 +414,16 @@ class SqlDatabase(SqlSchedules):
             tag = behind(tag)
         return 0
 
-    async def _admit(self, admit: Callable[[TrioConnection], Awaitable[Admission]]) -> Admission:
+    async def _admit(self, admit: Callable[[admission.Run], Awaitable[Admission]]) -> Admission:
         async def body(connection: TrioConnection) -> Admission:
+            async def run(statement: str, parameters: Mapping[str, Any]) -> Rows:
+                return await (await connection.execute(statement.encode(), parameters)).fetchall()
+
             assert self._dialect is not None
             async with connection.transaction():
                 for statement in self._dialect.begin_admission:
                     await connection.execute(statement.encode())
-                return await admit(connection)
+                return await admit(run)
 
         return await self._with_connection(body)
 
@@ -511,6 +526,7 @@ class SqlDatabase(SqlSchedules):
 
         async def body(connection: TrioConnection) -> list[int]:
             async with nullcontext() if one_statement else connection.transaction():
+                await check_dependencies(connection, tasks)
                 return await insert_tasks(connection, insertions)
 
         try:
@@ -537,13 +553,35 @@ class SqlDatabase(SqlSchedules):
         return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
 
     async def retry(self, task_id: int) -> Retried:
-        if submitted := await self._run(statements.RETRY, {"id": task_id}, writes=True):
+        copies = await self._copies_ahead([task_id])
+        if submitted := await self._run(statements.RETRY, {"id": task_id, **copies}, writes=True):
             return Retried(Retry.SUBMITTED, submitted[0][0])
         found = await self._run(statements.FIND_RETRY, {"id": task_id})
         if not found:
             return Retried(Retry.UNKNOWN)
         ((copy,),) = found
         return Retried(Retry.OPEN if copy is None else Retry.ALREADY, copy)
+
+    async def _copies_ahead(self, task_ids: Sequence[int]) -> dict[str, list[int]]:
+        """The last copies of what tasks depend on that are to be tried again: these wait for those."""
+        ids = [task_id for (task_id,) in await self._run(statements.DEPENDENCIES_OF, {"ids": list(task_ids)})]
+        last: dict[int, int] = {}
+        originals = {task_id: task_id for task_id in ids}
+        while ids and (found := await self._run(statements.COPIES_OF, {"ids": ids})):
+            originals = {copy: originals[original] for original, copy in found}
+            last |= {original: copy for copy, original in originals.items()}
+            ids = list(originals)
+        return {"originals": list(last), "copies": list(last.values())}
+
+    async def dependencies(self, task_id: int) -> list[Dependency]:
+        found = await self._read(statements.DEPENDS_ON, {"id": task_id})
+        tenant, asked = found[0] if found else ("", [])
+        ids = [each for each in asked if each is not None]
+        rows = [row for row in await self._read(statements.DEPENDENCIES, {"ids": ids}) if row[0] == tenant]
+        sizes = {each: size for _, each, _, status, _, size in rows if status in TERMINAL}
+        fit = fitting(ids, sizes)
+        outputs = await self._read(statements.OUTPUTS, {"ids": fit}, deadline=self.long_deadline)
+        return told(ids, {each: (name, status, code) for _, each, name, status, code, _ in rows}, dict(outputs))
 
     async def limits(self) -> list[Limit]:
         return [Limit(Scope(scope), *values) for scope, *values in await self._run(statements.LIMITS)]
@@ -575,7 +613,7 @@ class SqlDatabase(SqlSchedules):
         return rows.dead_letter_page(found, statements.DEAD_LETTERS_SEEN)
 
     async def retry_many(self, task_ids: Sequence[int]) -> list[int]:
-        parameters = {"ids": list(task_ids)}
+        parameters = {"ids": list(task_ids), **await self._copies_ahead(task_ids)}
         submitted = await self._run(statements.RETRY_MANY, parameters, deadline=self.long_deadline, writes=True)
         return [row[0] for row in submitted]
 

@@ -109,6 +109,27 @@ async def _find_earlier(connection: TrioConnection, missing: Sequence[Insertion]
     return await cursor.fetchall()
 
 
+async def check_dependencies(connection: TrioConnection, tasks: Sequence[NewTask]) -> None:
+    """Raise `InvalidTask` where a task depends on one that is not there, or is another tenant's."""
+    wanted = {(task.tenant or "", each) for task in tasks for each in task.depends_on}
+    if not wanted:
+        return
+    cursor = await connection.execute(statements.FIND_TASKS.encode(), {"ids": [each for _, each in wanted]})
+    missing = sorted(each for _, each in wanted.difference(await cursor.fetchall()))
+    if missing:
+        raise InvalidTask(absent(missing[0]))
+
+
+def absent(task_id: int) -> str:
+    """What is wrong with a task that depends on one that is not there."""
+    return f"depends_on: there is no task {task_id} of the same tenant"
+
+
+def _array(ids: Sequence[int]) -> str:
+    """An array as text: arrays of arrays are no lists of lists to a database."""
+    return "{" + ",".join(map(str, dict.fromkeys(ids))) + "}"
+
+
 def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
     tasks = [each.task for each in insertions]
     distinct = {each.code.id: each.code for each in insertions if each.code is not None}.values()
@@ -134,4 +155,7 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "worker_tags": [written(task.worker_tags) for task in tasks],
         "sequence_keys": [task.sequence_key for task in tasks],
         "concurrency_keys": [task.concurrency_key for task in tasks],
+        "dependencies": [_array(task.depends_on) if task.depends_on else None for task in tasks],
+        "depends_any": [task.depends_any for task in tasks],
+        "depends_ended": [task.depends_ended for task in tasks],
     }

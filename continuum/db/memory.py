@@ -20,14 +20,15 @@ from continuum.db.admission import PAGE
 from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
-from continuum.db.insertion import unique_key_of
-from continuum.db.memory_admission import MemoryAdmission
+from continuum.db.insertion import absent, unique_key_of
+from continuum.db.memory_admission import MemoryAdmission, other_of
 from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
 from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
 from continuum.db.statements import DEAD_LETTERS_SEEN
 from continuum.db.validation import check_limit, check_new_tasks
+from continuum.dependencies import fitting, told
 from continuum.model import (
     EXPIRED,
     HISTORY_LENGTH,
@@ -43,6 +44,7 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -206,6 +208,7 @@ class MemoryDatabase(MemorySchedules):
             retry=self._policy(task),
             crashes=task.crashes,
             expires_in=(task.expires_at - _now()).total_seconds() if task.expires_at else None,
+            depends=bool(task.depends_on),
         )
 
     def _policy(self, task: TaskRecord) -> str | None:
@@ -384,26 +387,41 @@ class MemoryDatabase(MemorySchedules):
 
     async def admit_after(self, ended: Sequence[int]) -> Admission:
         await self._answer()
-        return Admission(self._admitted(ended))
+        dependents = [each.id for each in self.tasks.values() if not set(ended).isdisjoint(each.depends_on)]
+        return self._admitted([*ended, *dependents])
 
     async def admit_page(self, below: int | None = None) -> Admission:
         await self._answer()
         page = MemoryAdmission(self.tasks, self._limits.rows).page(below)
-        admitted = self._admitted(page)
-        return Admission(admitted, len(page), min(page) if len(page) == PAGE else None)
+        admission = self._admitted(page)
+        return replace(admission, seen=len(page), below=min(page) if len(page) == PAGE else None)
 
     async def resume_codes(self, limit: int = 1000) -> int:
         await self._answer()
         return 0  # claims leave out what is paused, wherever it is
 
-    def _admitted(self, seeds: Iterable[int]) -> int:
-        ready = MemoryAdmission(self.tasks, self._limits.rows).ready(seeds)
+    def _admitted(self, seeds: Iterable[int]) -> Admission:
+        ready, refused = MemoryAdmission(self.tasks, self._limits.rows).look(seeds)
         for task_id in ready:
             self._queued_at[task_id] = _now()
             self.tasks[task_id] = replace(self.tasks[task_id], admitted=True)
+        for task_id, reason in refused.items():
+            self._end(self.tasks[task_id], Status.CANCELLED, reason, None)
         if ready:
             self._notify(Wakeup.PENDING)
-        return len(ready)
+        return Admission(len(ready), cancelled=tuple(refused))
+
+    async def dependencies(self, task_id: int) -> list[Dependency]:
+        await self._answer()
+        task = self.tasks[task_id]
+        others = {each: other_of(self.tasks, task.tenant, each) for each in task.depends_on}
+        there = {each: other for each, other in others.items() if other is not None}
+        sizes = {each: len(other.output or "") for each, other in there.items() if other.finished_for_good}
+        return told(
+            task.depends_on,
+            {each: (other.name[:300], other.status, other.exit_code) for each, other in there.items()},
+            {each: there[each].output for each in fitting(task.depends_on, sizes)},
+        )
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         await self._answer()
@@ -556,6 +574,8 @@ class MemoryDatabase(MemorySchedules):
                 json.loads("null" if task.payload is None else task.payload)
             except ValueError as error:
                 raise InvalidTask(f"payload is not JSON: {error}") from None
+            if absentees := [each for each in task.depends_on if other_of(self.tasks, task.tenant, each) is None]:
+                raise InvalidTask(absent(min(absentees)))
         async with Room(self._pending_limits, self._pending_by_tenant).taken_by(tasks):
             return [self._insert(task) for task in tasks]
 
@@ -607,6 +627,9 @@ class MemoryDatabase(MemorySchedules):
             worker_tags=tuple(sorted(set(task.worker_tags))),
             sequence_key=task.sequence_key,
             concurrency_key=task.concurrency_key,
+            depends_on=tuple(dict.fromkeys(task.depends_on)),
+            depends_any=task.depends_any,
+            depends_ended=task.depends_ended,
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key
@@ -664,11 +687,19 @@ class MemoryDatabase(MemorySchedules):
                 worker_tags=task.worker_tags,
                 sequence_key=task.sequence_key,
                 concurrency_key=task.concurrency_key,
+                depends_on=tuple(map(self._last_copy, task.depends_on)),
+                depends_any=task.depends_any,
+                depends_ended=task.depends_ended,
             )
         )
         self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)
         self.tasks[task_id] = replace(task, retried_as=number)
         return Retried(Retry.SUBMITTED, number)
+
+    def _last_copy(self, task_id: int) -> int:
+        while (known := self.tasks.get(task_id)) is not None and known.retried_as is not None:
+            task_id = known.retried_as
+        return task_id
 
     async def limits(self) -> list[Limit]:
         await self._answer()

@@ -41,6 +41,10 @@ SIZE = f"""coalesce(octet_length(output), 0) + coalesce(octet_length(error_outpu
 """About how many bytes both outputs of a row of TASKS have, without a look at the parts."""
 
 
+LENGTH = f"coalesce(length(output), 0) + {PART} * output_parts"
+"""How many characters an output of a row of TASKS has; of a long one, rounded up to whole parts."""
+
+
 def keep(held: str) -> str:
     """Write the parts of those attempts that another part of the statement has found to be held: rows of an id and an attempt."""
     return f"""

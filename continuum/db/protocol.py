@@ -26,6 +26,7 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
+    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -171,12 +172,17 @@ class Database(Schedules, Protocol):
         ...
 
     async def admit_after(self, ended: Sequence[int]) -> Admission:
-        """Make claimable what waited for these tasks, which have ended, and need wait no more."""
+        """Make claimable what waited for these tasks, which have ended, and need wait no more; cancel what depends on them and
+        cannot come any more (see `continuum.dependencies`). The latter are counted in WORKERS under `admission`."""
         ...
 
     async def admit_page(self, below: int | None = None) -> Admission:
-        """Make claimable whatever need wait no more, of the newest tasks that wait for others, with ids below one; where the
-        next page begins is in the answer."""
+        """Make claimable whatever need wait no more, of the newest tasks that wait for others, with ids below one, and cancel
+        what depends on others in vain; where the next page begins is in the answer."""
+        ...
+
+    async def dependencies(self, task_id: int) -> list[Dependency]:
+        """What a task is told of those that it depends on, in their order."""
         ...
 
     async def resume_codes(self, limit: int = 1000) -> int:
@@ -232,8 +238,9 @@ class Database(Schedules, Protocol):
         """Insert tasks in one transaction, and their code (one CODES row for each distinct source text and list of
         requirements), and return their ids in order. A task whose (tenant, idempotency_key) exists already yields the
         id of the first one, within its `idempotency_window`; a `unique` one that of an equal one that has not begun.
-        Raises `InvalidTask` when the database refuses one, and `QueueFull` when LIMITS allows no more pending ones: none of
-        them is inserted then. What others submitted within about a second may not count for that yet."""
+        Raises `InvalidTask` when the database refuses one, or one depends on a task that is not there, and `QueueFull` when
+        LIMITS allows no more pending ones: none of them is inserted then. What others submitted within about a second may not
+        count for that yet."""
         ...
 
     async def cancel(self, task_id: int) -> Cancellation:
@@ -241,8 +248,9 @@ class Database(Schedules, Protocol):
         ...
 
     async def retry(self, task_id: int) -> Retried:
-        """Submit a copy of a task that has ended: the same code, payload and limits, with an id of its own. A task has one copy
-        at most, so that this is safe to repeat."""
+        """Submit a copy of a task that has ended: the same code, payload and limits, with an id of its own. It depends on the
+        last copies of what that one depends on, as far as there are some. A task has one copy at most, so that this is safe to
+        repeat."""
         ...
 
     async def limits(self) -> list[Limit]:

@@ -38,6 +38,7 @@ def task_record(row: Row) -> TaskRecord:
         history=tuple(_attempt(each) for each in record.history or ()),  # type: ignore[arg-type]
         worker_tags=read_tags(record.worker_tags),  # type: ignore[arg-type]
         max_attempts=attempts_of(record.retry, record.max_attempts),
+        depends_on=tuple(each for each in record.depends_on or () if each is not None),
     )
 
 

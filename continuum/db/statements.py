@@ -24,10 +24,10 @@ GATED = """status = 'pending' AND run_at IS NULL
           AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted"""
 """Which tasks must be admitted first: the condition of the index `tasks_gated`, to the letter."""
 
-_UTC = "(now() AT TIME ZONE 'utc')"
-_ENDED = "('completed', 'failed', 'cancelled', 'malicious')"
+UTC = "(now() AT TIME ZONE 'utc')"
+ENDED_STATUSES = "('completed', 'failed', 'cancelled', 'malicious')"
 _FIRST_LINE = "left(split_part(tasks.last_error, E'\\n', 1), 300)"
-_WEBHOOK_DUE = "CASE WHEN webhook IS NOT NULL THEN now() END"
+WEBHOOK_DUE = "CASE WHEN webhook IS NOT NULL THEN now() END"
 
 
 def _history(ending: str, message: str, exit_code: str = "NULL::int4") -> str:
@@ -36,7 +36,7 @@ def _history(ending: str, message: str, exit_code: str = "NULL::int4") -> str:
                 CASE WHEN jsonb_array_length(tasks.history) >= {HISTORY_LENGTH} THEN tasks.history - 0
                      ELSE coalesce(tasks.history, '[]'::jsonb) END
                 || jsonb_build_array(jsonb_build_object(
-                    'attempt', tasks.attempt, 'worker', tasks.worker_id, 'started', tasks.started, 'ended', {_UTC},
+                    'attempt', tasks.attempt, 'worker', tasks.worker_id, 'started', tasks.started, 'ended', {UTC},
                     'ending', {ending},
                     'exit_code', {exit_code}, 'message', left({message}, 2000))))"""
 
@@ -54,7 +54,7 @@ CLAIMED = f"""claimed.id, claimed.attempt, claimed.max_attempts, claimed.release
            claimed.code::text, coalesce(claimed.payload, 'null'), claimed.priority, claimed.timeout_s,
            claimed.tenant, claimed.traceparent, claimed.created_at, claimed.description, claimed.last_error,
            codes.requirements, claimed.waited, claimed.told, {_policy("claimed")}, claimed.expires_in,
-           claimed.crashes"""
+           claimed.crashes, claimed.depends"""
 
 _CLAIM_RESULT = f"""
     SELECT {CLAIMED}
@@ -67,7 +67,7 @@ ID, _PRIORITY = 0, 8
 TAKE = f"""
         UPDATE tasks SET
             status = 'processing', worker_id = %(worker)s, attempt = least(attempt, 2147483646) + 1,
-            started = {_UTC}, locked_at = {_UTC}, finished = NULL,
+            started = {UTC}, locked_at = {UTC}, finished = NULL,
             lease_expires_at = now() + %(lease)s * interval '1 second',
             output = NULL, error_output = NULL, output_parts = 0, error_output_parts = 0, exit_code = NULL
 """
@@ -81,7 +81,7 @@ TAKEN = f"""
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
                   webhook IS NOT NULL AS told, retry,
                   CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in,
-                  crashes
+                  crashes, coalesce(array_length(depends_on, 1), 0) > 0 AS depends
 """
 
 
@@ -132,7 +132,7 @@ def _outcomes(arrays: str = "", columns: str = "") -> str:
 
 
 # What a terminal write adds to the totals of a worker, in the same statement, so that they are exact.
-_COUNT = """
+COUNT = """
         INSERT INTO workers AS w (id, completed, failed, cancelled, malicious, execution_seconds)
         SELECT %(worker)s,
                count(*) FILTER (WHERE status = 'completed'),
@@ -180,18 +180,18 @@ WITH {outcomes},
             exit_code = outcome.exit_code, output = outcome.output, error_output = outcome.error_output,
             {parts},
             last_error = outcome.last_error, lease_expires_at = NULL,
-            finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_UTC} END,
+            finished = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {UTC} END,
             worker_id = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE worker_id END,
             run_at = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested AND outcome.delay > 0
                           THEN now() + outcome.delay * interval '1 second' END,
-            webhook_due = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {_WEBHOOK_DUE} END,
+            webhook_due = CASE WHEN outcome.status = 'pending' AND NOT cancel_requested THEN NULL ELSE {WEBHOOK_DUE} END,
             history = CASE WHEN outcome.status = 'completed' THEN history ELSE {_OUTCOME_IN_HISTORY} END,
             crashes = tasks.crashes + outcome.crashes, quarantined = outcome.quarantined
         FROM outcome
         WHERE tasks.id = outcome.id AND tasks.attempt = outcome.attempt AND ({_HELD_BY_US}) IS TRUE
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
     ),
-    counted AS ({_COUNT}),
+    counted AS ({COUNT}),
     freed AS ({_FREE_THESE}){further}
 SELECT id, attempt FROM ended
 """
@@ -224,10 +224,10 @@ _HELD = "unnest(%(ids)s::int8[], %(attempts)s::int4[]) AS held (id, attempt)"
 _GIVE_BACK = f"""
         UPDATE tasks SET
             status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
-            finished = CASE WHEN cancel_requested THEN {_UTC} END,
+            finished = CASE WHEN cancel_requested THEN {UTC} END,
             worker_id = CASE WHEN cancel_requested THEN worker_id END,
             released = released + 1, lease_expires_at = NULL, run_at = NULL, queued_at = now(),
-            webhook_due = CASE WHEN cancel_requested THEN {_WEBHOOK_DUE} END,
+            webhook_due = CASE WHEN cancel_requested THEN {WEBHOOK_DUE} END,
             history = {_history("CASE WHEN cancel_requested THEN 'cancelled' ELSE 'released' END", "NULL::text")}
 """
 
@@ -239,7 +239,7 @@ WITH ended AS (
           AND {_HELD_BY_US}
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT}),
+    counted AS ({COUNT}),
     freed AS ({_FREE_THESE})
 SELECT count(*) FROM ended
 """
@@ -252,7 +252,7 @@ WITH ended AS (
           AND NOT EXISTS (SELECT 1 FROM {_HELD} WHERE held.id = tasks.id AND held.attempt = tasks.attempt)
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT}),
+    counted AS ({COUNT}),
     freed AS ({_FREE})
 SELECT count(*) FROM ended
 """
@@ -336,12 +336,12 @@ WITH late AS (
     ),
     ended AS (
         UPDATE tasks SET
-            status = 'cancelled', finished = {_UTC}, run_at = NULL, webhook_due = {_WEBHOOK_DUE},
+            status = 'cancelled', finished = {UTC}, run_at = NULL, webhook_due = {WEBHOOK_DUE},
             last_error = '{EXPIRED}' || coalesce(E'\\n' || last_error, '')
         WHERE id IN (SELECT id FROM late)
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT})
+    counted AS ({COUNT})
 SELECT count(*) FROM ended
 """
 """End tasks that were not begun in time."""
@@ -379,8 +379,8 @@ WITH verdict AS (
             status = CASE WHEN cancel_requested THEN 'cancelled' WHEN verdict.delay IS NULL THEN 'failed' ELSE 'pending' END,
             last_error = {_LOST},
             history = {_history("'lost'", _LOST)},
-            webhook_due = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {_WEBHOOK_DUE} END,
-            finished = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {_UTC} END,
+            webhook_due = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {WEBHOOK_DUE} END,
+            finished = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN {UTC} END,
             worker_id = CASE WHEN cancel_requested OR verdict.delay IS NULL THEN worker_id END,
             run_at = CASE WHEN NOT cancel_requested AND verdict.delay > 0
                 THEN now() + verdict.delay * interval '1 second' END,
@@ -390,7 +390,7 @@ WITH verdict AS (
         WHERE tasks.id = expired.id AND tasks.attempt = verdict.attempt
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
-    counted AS ({_COUNT}),
+    counted AS ({COUNT}),
     freed AS ({_FREE_THESE})
 SELECT status, count(*) FROM ended GROUP BY status
 """
@@ -472,7 +472,7 @@ WITH old AS (
         FROM unnest(%(ids)s::int8[], %(attempts)s::int4[], %(finished)s::timestamptz[]) AS found (id, attempt, finished)
         JOIN tasks ON tasks.id = found.id AND tasks.attempt = found.attempt
              AND tasks.finished = found.finished AT TIME ZONE 'utc'
-        WHERE tasks.status IN {_ENDED}
+        WHERE tasks.status IN {ENDED_STATUSES}
         FOR UPDATE OF tasks SKIP LOCKED
     ),
     deleted AS (DELETE FROM tasks WHERE id IN (SELECT id FROM old) RETURNING 1)
@@ -498,26 +498,30 @@ WITH stored AS (
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                    idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                   worker_tags, sequence_key, concurrency_key)
+                   worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
        t.traceparent, t.webhook, t.retry::jsonb, t.expires_at, t.worker_tags,
-       t.sequence_key, t.concurrency_key
+       t.sequence_key, t.concurrency_key, t.depends_on::int8[], t.depends_any, t.depends_ended
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
     %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
     %(retries)s::text[], %(expiries)s::timestamptz[], %(worker_tags)s::text[],
-    %(sequence_keys)s::text[], %(concurrency_keys)s::text[]
+    %(sequence_keys)s::text[], %(concurrency_keys)s::text[],
+    %(dependencies)s::text[], %(depends_any)s::bool[], %(depends_ended)s::bool[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                         idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                        worker_tags, sequence_key, concurrency_key, position)
+                        worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
 """
 """Insert tasks in order. Left out are those whose idempotency key is taken, or whose unique key one has that was never begun.
 Each distinct script is stored once: its id is made from what it says and requires."""
+
+FIND_TASKS = "SELECT coalesce(tenant, ''), id FROM tasks WHERE id = ANY (%(ids)s::int8[])"
+"""Which of these tasks are there, and whose they are."""
 
 FREE_KEYS = """
 UPDATE tasks SET idempotency_key = NULL
@@ -559,28 +563,43 @@ CANCEL = f"""
 WITH ended AS (
         UPDATE tasks SET
             cancel_requested = true,
-            finished = CASE WHEN status = 'pending' THEN {_UTC} ELSE finished END,
+            finished = CASE WHEN status = 'pending' THEN {UTC} ELSE finished END,
             last_error = CASE WHEN status = 'pending' THEN 'Cancelled before it ran' ELSE last_error END,
             run_at = NULL,
-            webhook_due = CASE WHEN status = 'pending' THEN {_WEBHOOK_DUE} END,
+            webhook_due = CASE WHEN status = 'pending' THEN {WEBHOOK_DUE} END,
             status = CASE WHEN status = 'pending' THEN 'cancelled' ELSE status END
         WHERE id = %(id)s AND status IN ('pending', 'processing')
         RETURNING id, CASE WHEN status = 'processing' THEN 'pending' ELSE status END AS status, 0 AS seconds
     ),
-    counted AS ({_COUNT})
+    counted AS ({COUNT})
 SELECT status FROM ended
 """
 """Cancel a pending task, or ask for a running one to be stopped."""
+
+
+_COPIED_DEPENDENCIES = """
+       CASE WHEN depends_on IS NOT NULL THEN ARRAY (
+           SELECT coalesce(copy.id, needed.id)
+           FROM unnest(depends_on) WITH ORDINALITY AS needed (id, place)
+           LEFT JOIN unnest(%(originals)s::int8[], %(copies)s::int8[]) AS copy (of_id, id) ON copy.of_id = needed.id
+           ORDER BY needed.place) END"""
+
+DEPENDENCIES_OF = (
+    "SELECT DISTINCT unnest(depends_on) FROM tasks WHERE id = ANY (%(ids)s::int8[]) AND depends_on IS NOT NULL"
+)
+"""What tasks depend on that are to be tried again."""
+
+COPIES_OF = "SELECT retry_of, id FROM tasks WHERE retry_of = ANY (%(ids)s::int8[]) AND retry_of IS NOT NULL"
 
 
 def _copy(which: str) -> str:
     """Submit copies of tasks that have ended, unless there are some."""
     return f"""
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
-                   concurrency_key, sequence_key, retry_of)
+                   concurrency_key, sequence_key, depends_on, depends_any, depends_ended, retry_of)
 SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
-       concurrency_key, sequence_key, id
-FROM tasks WHERE {which} AND status IN {_ENDED} ORDER BY id
+       concurrency_key, sequence_key, {_COPIED_DEPENDENCIES}, depends_any, depends_ended, id
+FROM tasks WHERE {which} AND status IN {ENDED_STATUSES} ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING id
 """
@@ -662,10 +681,22 @@ SELECT id, name, description, status, payload::text, code::text, priority, attem
        {outputs.whole(Stream.ERROR)},
        last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
        (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
-       crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted
+       crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted, depends_on, depends_any, depends_ended
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
+
+DEPENDS_ON = "SELECT coalesce(tenant, ''), coalesce(depends_on, ARRAY[]::int8[]) FROM tasks WHERE id = %(id)s"
+"""What a task depends on."""
+
+DEPENDENCIES = f"""
+SELECT coalesce(tenant, ''), id, left(name, 300), status, exit_code, {outputs.LENGTH}
+FROM tasks WHERE id = ANY (%(ids)s::int8[])
+"""
+"""What it is told of those, but for their outputs."""
+
+OUTPUTS = f"SELECT id, {outputs.whole(Stream.OUTPUT)} FROM tasks WHERE id = ANY (%(ids)s::int8[])"
+"""What tasks wrote."""
 
 STILL_OPEN = """
 SELECT id FROM tasks WHERE id = ANY (%(ids)s::int8[]) AND status IN ('pending', 'processing')

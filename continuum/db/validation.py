@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import NoneType
 
 from continuum.db.errors import InvalidLimit, InvalidSchedule, InvalidTask
+from continuum.dependencies import MOST_DEPENDENCIES
 from continuum.model import Limit, NewTask, Scope
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.retry import BadPolicy, RetryPolicy, policy_text
@@ -36,7 +37,7 @@ NUMBERS: dict[str, tuple[type, ...]] = {
     "timeout": (int, float, NoneType),
     "idempotency_window": (int, float, NoneType),
 }
-FLAGS = ("unique",)
+FLAGS = ("unique", "depends_any", "depends_ended")
 LONGEST_WINDOW = 1e9
 """Seconds."""
 
@@ -78,6 +79,7 @@ def _problems(task: NewTask) -> Iterator[str]:
     if task.code_id is not None and task.requirements is not None:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
     yield from (f"worker_tags: {problem}" for problem in tag_problems(task.worker_tags))
+    yield from (f"depends_on {problem}" for problem in _dependency_problems(task))
     yield from (f"webhook {problem}" for problem in _url_problems(task.webhook))
     yield from (f"retry {problem}" for problem in _policy_problems(task.retry))
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
@@ -161,6 +163,17 @@ def _text_problems(text: object, limit: int) -> Iterator[str]:
         text.encode()  # at once: a look at each character of a large text would hold the event loop for a second
     except UnicodeEncodeError:
         yield "holds a lone surrogate; it is no valid Unicode text"
+
+
+def _dependency_problems(task: NewTask) -> Iterator[str]:
+    ids = task.depends_on
+    if not isinstance(ids, tuple | list) or not all(type(each) is int for each in ids):
+        yield f"is {ids!r:.60}; use a tuple of ids"
+        return
+    if len(ids) > MOST_DEPENDENCIES:
+        yield f"has {len(ids)} ids; at most {MOST_DEPENDENCIES} are allowed"
+    if unknown := [each for each in ids if not 0 < each < 2**63]:
+        yield f"names {unknown[0]}, which is no id of a task"
 
 
 def _url_problems(url: object) -> Iterator[str]:

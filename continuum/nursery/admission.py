@@ -101,4 +101,6 @@ class Admissions:
         found = await until_available(self.state, "admission", call)
         if found.admitted:
             self.work.notify()
+        if found.cancelled:
+            self.ended(found.cancelled)
         return found

@@ -10,8 +10,11 @@ import structlog
 import trio
 
 from continuum.config import Settings
+from continuum.db.protocol import Database
+from continuum.dependencies import payload_with
 from continuum.logs import tell_attempt
 from continuum.model import EXPIRED, ClaimedTask, Ending, Outcome, RunRequest, Stream
+from continuum.nursery.backoff import until_available
 from continuum.nursery.completion import Completions, decide
 from continuum.nursery.screening import Screening, ScreeningUnusable
 from continuum.nursery.signals import Signal
@@ -40,6 +43,7 @@ whatever its tenant left it with: it says nothing, and is passed over."""
 class Executions:
     """Runs claimed tasks; what it needs is given once, so that a task's story is told by `run` alone."""
 
+    database: Database
     state: WorkerState
     backend: Backend
     pool: SandboxPool
@@ -100,7 +104,7 @@ class Executions:
             task_id=task.id,
             attempt=task.attempt,
             code=task.code,
-            payload=task.payload,
+            payload=await self._payload_of(task),
             timeout=time_for(task, self.settings.task_timeout),
             output_limit=self.settings.output_limit,
             environment={"TRACEPARENT": running.traceparent} if running.traceparent else {},
@@ -134,6 +138,12 @@ class Executions:
             if against_backend == DEAD_IN_A_ROW:
                 break
         raise BackendUnavailable("sandbox after sandbox was dead before the script began")
+
+    async def _payload_of(self, task: ClaimedTask) -> str:
+        if not task.depends:
+            return task.payload
+        told = await until_available(self.state, "execution", lambda: self.database.dependencies(task.id))
+        return payload_with(task.payload, told)
 
     def _sandbox(self, request: RunRequest) -> AbstractAsyncContextManager[Sandbox]:
         """A sandbox of the script's tenant in which what it requires can be imported."""

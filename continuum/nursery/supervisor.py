@@ -146,6 +146,7 @@ async def supervise(
                 async with trio.open_nursery() as executing:
                     services.start_soon(_end_grace, shutdown, settings, executing.cancel_scope)
                     executions = Executions(
+                        database,
                         state,
                         backend,
                         pool,

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from continuum.db.validation import INTEGER, LARGEST, LONGEST, LONGEST_WINDOW
+from continuum.dependencies import MOST_DEPENDENCIES
 from continuum.model import NewTask
 from continuum.requirements import BadRequirements, parse_requirements
 from continuum.retry import BadPolicy, RetryPolicy, parse_policy, policy_schema
@@ -154,6 +155,7 @@ Since = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
 ]
 Tags = Annotated[tuple[Annotated[str, Field(pattern=TAG)], ...], Strict(False), Field(max_length=MOST_TAGS)]
+Dependencies = Annotated[tuple[Id, ...], Strict(False), Field(max_length=MOST_DEPENDENCIES)]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
 
@@ -227,6 +229,14 @@ class NewTaskInput(Input):
     concurrency_key: Short | None = Field(
         default=None,
         description="At most so many tasks of a tenant with the same key run at a time as LIMITS says, or one.",
+    )
+    depends_on: Dependencies = Field(
+        default=(),
+        description="Ids of tasks of the tenant that must have completed before; it finds their outputs in its payload.",
+    )
+    depends_any: bool = Field(default=False, description="One of those in `depends_on` is enough.")
+    depends_ended: bool = Field(
+        default=False, description="It is enough that those in `depends_on` have ended, however; else it is cancelled."
     )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
     worker_tags: Tags = Field(default=(), description="What its worker must have, such as `gpu`.")

@@ -116,7 +116,11 @@ class TaskOutput(Output):
     crashes: float = Field(description="How many it took down; a worker that ran others as well counts half.")
     sequence_key: str | None
     concurrency_key: str | None
-    admitted: bool = Field(description="Whether a task with a key may begin.")
+    admitted: bool = Field(description="Whether a task with a key, or that depends on others, may begin.")
+    depends_on: tuple[int, ...] = Field(description="Tasks that must have completed before.")
+    depends_on_str: tuple[str, ...]
+    depends_any: bool = Field(description="One of them is enough.")
+    depends_ended: bool = Field(description="It is enough that they have ended, however.")
     history: list[Attempt]
     retry: AnyJson | None = Field(description="Its retry policy, or its script's.")
     payload: AnyJson | None
@@ -234,7 +238,7 @@ def values_of(record: object, model: type[BaseModel]) -> dict[str, Any]:
     for name in model.model_fields:
         value = getattr(record, name.removesuffix("_str"), None)
         if name.endswith("_str"):
-            value = None if value is None else str(value)
+            value = tuple(map(str, value)) if isinstance(value, tuple) else None if value is None else str(value)
         elif isinstance(value, dt.datetime):
             value = value.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
         values[name] = value

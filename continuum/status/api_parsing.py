@@ -27,6 +27,11 @@ SHOWN = 60
 PIECE = 256 * 1024
 """Characters that are looked through at a time: between two pieces, others may have the interpreter."""
 
+LISTS = ("worker_tags", "depends_on")
+"""Fields that hold a list of texts or numbers."""
+LONGEST_LIST = 64 * 1024
+"""Bytes of one that may be right."""
+
 M = TypeVar("M", bound=Input)
 Fields = dict[str, msgspec.Raw]
 
@@ -46,6 +51,7 @@ def _shape(names: Iterable[str], *, array: bool = False) -> msgspec.json.Decoder
 _TASK, _CODE = _shape(NewTaskInput.model_fields), _shape(NewCode.model_fields)
 _NEW_SCHEDULE, _SCHEDULE = _shape(NewScheduleInput.model_fields), _shape(ScheduleInput.model_fields)
 _TASK_OR_TASKS = _shape([*NewTaskInput.model_fields, "tasks"])
+_LIST = msgspec.json.Decoder(list[str | int | float | bool | None])
 _ITEMS = _shape((f"item_{number}" for number in range(MOST_TASKS)), array=True)
 
 
@@ -190,7 +196,7 @@ def _validated(model: type[M], fields: Fields, place: str, problems: list[Proble
     shown = {name: _shown(raw) for name, raw in fields.items()}
     payload = fields.pop("payload", None) if "payload" in model.model_fields else None
     policy = fields.pop("retry", None)
-    values = {name: _value(raw) for name, raw in fields.items()}
+    values = {name: _list(raw) if name in LISTS else _value(raw) for name, raw in fields.items()}
     if policy is not None:
         values["retry"] = _policy(policy)
     if payload is not None:
@@ -210,7 +216,7 @@ def _validated(model: type[M], fields: Fields, place: str, problems: list[Proble
 
 
 def _value(raw: msgspec.Raw) -> object:
-    """The value of a field. No other field holds an object or an array, so that their contents are not even read."""
+    """The value of a field. Few fields hold an object or an array, so that their contents are not even read."""
     match _kind(raw):
         case "array":
             return []
@@ -222,6 +228,16 @@ def _value(raw: msgspec.Raw) -> object:
         return float("inf")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _no_json(error) from None
+
+
+def _list(raw: msgspec.Raw) -> object:
+    """The value of a field that may hold a list of texts or numbers; anything else is left to its model."""
+    if _kind(raw) == "array" and len(memoryview(raw)) <= LONGEST_LIST:
+        try:
+            return _LIST.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return {}
+    return {} if _kind(raw) == "array" else _value(raw)
 
 
 def _policy(raw: msgspec.Raw) -> object:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import trio
 
-from continuum.db import CONNECT_TIMEOUT, DIALECTS, pool, statements
+from continuum.db import CONNECT_TIMEOUT, DIALECTS, admission, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
@@ -476,7 +476,15 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "claim_webhooks": (statements.CLAIM_WEBHOOKS, {"limit": 10, "lease": 30.0}),
     "settle_webhook": (statements.SETTLE_WEBHOOK, {"id": 7, "tries": 1, "again_in": None}),
     "put_off_webhooks": (statements.PUT_OFF_WEBHOOKS, {"ids": [7], "tries": [1], "delays": [5.0]}),
-    "retry": (statements.RETRY, {"id": 7}),
+    "retry": (statements.RETRY, {"id": 7, "originals": [], "copies": []}),
+    "dependencies of": (statements.DEPENDENCIES_OF, {"ids": [7]}),
+    "copies of": (statements.COPIES_OF, {"ids": [7]}),
+    "dependents": (admission.DEPENDENTS, {"ids": [7, 8], "bad": [8]}),
+    "statuses": (admission.STATUSES, {"ids": [7, 8]}),
+    "in circle": (admission.IN_CIRCLE, {"id": 7}),
+    "cancel in vain": (admission.CANCEL, {"ids": [7], "reasons": ["no"], "worker": "w"}),
+    "depends on": (statements.DEPENDS_ON, {"id": 7}),
+    "dependencies": (statements.DEPENDENCIES, {"ids": [7, 8]}),
     "find_retry": (statements.FIND_RETRY, {"id": 7}),
     "fetch": (statements.FETCH, {"ids": [7, 8]}),
     "search": (

@@ -64,10 +64,16 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
     admission.LOOK: [[(1, 1)]],
-    admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0)]],
-    admission.ENDED: [[(1, "", "sequence", "key", 0)]],
-    admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0)]],
-    admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, False)]],
+    admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0, [7], False, False)]],
+    admission.ENDED: [[("completed", 1, "", "sequence", "key", 0, [], False, False)]],
+    admission.DEPENDENTS: [[(1, "", None, None, 0, [7], False, False)]],
+    admission.STATUSES: [[(7, "", "pending")]],
+    admission.IN_CIRCLE: [[(1,)]],
+    admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False)]],
+    admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False, False)]],
+    statements.FIND_TASKS: [[("", 7)]],
+    statements.DEPENDENCIES_OF: [[(7,)], []],
+    statements.COPIES_OF: [[]],
     admission.TAKEN.replace("{n}", "0"): [[("", "key", 0)]],
     statements_schedules.NEXT: [[(NOW, None)]],
     statements.CLAIM_WEBHOOKS: [[(1, "https://example.com", 1, "", "failed", None, 1, 1, None, NOW, NOW, NOW)]],
@@ -124,6 +130,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.migrate()
     await queue.check_schema()
     await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key", idempotency_window=60)])
+    await queue.submit([NewTask(code="print('hello')", depends_on=[7])])
     for limit in (1, 3, 3):
         await queue.claim("worker", limit, lease=30)
     completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)
@@ -138,6 +145,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.promote()
     await queue.admit_after([1])
     await queue.admit_page()
+    await queue.dependencies(1)
     await queue.resume_codes()
     await queue.cancel_late("worker")
     await queue.recover("worker")

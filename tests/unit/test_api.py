@@ -517,3 +517,37 @@ async def test_failed_tasks_are_tried_again_together_and_once() -> None:
         status, body = await post(asking, f"/retries?{wrong}")
         assert (status, body["problems"][0]["field"]) == (422, wrong.split("=")[0])
     assert (await asking.post("/retries")).status_code == 401
+
+
+async def test_lists_are_taken_as_they_are_given() -> None:
+    database = MemoryDatabase()
+    asking = client(database)
+    status, first = await post(asking, "/tasks", {"code": "x", "worker_tags": ["gpu", "eu"]})
+    assert status == 201
+    status, second = await post(
+        asking, "/tasks", {"code": "x", "depends_on": [first["id"], str(first["id"])], "depends_ended": True}
+    )
+    assert status == 201
+    assert database.tasks[first["id"]].worker_tags == ("eu", "gpu")
+    _, shown = await get(asking, f"/tasks/{second['id']}")
+    assert (shown["depends_on"], shown["depends_on_str"]) == ([first["id"]], [str(first["id"])])
+    assert (shown["depends_any"], shown["depends_ended"], shown["admitted"]) == (False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ([99], "there is no task 99"),
+        (["x"], "valid integer"),
+        ([[1]], "valid tuple"),
+        ([0], "greater than or equal to 1"),
+        ([1] * 1001, "at most 1000"),
+        (["x" * 100_000], "valid tuple"),
+        ({}, "valid tuple"),
+        (5, "valid tuple"),
+    ],
+)
+async def test_dependencies_that_cannot_be_are_told_with_what_is_allowed(given: object, allowed: str) -> None:
+    status, answer = await post(client(), "/tasks", {"code": "x", "depends_on": given})
+    assert status == 422
+    assert allowed in json.dumps(answer)

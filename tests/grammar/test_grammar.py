@@ -135,10 +135,12 @@ async def _use_every_verb(queue: Database) -> None:
         await queue.claim("worker", limit, lease=30)
     completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)
     await queue.complete("worker", [completion])
+    long = "x" * 100_000
+    await queue.complete("worker", [Completion(1, 2, Status.COMPLETED, 0, long, long, None)])
     await queue.release("worker", [completion.lease])
     await queue.release_except("worker", [completion.lease])
     await queue.heartbeat("worker", [completion.lease], lease=30)
-    await queue.progress("worker", [PartialOutput(1, 1, "", "")])
+    await queue.progress("worker", [PartialOutput(1, 1, "", ""), PartialOutput(1, 1, long, long)])
     await queue.report(WorkerReport("worker", "host", 1, "0", 4, 0, "docker"))
     await queue.drain("worker")
     await queue.sign_off("worker")

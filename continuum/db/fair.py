@@ -6,7 +6,8 @@ and Varghese, 1995), with the ring found by index probes instead of kept. So not
 ring, no row is written by all, and a claim costs the same however many tasks and tenants there are.
 
 Workers know nothing of each other. Each begins at a random hash, and so at a random tenant: they are spread evenly around the
-ring, and have served everybody alike once each has been around it.
+ring, and have served everybody alike once each has been around it. Where limits are met, those who went side by side would take
+each other's permits all the way, catching up with others, so that one of them begins elsewhere.
 
 Limits are kept by permits, rows of which a claim locks as many as it takes tasks, skipping those that others hold: `max_running`
 by permits that are taken until the task ends, `rate` by permits that are taken for a period. Whether a permit is free stands in
@@ -221,6 +222,8 @@ WITH RECURSIVE
     place AS (
         SELECT coalesce((SELECT max(step) FROM ring), 0) < %(steps)s AS whole,
                EXISTS (SELECT FROM made) AS made,
+               (SELECT count(*) FILTER (WHERE granted.share < offers.share) * 2 > count(*)
+                FROM granted JOIN offers USING (step)) AS met,
                (SELECT count(*) FROM picked) < %(limit)s AND EXISTS (
                    SELECT FROM granted JOIN offers USING (step)
                    WHERE granted.share < offers.share  -- another claim was quicker, and there may be others
@@ -249,8 +252,12 @@ ORDER BY claimed.priority, claimed.id
 was claimed. Permits are made where a limit is met and there are fewer, and serve from the next claim on."""
 
 
-PLACE = 7
+PLACE = 8
 """How many columns of a row that is."""
+
+
+def _anywhere() -> int:
+    return random.randint(_FIRST + 1, _LAST)  # noqa: S311 - so that workers keep apart
 
 
 @dataclass(slots=True)
@@ -264,7 +271,7 @@ class Ring:
     """
 
     tags: list[str]
-    origin: int = field(default_factory=lambda: random.randint(_FIRST + 1, _LAST))  # noqa: S311 - so that workers begin apart
+    origin: int = field(default_factory=_anywhere)
     again_in: float | None = None
     _at_arc: int = 0
     _at_tenant: str = ""
@@ -287,6 +294,7 @@ class Ring:
         self,
         whole: bool,
         made: bool,
+        met: bool,
         more: bool,
         again_in: float | None,
         arc: int | None,
@@ -297,15 +305,17 @@ class Ring:
     ) -> bool:
         """Go to where a claim ended. Returns whether another one may find more now.
 
-        whole: it has seen every tenant. made: it made permits, and would find them now. more: who gave all that was asked for may
-        have more. found: how many tasks it claimed. again_in: seconds until a rate allows a start; 0 where
-        tasks of a paused code were put out of the way.
+        whole: it has seen every tenant. made: it made permits, and would find them now. met: of most tenants another claim took
+        the permits that it was after. more: who gave all that was asked for may have more. found: how many tasks it claimed.
+        again_in: seconds until a rate allows a start; 0 where tasks of a paused code were put out of the way.
         """
         self.again_in = again_in
         if made and not found:
             return True
         if arc is not None and tenant is not None:
             self._at_arc, self._at_tenant, self._credit = arc, tenant, credit
+        if met:  # side by side, they would take each other's permits all the way: this one goes around from elsewhere
+            self.origin, self._at_arc, self._at_tenant, self._credit = _anywhere(), 0, "", 0
         if again_in == 0:
             return False  # not in the same call: whose tasks are found must not wait for what is put out of the way
         self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)

@@ -258,7 +258,7 @@ async def test_bash_completes_commands_options_statuses_and_ids(
         for line, completed in (
             ("continuum doc", "continuum doctor"),
             ("continuum codes sh", "continuum codes show"),
-            ("continuum submit --idem", "continuum submit --idempotency-key"),
+            ("continuum submit --idempotency-k", "continuum submit --idempotency-key"),
             ("continuum tasks --status canc", "continuum tasks --status cancelled"),
             ("continuum cancel ", f"continuum cancel {second}"),
             ("continuum retry ", f"continuum retry {first}"),

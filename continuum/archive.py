@@ -30,6 +30,7 @@ def task_line(record: TaskRecord) -> str:
     values = {each.name: _json(getattr(record, each.name)) for each in fields(record)}
     for name in ("id", "retry_of", "retried_as"):
         values[f"{name}_str"] = None if values[name] is None else str(values[name])
+    values["depends_on_str"] = [str(each) for each in record.depends_on]
     values |= {name: None if values[name] is None else json.loads(values[name]) for name in ("payload", "retry")}
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 

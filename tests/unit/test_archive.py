@@ -72,6 +72,7 @@ def record(number: int = 1) -> TaskRecord:
             "output": "x",
         }
         | {"history": (ended,), "retry_of": 7, "worker_tags": ("eu", "gpu"), "cancel_requested": False, "finished": NOW}
+        | {"depends_on": (2**60, 3)}
     )
 
 

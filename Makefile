@@ -8,8 +8,8 @@ UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 # Trust what the system trusts: networks with a proxy of their own have their own certificates.
 export UV_SYSTEM_CERTS := 1
 PYTEST := $(BIN)/python -m pytest
-# `make test PROCESSES=` runs the tests in one process, one after another.
-PROCESSES ?= -n 2
+# `make test PROCESSES=` runs the tests in one process, one after another. In the order of the folders what takes long begins early.
+PROCESSES ?= -n 2 --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test venv services services-stop sandbox-image lint format docs docs-serve unit db sandbox e2e chaos attack bench bench-check build clean

@@ -155,7 +155,9 @@ Since = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": _AGO}]}),
 ]
 Tags = Annotated[tuple[Annotated[str, Field(pattern=TAG)], ...], Strict(False), Field(max_length=MOST_TAGS)]
-Dependencies = Annotated[tuple[Id, ...], Strict(False), Field(max_length=MOST_DEPENDENCIES)]
+Dependencies = Annotated[
+    tuple[Annotated[Id, BeforeValidator(_whole)], ...], Strict(False), Field(max_length=MOST_DEPENDENCIES)
+]
 AnyJson = Annotated[str, WithJsonSchema({"description": "Any JSON value."})]
 """A JSON value as its text. In the document it is the value."""
 

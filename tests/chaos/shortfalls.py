@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.chaos.history import FaultBegan, History, WorkerEnded
+from tests.chaos.history import FaultBegan, History, Scheduled, WorkerEnded
 from tests.chaos.plan import Fault, Plan
 from tests.chaos.timeline import summarize
 
@@ -31,6 +31,8 @@ def _shortfalls(plan: Plan, fault: Fault, history: History, judged: float) -> It
     killed = sum(isinstance(event, WorkerEnded) and event.killed for event in history)
     if killed != plan.worker_kills:
         yield f"{killed} workers were killed, not {plan.worker_kills}"
+    if any(isinstance(event, Scheduled) for event in history) and not summary.scheduled:
+        yield "the schedule made no task"
     if fault.longest_pause is not None:
         if summary.longest_pause >= fault.longest_pause:
             yield (

@@ -35,6 +35,7 @@ class Summary:
     terminal: int
     completed: int
     failed: int
+    scheduled: int
     attempts: int
     longest_pause: float
     """Between two outcomes that the database accepted."""
@@ -52,6 +53,7 @@ def summarize(history: History) -> Summary:
         terminal=sum(row.terminal for row in rows),
         completed=sum(row.status == Status.COMPLETED for row in rows),
         failed=sum(row.status == Status.FAILED for row in rows),
+        scheduled=sum(isinstance(event, Kept) and event.row.due_for is not None for event in history),
         attempts=sum(len(event.leases) for event in history if isinstance(event, Claimed)),
         longest_pause=max((after - before for before, after in pairwise([began, *written])), default=0.0),
         duration=max(written, default=began) - began,

@@ -118,8 +118,14 @@ def _after_what_is_there(case: schemathesis.Case[Any]) -> None:
     tasks = body.get("tasks") if isinstance(body, dict) else body
     for task in [body, *(tasks if isinstance(tasks, list) else [])]:
         ids = task.get("depends_on") if isinstance(task, dict) else None
-        if isinstance(ids, list) and all(type(each) is int and each > 0 for each in ids):
+        if (
+            ids
+            and isinstance(ids, list)
+            and all(type(each) in (int, float) and each >= 1 and each % 1 == 0 for each in ids)
+        ):
             task["depends_on"] = [each % ENDED + 1 for each in ids]
+            if isinstance(task.get("tenant"), str):
+                task["tenant"] = None  # as theirs is
 
 
 def _without_a_second_key(case: schemathesis.Case[Any]) -> None:

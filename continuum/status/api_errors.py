@@ -56,5 +56,11 @@ def no_task(task_id: int) -> Refusal:
     return Refusal(404, "no such task", f"there is no task {task_id}")
 
 
-def no_code(code_id: str) -> Refusal:
-    return Refusal(404, "no such code", f"there is no code {code_id}; POST /codes stores one")
+def no_code(code_id: str, *, status: int = 404) -> Refusal:
+    """status: 404 where it was asked for, 409 where a task wants it."""
+    return Refusal(status, "no such code", f"there is no code {code_id}; POST /codes stores one")
+
+
+def no_webhooks() -> Refusal:
+    message = "this worker signs no webhooks: set WEBHOOK_SECRET (`continuum webhook-secret` makes one)"
+    return Refusal(403, "no webhooks", message)

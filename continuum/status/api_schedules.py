@@ -9,7 +9,7 @@ from continuum.db.protocol import Database
 from continuum.schedules import NewSchedule
 from continuum.status.api_answers import answer, location
 from continuum.status.api_bodies import read_body
-from continuum.status.api_errors import Refusal
+from continuum.status.api_errors import Refusal, no_code, no_webhooks
 from continuum.status.api_operations import Operation, Operations
 from continuum.status.api_outputs import values_of
 from continuum.status.api_parsing import parse_new_schedule, parse_schedule
@@ -115,12 +115,11 @@ class ScheduleHandlers:
 
     async def _put(self, schedule: NewSchedule, *, replace: bool) -> bool:
         if self._settings.webhook_secret is None and schedule.task.webhook is not None:
-            message = "this worker signs no webhooks: set WEBHOOK_SECRET (`continuum webhook-secret` makes one)"
-            raise Refusal(403, "no webhooks", message)
+            raise no_webhooks()
         code_id = schedule.task.code_id
         async with self._pressure.turn():
             if code_id is not None and await self._database.fetch_code(code_id) is None:
-                raise Refusal(409, "no such code", f"there is no code {code_id}; POST /codes stores one")
+                raise no_code(code_id, status=409)
             return await self._database.put_schedule(schedule, replace=replace)
 
     async def list(self, query: SchedulesQuery) -> Response:

@@ -18,7 +18,7 @@ from continuum.db.protocol import Database
 from continuum.model import Cancellation, DeadLetterFilter, DeadLetterPlace, Retry, TaskFilter, TaskRecord
 from continuum.status.api_answers import answer, location, task_answer
 from continuum.status.api_bodies import read_body
-from continuum.status.api_errors import Refusal, bad_fields, no_task
+from continuum.status.api_errors import Refusal, bad_fields, no_code, no_task, no_webhooks
 from continuum.status.api_inputs import LARGEST_ID, LogsQuery, NewTaskInput, RetryQuery, SearchQuery, WaitQuery
 from continuum.status.api_logs import EVENTS, NDJSON, encoded, log_events
 from continuum.status.api_outputs import (
@@ -74,8 +74,7 @@ class TaskHandlers:
 
     def _check_webhooks(self, given: Sequence[NewTaskInput]) -> None:
         if self._settings.webhook_secret is None and any(one.webhook is not None for one in given):
-            message = "this worker signs no webhooks: set WEBHOOK_SECRET (`continuum webhook-secret` makes one)"
-            raise Refusal(403, "no webhooks", message)
+            raise no_webhooks()
 
     async def _submit(self, given: Sequence[NewTaskInput]) -> list[int]:
         token = attach(context_of(request.headers.get("Traceparent")))
@@ -100,7 +99,7 @@ class TaskHandlers:
             async with self._pressure.turn():
                 code = await self._database.fetch_code(code_id)
             if code is None:
-                raise Refusal(409, "no such code", f"there is no code {code_id}; POST /codes stores one")
+                raise no_code(code_id, status=409)
 
     async def fetch(self, task_id: int) -> Response:
         return task_answer(await self._record(task_id))

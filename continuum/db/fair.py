@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from continuum.db import statements
+from continuum.db.validation import INTEGER
 
 _TENANT = "(coalesce(tenant, '') COLLATE \"C\")"
 _HASH = f"hashtext({_TENANT})"
@@ -34,8 +35,6 @@ FEWEST_STEPS = 4
 PARKED = 1000
 """Tasks that a claim which meets one of a paused code looks through, to put others of it out of the way as well."""
 _PAUSED = "(task.code::text = ANY (ARRAY (SELECT name FROM limits WHERE scope = 'code' AND paused))) IS TRUE"
-MOST_STEPS = 512
-"""Tenants that one statement goes past at most."""
 _FIRST, _LAST = -(2**31), 2**31 - 1
 """Hashes."""
 
@@ -68,6 +67,19 @@ def _free(resource: str, most: str) -> str:
                             WHERE resource = {resource} AND free_at <= now() AND number <= {most}
                             ORDER BY free_at LIMIT greatest(%(limit)s, quota)
                         ) AS those)"""
+
+
+def _lock(resource: str, most: str) -> str:
+    """Lock as many free permits for each offer as it has a share, those that others hold left out."""
+    return f"""
+        SELECT step, permit.resource, permit.number, row_number() OVER (PARTITION BY step ORDER BY permit.number) AS nth
+        FROM offers CROSS JOIN LATERAL (
+            SELECT resource, number FROM permits
+            WHERE resource = {resource} AND free_at <= now() AND number <= offers.{most}
+            ORDER BY free_at LIMIT offers.share FOR UPDATE SKIP LOCKED
+        ) AS permit
+        WHERE {most} IS NOT NULL
+    """
 
 
 _BEYOND = """EXISTS (
@@ -116,6 +128,11 @@ WITH RECURSIVE
                    ceil(coalesce(own.rate, every.rate)::float8 / {MOST_PERMITS}) AS parts
         ) AS limited
         WHERE NOT limited.paused
+          AND (%(min_priority)s::int4 = {INTEGER.start} AND %(max_priority)s::int4 = {INTEGER.stop - 1} OR EXISTS (
+              SELECT FROM tasks
+              WHERE {_CLAIMABLE} = (%(tags)s::text[])[ring.arc]
+                AND {_HASH} = hashtext(ring.tenant) AND {_TENANT} = ring.tenant
+                AND priority >= %(min_priority)s AND priority <= %(max_priority)s))
     ),
     measured AS (
         SELECT entitled.*, least(
@@ -142,24 +159,8 @@ WITH RECURSIVE
         ) AS dues
     ),
     offers AS (SELECT * FROM shares WHERE share > 0),
-    running AS (
-        SELECT step, permit.resource, permit.number, row_number() OVER (PARTITION BY step ORDER BY permit.number) AS nth
-        FROM offers CROSS JOIN LATERAL (
-            SELECT resource, number FROM permits
-            WHERE resource = 'running:' || offers.tenant AND free_at <= now() AND number <= offers.max_running
-            ORDER BY free_at LIMIT offers.share FOR UPDATE SKIP LOCKED
-        ) AS permit
-        WHERE max_running IS NOT NULL
-    ),
-    starts AS (
-        SELECT step, permit.resource, permit.number, row_number() OVER (PARTITION BY step ORDER BY permit.number) AS nth
-        FROM offers CROSS JOIN LATERAL (
-            SELECT resource, number FROM permits
-            WHERE resource = 'rate:' || offers.tenant AND free_at <= now() AND number <= offers.rate
-            ORDER BY free_at LIMIT offers.share FOR UPDATE SKIP LOCKED
-        ) AS permit
-        WHERE rate IS NOT NULL
-    ),
+    running AS ({_lock("'running:' || offers.tenant", "max_running")}),
+    starts AS ({_lock("'rate:' || offers.tenant", "rate")}),
     granted AS (
         SELECT step, arc, tenant, least(
                 share,
@@ -318,5 +319,8 @@ class Ring:
             self.origin, self._at_arc, self._at_tenant, self._credit = _anywhere(), 0, "", 0
         if again_in == 0:
             return False  # not in the same call: whose tasks are found must not wait for what is put out of the way
-        self._steps = FEWEST_STEPS if found else min(self._steps * 2, MOST_STEPS)
+        if found:
+            self._steps = FEWEST_STEPS
+        elif not whole:
+            self._steps *= 2  # until all are seen, or who is held back would be gone past without an end
         return more or made or not whole

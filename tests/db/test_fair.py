@@ -282,6 +282,19 @@ async def test_many_tenants_at_their_limits_do_not_hide_one_that_is_not(database
     assert tenants(await database.claim("one", 2, lease=30)) == {"zz": 1}
 
 
+async def test_a_claim_ends_where_very_many_tenants_are_held_back(database: Database) -> None:
+    await database.submit([replace(HELLO, tenant=f"tenant-{n}") for n in range(1200)])
+    await database.set_limit(Limit(TENANT, "*", paused=True))
+    with trio.fail_after(30):
+        assert await database.claim("one", 4, lease=30) == []
+
+
+async def test_those_without_anything_in_the_bounds_hide_nobody(database: Database) -> None:
+    await database.submit([replace(HELLO, tenant=f"tenant-{n}", priority=1) for n in range(30)])
+    await database.submit([replace(HELLO, tenant="one", priority=9)])
+    assert tenants(await database.claim("one", 2, lease=30, min_priority=5)) == {"one": 1}
+
+
 async def test_what_is_paused_does_not_begin(database: Database) -> None:
     await submit(database, a=2, b=2)
     await database.set_limit(Limit(TENANT, "a", paused=True))

@@ -717,6 +717,20 @@ class HeldBack:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitsFor:
+    """What one task waits for that is pending and due.
+
+    reason: None where it is no more than a worker. others: tasks that must end before, the first `OTHERS_NAMED` of them.
+    """
+
+    reason: HeldBackBy | None
+    others: tuple[int, ...] = ()
+
+
+OTHERS_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Totals over the whole system, cheap to read however large TASKS is.
 

@@ -14,6 +14,7 @@ from continuum.cli.formats import at, between, print_table, span, styled
 from continuum.cli.output import for_terminal, one_line
 from continuum.db.protocol import Database
 from continuum.model import CodeRecord, Status, TaskRecord
+from continuum.waiting import told
 
 PLACE = re.compile(r'^ *File "[^"\n]*script\.py", line (\d+)', re.MULTILINE)
 """Where a traceback passes through the script."""
@@ -29,7 +30,8 @@ async def tell_story(database: Database, task: TaskRecord) -> None:
     console = Console(soft_wrap=True, highlight=False)
     print_ = console.print
     print_(Text.assemble((f"task {task.id}", "bold"), f"  {one_line(task.name)}  ", styled(task.status)))
-    for name, value in _facts(task):
+    waits = told(task, await database.waits_for(task.id), await database.workers())
+    for name, value in _facts(task, waits):
         print_(Text.assemble((f"  {name:<12}", "dim"), one_line(value)))
     if attempts := list(_attempts(task)):
         print_()
@@ -50,7 +52,7 @@ async def tell_story(database: Database, task: TaskRecord) -> None:
         typer.echo(f"continuum: {line}", err=True)
 
 
-def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
+def _facts(task: TaskRecord, waits: str | None) -> Iterator[tuple[str, str]]:
     now = dt.datetime.now(dt.UTC)
     yield "created", f"{at(task.created_at)} UTC, {between(task.created_at, now)} ago"
     if task.run_at and task.status == Status.PENDING:
@@ -78,8 +80,8 @@ def _facts(task: TaskRecord) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(value)
     if task.depends_on:
         yield "depends on", _dependencies(task)
-    if task.gated and task.status == Status.PENDING:
-        yield "waits for", "others"
+    if waits:
+        yield "waits for", waits
     if task.retry_of:
         yield "a copy of", f"task {task.retry_of}"
     if task.retried_as:

@@ -75,6 +75,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    WaitsFor,
     WebhookDelivery,
     WorkerRecord,
     WorkerReport,
@@ -593,6 +594,16 @@ class SqlDatabase(SqlSchedules):
     async def held_back(self) -> list[HeldBack]:
         found = await self._read(statements_limits.HELD_BACK, deadline=self.long_deadline)
         return [HeldBack(HeldBackBy(reason), tenants, tasks) for reason, tenants, tasks in found]
+
+    async def waits_for(self, task_id: int) -> WaitsFor | None:
+        found = await self._read(statements_limits.WAITS_FOR, {"id": task_id})
+        if not found:
+            return None
+        reason = HeldBackBy(found[0][0]) if found[0][0] else None
+        if reason is not HeldBackBy.OTHER_TASKS:
+            return WaitsFor(reason)
+        others = await self._read(statements_limits.OTHERS, {"id": task_id})
+        return WaitsFor(reason, tuple(other for (other,) in others))
 
     async def set_limit(self, limit: Limit) -> None:
         check_limit(limit)

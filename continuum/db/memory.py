@@ -67,6 +67,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    WaitsFor,
     Wakeup,
     WebhookDelivery,
     WorkerRecord,
@@ -713,6 +714,14 @@ class MemoryDatabase(MemorySchedules):
         await self._answer()
         waiting = [task for task in self.tasks.values() if task.status == Status.PENDING and task.run_at is None]
         return self._limits.held_back(waiting, self._running(), trio.current_time())
+
+    async def waits_for(self, task_id: int) -> WaitsFor | None:
+        await self._answer()
+        task = self.tasks.get(task_id)
+        if task is None or task.status != Status.PENDING or task.run_at is not None:
+            return None
+        others = MemoryAdmission(self.tasks, self._limits.rows).others(task) if task.gated else ()
+        return WaitsFor(self._limits.reason(task, self._running(), trio.current_time()), others)
 
     def _running(self) -> list[TaskRecord]:
         return [task for task in self.tasks.values() if task.status == Status.PROCESSING]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from continuum.db.admission import PAGE, Key, Waiting, choose, limit_of
 from continuum.dependencies import Verdict, circle, is_later, judge
-from continuum.model import Limit, Scope, Status, TaskRecord
+from continuum.model import OTHERS_NAMED, Limit, Scope, Status, TaskRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,20 @@ class MemoryAdmission:
         ready = [each for each in wanted if verdicts[each.id] is True]
         refused = {task_id: verdict for task_id, verdict in verdicts.items() if isinstance(verdict, str)}
         return choose(ready, self._heads(), self._room(ready)), refused
+
+    def others(self, task: TaskRecord) -> tuple[int, ...]:
+        """Which tasks one waits for: those that it depends on, and whose turn it is in its sequence."""
+        needed = [other_of(self.tasks, task.tenant, each) for each in task.depends_on]
+        open_ones = sorted({each.id for each in needed if each is not None and not each.finished_for_good})
+        sequence = _waiting(task).sequence
+        before = [
+            each
+            for each in self.tasks.values()
+            if sequence and _waiting(each).sequence == sequence and not each.finished_for_good
+            if each.id != task.id and (each.admitted or each.id < task.id)
+        ]
+        turn = sorted(before, key=lambda each: (not each.admitted, each.id))[:1]
+        return tuple(sorted({*open_ones[:OTHERS_NAMED], *(each.id for each in turn)}))
 
     def _verdict(self, task: TaskRecord) -> Verdict:
         if not task.depends_on:

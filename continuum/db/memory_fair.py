@@ -101,11 +101,12 @@ class MemoryLimits:
         """What these tasks, which are due, wait for."""
         reasons: dict[HeldBackBy, list[str]] = {}
         for task in waiting:
-            if (reason := self._reason(task, running, now)) is not None:
+            if (reason := self.reason(task, running, now)) is not None:
                 reasons.setdefault(reason, []).append(task.tenant or "")
         return [HeldBack(reason, len(set(tenants)), len(tenants)) for reason, tenants in reasons.items()]
 
-    def _reason(self, task: TaskRecord, running: list[TaskRecord], now: float) -> HeldBackBy | None:
+    def reason(self, task: TaskRecord, running: list[TaskRecord], now: float) -> HeldBackBy | None:
+        """What a task waits for that is due; None where it is no more than a worker."""
         tenant = task.tenant or ""
         limits = self.of(tenant)
         queue = self.rows.get((Scope.QUEUE, ""))

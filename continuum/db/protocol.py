@@ -48,6 +48,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    WaitsFor,
     Wakeup,
     WebhookDelivery,
     WorkerRecord,
@@ -263,6 +264,10 @@ class Database(Schedules, Protocol):
 
     async def held_back(self) -> list[HeldBack]:
         """What due tasks wait for that is no worker; each task counts once. Costs as much as `statistics`."""
+        ...
+
+    async def waits_for(self, task_id: int) -> WaitsFor | None:
+        """What a task waits for; None where it is not there, not pending, or not due yet."""
         ...
 
     async def set_limit(self, limit: Limit) -> None:

@@ -13,7 +13,7 @@ import trio
 
 from continuum.config import Settings
 from continuum.db.protocol import Database
-from continuum.model import CodeRecord, FailureGroup, TaskFilter, TaskRecord, TaskSummary
+from continuum.model import CodeRecord, FailureGroup, Status, TaskFilter, TaskRecord, TaskSummary
 from continuum.nursery.recent import INTERVAL, INTERVALS
 from continuum.nursery.state import WorkerState
 from continuum.schedules import ScheduleRecord
@@ -21,6 +21,7 @@ from continuum.status import charts
 from continuum.status.overview import Overview
 from continuum.status.shared import Shared, Unavailable, ask
 from continuum.status.views import worker_status
+from continuum.waiting import told
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class Board:
         self._overview = overview
         self._depths = Shared(database.depths, 2.0, SHARE)
         self._failures = Shared(self._ask_failures, 5.0, SHARE)
+        self._workers = Shared(database.workers, 1.0, SHARE)
         self.forget_limits()
         self._running = Shared(lambda: database.running(RUNNING_SHOWN, TAIL), 1.0, SHARE)
         self._tasks: OrderedDict[int, Shared[TaskRecord | None]] = OrderedDict()
@@ -123,6 +125,13 @@ class Board:
         if len(self._tasks) > TASKS_REMEMBERED:
             self._tasks.popitem(last=False)
         return await known.get()
+
+    async def waits_for(self, task: TaskRecord) -> str | None:
+        """What a task waits for that is pending and due. Raises `Unavailable`."""
+        if task.status != Status.PENDING:
+            return None
+        waits = await ask(lambda: self._database.waits_for(task.id))
+        return told(task, waits, await self._workers.get()) if waits else None
 
     def forget(self, task_id: int) -> None:
         """A task was changed just now: what was read before is not to be shown."""

@@ -177,7 +177,12 @@ async def _task_context(board: Board, task_id: int, viewer: Viewer, *, everythin
     task = await board.task(task_id)
     if task is None:
         raise NotFound(f"There is no task {task_id}, or its retention is over.")
-    context: Context = {"task": task, "attempts": task_page.attempts(task), "viewer": viewer}
+    context: Context = {
+        "task": task,
+        "attempts": task_page.attempts(task),
+        "waits_for": await board.waits_for(task),
+        "viewer": viewer,
+    }
     if viewer.contents:
         context["output"] = task_page.end_of(task.output)
         context["error_output"] = task_page.end_of(task.error_output)

@@ -15,7 +15,16 @@ import trio
 import trio.testing
 
 from continuum.config import Settings
-from continuum.db import admission, changefeed, cockroach, database, open_database, statements, statements_schedules
+from continuum.db import (
+    admission,
+    changefeed,
+    cockroach,
+    database,
+    open_database,
+    statements,
+    statements_limits,
+    statements_schedules,
+)
 from continuum.db.cockroach_fair import HEAD, WINDOW
 from continuum.db.cockroach_ring import READ, WALK, WALK_ON
 from continuum.db.dialect import SCHEMA_VERSION
@@ -72,6 +81,7 @@ ANSWERS: dict[str, list[Answer]] = {
     admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False)]],
     admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False, False)]],
     statements.FIND_TASKS: [[("", 7)]],
+    statements_limits.WAITS_FOR: [[("other_tasks",)]],
     statements.DEPENDENCIES_OF: [[(7,)], []],
     statements.COPIES_OF: [[]],
     admission.TAKEN.replace("{n}", "0"): [[("", "key", 0)]],
@@ -175,6 +185,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.limits()
     await queue.limit_uses()
     await queue.held_back()
+    await queue.waits_for(1)
     await queue.set_limit(Limit(Scope.TENANT, "t", weight=2))
     await queue.clear_limit(Scope.TENANT, "t")
     await queue.store_code("print('hello')")

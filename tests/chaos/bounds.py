@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
+from continuum.model import TERMINAL, Status
 from tests.chaos.history import Bounded, History, Kept, Looked, Row, Scheduled, Seen
 
 CLOCKS = 0.01
@@ -73,6 +74,27 @@ def out_of_order(history: History) -> Iterator[Claim]:
                 yield row.task_id, f"it began while task {older.task_id} of {row.sequence_key} was {older.status}"
             if not row.terminal:
                 open_of.setdefault(row.sequence_key, row)
+
+
+def before_others(history: History) -> Iterator[Claim]:
+    """Nothing begins before what it depends on has ended, and well where it must; and it is cancelled for nothing else."""
+    told: set[int] = set()
+    for rows in _snapshots(history):
+        for row in rows.values():
+            if row.attempt > 0 and row.task_id not in told and (others := _in_the_way(row, rows)):
+                told.add(row.task_id)
+                yield row.task_id, f"it began although of what it depends on {others} are in the way"
+    kept = {event.row.task_id: event.row for event in history if isinstance(event, Kept)}
+    for row in kept.values():
+        if row.in_vain != bool(row.depends_on and _in_the_way(row, kept)):
+            yield row.task_id, f"it was {'' if row.in_vain else 'not '}cancelled for what it depends on: {row}"
+
+
+def _in_the_way(row: Row, rows: dict[int, Row]) -> list[int]:
+    """Which of those that a task depends on do not let it begin."""
+    others = ((each, rows.get(each)) for each in row.depends_on)
+    good = {Status.COMPLETED, *(TERMINAL if row.depends_ended else ())}
+    return [each for each, other in others if other is None or other.status not in good]
 
 
 def misfired(history: History) -> Iterator[Claim]:

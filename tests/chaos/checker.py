@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import inf
 
 from continuum.model import Status
-from tests.chaos.bounds import beyond_limits, misfired, out_of_order
+from tests.chaos.bounds import beyond_limits, before_others, misfired, out_of_order
 from tests.chaos.history import Accepted, History, Row
 from tests.chaos.index import Grant, Index, Story
 from tests.chaos.waiting import forgotten_tasks, judged
@@ -82,7 +82,7 @@ def check(history: History, rules: Rules | None = None) -> list[Violation]:
         Violation(NO_WAIT, task_id, message)
         for task_id, message in forgotten_tasks(index, rules.longest_wait, rules.recovery)
     ]
-    for law, judge in ((LIMITS, beyond_limits), (ORDER, out_of_order), (SCHEDULES, misfired)):
+    for law, judge in ((LIMITS, beyond_limits), (ORDER, out_of_order), (ORDER, before_others), (SCHEDULES, misfired)):
         found += [Violation(law, task_id, message) for task_id, message in judge(history)]
     found += [Violation(COMPLETE, task_id, message) for task_id, message in _completeness(index)]
     found += [
@@ -132,8 +132,9 @@ def _terminal_state(story: Story) -> Iterator[str]:
 
 
 def _is_accounted_for(row: Row, story: Story) -> bool:
-    """Whether a terminal record is an outcome that its worker offered, or the end of a task whose workers all died."""
-    if row.status == Status.FAILED and row.by_janitor:
+    """Whether a terminal record is an outcome that its worker offered, or the end of a task whose workers all died, or which
+    never began."""
+    if (row.status == Status.FAILED and row.by_janitor) or (row.in_vain and row.attempt == 0):
         return True
     wanted = Accepted(row.task_id, row.attempt, row.status, row.output or "")
     return any(offer.worker == row.worker and wanted in offer.outcomes for offer in story.offers)

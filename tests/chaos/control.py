@@ -1,7 +1,8 @@
-"""What decides in a run what runs when: limits, keys and a schedule."""
+"""What decides in a run what runs when: limits, keys, dependencies and a schedule."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from continuum.db.protocol import Database
@@ -41,8 +42,14 @@ async def end(database: Database) -> None:
     await database.remove_schedule(SCHEDULE)
 
 
-def bound(plan: Plan, number: int, task: NewTask) -> NewTask:
-    """The task with the limits and keys that one with this number has: four of ten have some."""
+DEPENDENCIES = 5
+
+
+def bound(plan: Plan, number: int, task: NewTask, before: Sequence[int]) -> NewTask:
+    """The task with the limits, keys and dependencies that one with this number has: five of ten have some.
+
+    before: ids of tasks without a tenant that were submitted just before.
+    """
     match number % 10:
         case 0:
             return replace(task, tenant=LIMITED)
@@ -52,5 +59,7 @@ def bound(plan: Plan, number: int, task: NewTask) -> NewTask:
             return replace(task, concurrency_key=KEY)
         case 3:  # ten with the same key
             return replace(task, sequence_key=f"sequence-{number // 10 % max(1, plan.tasks // 100)}")
+        case 4:
+            return replace(task, depends_on=tuple(before[:DEPENDENCIES]), depends_ended=number % 20 == 4)
         case _:
             return task

@@ -56,6 +56,8 @@ class Row(NamedTuple):
     concurrency_key: str | None = None
     started: float | None = None
     due_for: float | None = None
+    depends_on: tuple[int, ...] = ()
+    depends_ended: bool = False
 
     @property
     def lease(self) -> Lease:
@@ -72,6 +74,11 @@ class Row(NamedTuple):
     @property
     def terminal(self) -> bool:
         return self.status not in (Status.PENDING, Status.PROCESSING)
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it was ended because what it depends on did not complete."""
+        return self.status == Status.CANCELLED and (self.last_error or "").startswith("Not run: ")
 
     @property
     def by_janitor(self) -> bool:

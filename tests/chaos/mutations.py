@@ -343,8 +343,37 @@ def a_due_time_is_left_out(events: list[Event], random: Random) -> list[Event]:
     )
 
 
+def a_dependency_is_not_waited_for(events: list[Event], random: Random) -> list[Event]:
+    seen = _running(events, random)
+    other = Seen(at=seen.at - 1e-7, wall=0, row=seen.row._replace(task_id=999, status="processing", sequence_key=None))
+    return swap(events, seen, other, replace(seen, row=seen.row._replace(depends_on=(999,))))
+
+
+def a_failed_dependency_is_good_enough(events: list[Event], random: Random) -> list[Event]:
+    seen = _running(events, random)
+    other = Seen(at=seen.at - 1e-7, wall=0, row=seen.row._replace(task_id=999, status="failed", sequence_key=None))
+    return swap(events, seen, other, replace(seen, row=seen.row._replace(depends_on=(999,), depends_ended=False)))
+
+
+def cancelled_for_a_dependency_that_completed(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    row = kept.row._replace(status="cancelled", last_error="Not run: task 1, which it depends on, failed")
+    return swap(events, kept, replace(kept, row=row))
+
+
+def not_cancelled_for_a_dependency_that_failed(events: list[Event], random: Random) -> list[Event]:
+    kept = _kept(events, random)
+    return swap(events, kept, replace(kept, row=kept.row._replace(depends_on=(998,))))
+
+
 LIMITS = (more_of_a_tenant_run, more_of_a_key_run, more_begin_in_a_period)
-ORDER = (a_sequence_is_overtaken,)
+ORDER = (
+    a_sequence_is_overtaken,
+    a_dependency_is_not_waited_for,
+    a_failed_dependency_is_good_enough,
+    cancelled_for_a_dependency_that_completed,
+    not_cancelled_for_a_dependency_that_failed,
+)
 SCHEDULES = (a_due_time_is_fired_twice, a_due_time_is_left_out)
 LAW_1 = (
     terminal_record_changes,

@@ -19,9 +19,11 @@ DEADLINE = 5
 
 ROWS = """
 SELECT id, idempotency_key, status, attempt, released, worker_id, output, finished::text, last_error,
-       status = 'pending' AND run_at IS NULL AND tenant IS NULL AND sequence_key IS NULL AND concurrency_key IS NULL,
+       status = 'pending' AND run_at IS NULL AND tenant IS NULL
+           AND sequence_key IS NULL AND concurrency_key IS NULL AND depends_on IS NULL,
        tenant, sequence_key, concurrency_key,
-       extract(epoch FROM started AT TIME ZONE 'utc')::float8, extract(epoch FROM due_at)::float8
+       extract(epoch FROM started AT TIME ZONE 'utc')::float8, extract(epoch FROM due_at)::float8,
+       coalesce(depends_on, ARRAY[]::int8[]), depends_ended
 FROM tasks
 """
 PAYLOADS = "SELECT id, payload::text FROM tasks"
@@ -56,13 +58,13 @@ class Observer:
                 rows = await self._ask(ROWS)
             except psycopg.Error:
                 return
-            self._compare(began, [Row(*row) for row in rows])
+            self._compare(began, [_row(row) for row in rows])
 
     async def look_at_the_end(self) -> None:
         """Write down the whole record. Raises psycopg.Error."""
         payloads = dict(await self._ask(PAYLOADS))
         for values in await self._ask(ROWS):
-            row = Row(*values)
+            row = _row(values)
             self._record(Kept(row=row, payload=json.dumps(json.loads(payloads[row.task_id]))))
         ((completed, failed, cancelled),) = await self._ask(COUNTED)
         self._record(Counted(completed=completed or 0, failed=failed or 0, cancelled=cancelled or 0))
@@ -98,3 +100,8 @@ class Observer:
         except psycopg.Error:
             self.close()
             raise
+
+
+def _row(values: tuple[Any, ...]) -> Row:
+    row = Row(*values)
+    return row._replace(depends_on=tuple(row.depends_on))

@@ -24,17 +24,13 @@ PAUSE = 0.2
 
 
 def invent(plan: Plan) -> list[NewTask]:
-    """Tasks that take a moment each; a few fail once, and fewer fail for good. Some have limits and keys."""
+    """Tasks that take a moment each; a few fail once, and fewer fail for good."""
     return [
-        bound(
-            plan,
-            number,
-            NewTask(
-                name=f"chaos {number}",
-                code=f"{random.uniform(*plan.script):.2f}",
-                payload=json.dumps({"fails": random.choices([0, 1, 100], [90, 7, 3])[0], "number": number}),
-                idempotency_key=f"task-{number}",
-            ),
+        NewTask(
+            name=f"chaos {number}",
+            code=f"{random.uniform(*plan.script):.2f}",
+            payload=json.dumps({"fails": random.choices([0, 1, 100], [90, 7, 3])[0], "number": number}),
+            idempotency_key=f"task-{number}",
         )
         for number in range(plan.tasks)
     ]
@@ -45,14 +41,17 @@ async def produce(plan: Plan, url: str, record: Recorder) -> None:
     tasks = invent(plan)
     async with open_database(Settings.model_validate({"database_url": url}), pool_size=1) as database:
         started = trio.current_time()
+        before: list[int] = []
         for first in range(0, len(tasks), BATCH):
             await trio.sleep_until(started + plan.submitting * first / plan.tasks)
-            while not await _submit(database, tasks[first : first + BATCH], record):
+            batch = [bound(plan, first + place, task, before) for place, task in enumerate(tasks[first : first + BATCH])]
+            while (ids := await _submit(database, batch, record)) is None:
                 await trio.sleep(PAUSE)
+            before = [task_id for task_id, task in zip(ids, batch, strict=True) if task.tenant is None]
 
 
-async def _submit(database: Database, tasks: list[NewTask], record: Recorder) -> bool:
-    """Whether the database acknowledged the tasks."""
+async def _submit(database: Database, tasks: list[NewTask], record: Recorder) -> list[int] | None:
+    """The ids of the tasks; None unless the database acknowledged them."""
     began = time.monotonic()
     ids: list[int] | None = None
     answer: Literal["acknowledged", "unknown", "refused"] = "acknowledged"
@@ -72,4 +71,4 @@ async def _submit(database: Database, tasks: list[NewTask], record: Recorder) ->
                 task_id=ids[number] if ids else None,
             )
         )
-    return ids is not None
+    return ids

@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import inf
 
 from continuum.model import Status
-from tests.chaos.bounds import beyond_limits, before_others, misfired, out_of_order
+from tests.chaos.bounds import before_others, beyond_limits, misfired, out_of_order
 from tests.chaos.history import Accepted, History, Row
 from tests.chaos.index import Grant, Index, Story
 from tests.chaos.waiting import forgotten_tasks, judged

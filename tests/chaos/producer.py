@@ -44,7 +44,9 @@ async def produce(plan: Plan, url: str, record: Recorder) -> None:
         before: list[int] = []
         for first in range(0, len(tasks), BATCH):
             await trio.sleep_until(started + plan.submitting * first / plan.tasks)
-            batch = [bound(plan, first + place, task, before) for place, task in enumerate(tasks[first : first + BATCH])]
+            batch = [
+                bound(plan, first + place, task, before) for place, task in enumerate(tasks[first : first + BATCH])
+            ]
             while (ids := await _submit(database, batch, record)) is None:
                 await trio.sleep(PAUSE)
             before = [task_id for task_id, task in zip(ids, batch, strict=True) if task.tenant is None]

@@ -32,7 +32,7 @@ async def tell_story(database: Database, task: TaskRecord) -> None:
     print_(Text.assemble((f"task {task.id}", "bold"), f"  {one_line(task.name)}  ", styled(task.status)))
     waits = told(task, await database.waits_for(task.id), await database.workers())
     for name, value in _facts(task, waits):
-        print_(Text.assemble((f"  {name:<12}", "dim"), one_line(value)))
+        print_(Text.assemble((f"  {name:<16}", "dim"), one_line(value)))
     if attempts := list(_attempts(task)):
         print_()
         print_table(
@@ -78,6 +78,8 @@ def _facts(task: TaskRecord, waits: str | None) -> Iterator[tuple[str, str]]:
     for name in ("tenant", "description", "webhook", "sequence_key", "concurrency_key"):
         if value := getattr(task, name):
             yield name.replace("_", " "), str(value)
+    if task.worker_tags:
+        yield "worker tags", ", ".join(task.worker_tags)
     if task.depends_on:
         yield "depends on", _dependencies(task)
     if waits:

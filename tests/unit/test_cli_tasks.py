@@ -136,8 +136,8 @@ def test_a_task_shows_its_story_with_the_place_in_its_code(failed: MemoryDatabas
     printed, hint = run("show", "1")
     assert printed.startswith("task 1  halves  failed\n")
     for line in (
-        "  may have    1 attempt",
-        "  tenant      acme",
+        "  may have        1 attempt",
+        "  tenant          acme",
         '  payload     {"n": 4}',
         "error\n  ZeroDivisionError: division by zero\n  exit code 1\n",
         "code, line 2\n     1  def half(n):\n>    2      return n / 0\n     3  \n     4  \n",
@@ -174,8 +174,8 @@ def test_several_are_tried_again_and_cancelled_at_once(failed: MemoryDatabase) -
         "task 3: cancelled before it ran\ntask 4: cancelled before it ran\n"
         "task 2: had already ended; nothing was changed\n"
     )
-    assert "  a copy of   task 1\n" in run("show", "4")[0]
-    assert "  tried again as task 4\n" in run("show", "1")[0]
+    assert "  a copy of       task 1\n" in run("show", "4")[0]
+    assert "  tried again     as task 4\n" in run("show", "1")[0]
 
 
 def test_code_is_stored_once_listed_shown_and_submitted(database: MemoryDatabase, tmp_path: Path) -> None:

@@ -58,7 +58,25 @@ async def test_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         "a worker to see that it need wait for no other any more"
     )
     await tell_story(database, both)
-    assert "waits for   a worker to see" in capsys.readouterr().out
+    assert "waits for a worker to see" in " ".join(capsys.readouterr().out.split())
+
+
+async def test_what_it_waits_by_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    database = MemoryDatabase()
+    task = await record(
+        database, NewTask(code="hello", sequence_key="of <b>", concurrency_key="shop", worker_tags=("eu", "gpu"))
+    )
+    await tell_story(database, task)
+    shown = capsys.readouterr().out
+    for line in ("sequence key of <b>", "concurrency key shop", "worker tags eu, gpu"):
+        assert line in " ".join(shown.split())
+    shown = await (await client(database).get(f"/ui/tasks/{task.id}")).get_data(as_text=True)
+    for line in (
+        "In order with</dt><dd>of &lt;b&gt;",
+        "Shares places with</dt><dd>shop",
+        "Worker tags</dt><dd>eu, gpu",
+    ):
+        assert line in shown
 
 
 async def test_the_page_of_a_task_says_so_until_it_has_begun() -> None:

@@ -138,7 +138,7 @@ def test_a_task_shows_its_story_with_the_place_in_its_code(failed: MemoryDatabas
     for line in (
         "  may have        1 attempt",
         "  tenant          acme",
-        '  payload     {"n": 4}',
+        '  payload         {"n": 4}',
         "error\n  ZeroDivisionError: division by zero\n  exit code 1\n",
         "code, line 2\n     1  def half(n):\n>    2      return n / 0\n     3  \n     4  \n",
         "stdout\n  begun\n",

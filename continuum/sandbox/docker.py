@@ -76,6 +76,8 @@ class DockerBackend:
         self._settings = settings
         self._owner = Owner.current(settings, worker_id)
         self._connected: Engine | None = None
+        self._answered = False
+        """Whether the daemon ever did: else there is nothing of this worker's."""
         self._prepared: _Prepared | None = None
         self._restricted = False
         """Whether a sandbox of this worker has ever had its network, with verified rules: then a failure to have it is not how
@@ -120,6 +122,7 @@ class DockerBackend:
                 await self._engine.ping()
         except trio.TooSlowError:
             raise EngineError(f"the Docker daemon did not answer within {CHECK_DEADLINE:g} s") from None
+        self._answered = True
 
     async def prepare(self) -> None:
         await self.check()
@@ -261,16 +264,19 @@ class DockerBackend:
     async def aclose(self) -> None:
         """Remove what a daemon kept that was down when it was told to remove it, and disconnect. Takes `CHECK_DEADLINE` and the
         engine's REMOVE_DEADLINE at most."""
-        if self._connected is None:
-            return
-        with trio.CancelScope(shield=True):
-            try:
-                listed = await self._containers(CHECK_DEADLINE)
-            except EngineError as error:
-                log.warning("containers may be left; the next worker on this host removes them", error=str(error))
-            else:
-                await self._remove(one for one in listed if one["Labels"][WORKER_LABEL] == self._owner.worker)
-        self._connected.close()
+        if self._answered:
+            with trio.CancelScope(shield=True):
+                await self._remove_all()
+        if self._connected is not None:
+            self._connected.close()
+
+    async def _remove_all(self) -> None:
+        try:
+            listed = await self._containers(CHECK_DEADLINE)
+        except EngineError as error:
+            log.warning("containers may be left; the next worker on this host removes them", error=str(error))
+        else:
+            await self._remove(one for one in listed if one["Labels"][WORKER_LABEL] == self._owner.worker)
 
     async def _containers(self, deadline: float = CALL_DEADLINE) -> list[dict[str, Any]]:
         """The containers of all workers."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import docker
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -222,7 +223,9 @@ async def test_without_a_daemon_everything_is_unavailable_with_what_to_do(
                 await attempt()
         with pytest.raises(BackendUnavailable, match="DOCKER_HOST"):
             await backend.sweep(set())
-        await backend.aclose()
+        with structlog.testing.capture_logs() as logs:
+            await backend.aclose()
+        assert not logs, "nothing can be left"
 
 
 async def test_a_daemon_that_hangs_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
+import trio
 
 from continuum.config import Settings
 from continuum.db import open_database
@@ -29,6 +30,11 @@ async def open_url(url: str, **settings: object) -> AsyncIterator[Database]:
     """The adapter for one database."""
     async with open_database(Settings.model_validate({"database_url": url} | settings)) as database:
         yield database
+
+
+async def _migrate(url: str) -> None:
+    async with open_url(url) as database:
+        await database.migrate()
 
 
 @pytest.fixture(scope="session")
@@ -52,16 +58,16 @@ def shared_cockroach() -> Iterator[CockroachServer]:
 
 
 @pytest.fixture
-def empty_postgres(shared_postgres: PostgresServer) -> str:
+def empty_postgres(shared_postgres: PostgresServer) -> Iterator[str]:
     """The URL of an empty database."""
-    return create_database(shared_postgres)
+    with shared_postgres.database(migrated=False) as url:
+        yield url
 
 
-def create_database(server: PostgresServer | CockroachServer) -> str:
+def create_database(server: CockroachServer) -> str:
     """The URL of a new, empty database."""
     name = f"test_{next(_numbers)}"
-    maintenance = "postgres" if isinstance(server, PostgresServer) else "defaultdb"
-    with psycopg.connect(server.url_of(maintenance), autocommit=True) as connection:
+    with psycopg.connect(server.url_of("defaultdb"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
     return server.url_of(name)
 
@@ -83,11 +89,19 @@ async def server() -> AsyncIterator[PostgresServer]:
 
 
 @pytest.fixture(params=["memory", "postgres", "cockroach"])
-def queue_url(request: pytest.FixtureRequest) -> str:
-    """Where the test's queue is; empty for the one in memory."""
-    if request.param == "memory":
-        return ""
-    return create_database(request.getfixturevalue(f"shared_{request.param}"))
+def queue_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the test's queue is, migrated and with nothing in it; empty for the one in memory."""
+    match request.param:
+        case "memory":
+            yield ""
+        case "postgres":
+            server: PostgresServer = request.getfixturevalue("shared_postgres")
+            with server.database(migrated=True) as url:
+                yield url
+        case _:
+            url = create_database(request.getfixturevalue("shared_cockroach"))
+            trio.run(_migrate, url)
+            yield url
 
 
 @pytest.fixture
@@ -105,5 +119,4 @@ async def database(queue_url: str) -> AsyncIterator[Database]:
         yield MemoryDatabase()
         return
     async with open_url(queue_url) as opened:
-        await opened.migrate()
         yield opened

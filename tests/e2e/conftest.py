@@ -1,26 +1,14 @@
-"""A whole installation for each test: its own PostgreSQL, and workers as processes."""
+"""A whole installation for each test: its own database, and workers as processes."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Iterator
 
-import psycopg
 import pytest
-import trio
 
-from continuum.config import Settings
-from continuum.db import open_database
 from tests.support.docker import require_docker
 from tests.support.installation import Installation, installation
-from tests.support.postgres import PostgresServer, one_server, require_postgres
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def _services() -> None:
-    require_postgres()
+from tests.support.postgres import SCHEMA, PostgresServer, one_server, require_postgres, start_postgres
 
 
 @pytest.fixture(scope="session")
@@ -31,31 +19,34 @@ def shared_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def empty_url(shared_server: PostgresServer) -> str:
+def empty_url(shared_server: PostgresServer) -> Iterator[str]:
     """The URL of an empty database."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(shared_server.url_of("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return shared_server.url_of(name)
+    with shared_server.database(migrated=False) as url:
+        yield url
 
 
 @pytest.fixture
-def url(empty_url: str) -> str:
+def url(shared_server: PostgresServer) -> Iterator[str]:
     """The URL of a queue: a migrated, empty database."""
-
-    async def migrate() -> None:
-        async with open_database(Settings.model_validate({"database_url": empty_url})) as database:
-            await database.migrate()
-
-    trio.run(migrate)
-    return empty_url
+    with shared_server.database(migrated=True) as url:
+        yield url
 
 
 @pytest.fixture
-async def light(_services: None) -> AsyncIterator[Installation]:
+async def light(shared_server: PostgresServer, url: str) -> AsyncIterator[Installation]:
     """With bubblewrap: quick to start, where the kind of sandbox does not matter."""
-    async with installation("bubblewrap") as made:
+    async with installation("bubblewrap", shared_server, url) as made:
         yield made
+
+
+@pytest.fixture
+async def breakable() -> AsyncIterator[Installation]:
+    """With bubblewrap, on a server of its own, to break or to set up in another way."""
+    require_postgres()
+    async with start_postgres() as server:
+        server.execute(SCHEMA.read_text(), "continuum")
+        async with installation("bubblewrap", server, server.url) as made:
+            yield made
 
 
 @pytest.fixture
@@ -64,7 +55,7 @@ def _docker() -> None:
 
 
 @pytest.fixture
-async def full(_services: None, _docker: None) -> AsyncIterator[Installation]:
+async def full(_docker: None, shared_server: PostgresServer, url: str) -> AsyncIterator[Installation]:
     """With Docker, as in production."""
-    async with installation("docker") as made:
+    async with installation("docker", shared_server, url) as made:
         yield made

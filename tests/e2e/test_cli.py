@@ -45,7 +45,7 @@ async def test_a_task_can_be_submitted_waited_for_read_and_cancelled(light: Inst
     script = tmp_path / "script.py"
     script.write_text("import json, sys\nprint('hello', json.loads(payload)['who'])\nprint('oops', file=sys.stderr)\n")
     (tmp_path / "payload.json").write_text('{"who": "file"}')
-    database = {"DATABASE_URL": light.server.url}
+    database = {"DATABASE_URL": light.url}
     async with start_worker(light.environment):
         output, errors = await run(
             "submit", "script.py", "--payload", '{"who": "you"}', "--wait", folder=tmp_path, environment=database
@@ -69,7 +69,7 @@ async def test_a_task_can_be_submitted_waited_for_read_and_cancelled(light: Inst
 
 
 async def test_waiting_ends_when_its_time_is_over(light: Installation, tmp_path: Path) -> None:
-    database = {"DATABASE_URL": light.server.url}
+    database = {"DATABASE_URL": light.url}
     (tmp_path / "script.py").write_text("print(1)")
     errors = (
         await run("submit", "script.py", "--wait", "--timeout", "0.3", folder=tmp_path, code=6, environment=database)
@@ -79,7 +79,7 @@ async def test_waiting_ends_when_its_time_is_over(light: Installation, tmp_path:
 
 
 async def test_what_a_script_requires_is_submitted_with_it(light: Installation, tmp_path: Path) -> None:
-    database = {"DATABASE_URL": light.server.url}
+    database = {"DATABASE_URL": light.url}
     (tmp_path / "script.py").write_text("# /// script\n# dependencies = ['Six==1.16.0']\n# ///\nimport six\n")
     (tmp_path / "pinned.txt").write_text("six==1.17.0 \\\n    --hash=sha256:" + "a" * 64 + "\n")
     (tmp_path / "loose.txt").write_text("six==1.17.0\nattrs>=25\n")
@@ -94,9 +94,7 @@ async def test_what_a_script_requires_is_submitted_with_it(light: Installation, 
 
 async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) -> None:
     output = (
-        await run(
-            "doctor", "--json", folder=tmp_path, environment={"DATABASE_URL": light.server.url, "SANDBOX": "bubblewrap"}
-        )
+        await run("doctor", "--json", folder=tmp_path, environment={"DATABASE_URL": light.url, "SANDBOX": "bubblewrap"})
     )[0]
     findings = json.loads(output)
     assert all(finding["well"] for finding in findings)
@@ -113,7 +111,7 @@ async def test_doctor_says_what_is_there(light: Installation, tmp_path: Path) ->
 
 async def test_doctor_tries_the_screening_where_there_is_one(light: Installation, tmp_path: Path) -> None:
     require("bandit", importlib.util.find_spec("bandit") is not None, "the extra `screening` is not installed")
-    settings = {"DATABASE_URL": light.server.url, "SANDBOX": "bubblewrap", "CODE_POLICY": "reject"}
+    settings = {"DATABASE_URL": light.url, "SANDBOX": "bubblewrap", "CODE_POLICY": "reject"}
     output = (await run("doctor", folder=tmp_path, environment=settings))[0]
     assert (
         "ok    screening: CODE_POLICY=reject: bandit works, findings of severity high and confidence low or more"
@@ -157,7 +155,7 @@ async def test_every_error_is_a_clear_line_and_an_exit_code(
         async with start_worker(light.environment | environment, ready=False) as worker:
             await worker.until_said("no sandbox can be started")
         return
-    settings = {"DATABASE_URL": light.server.url} | environment
+    settings = {"DATABASE_URL": light.url} | environment
     written = "".join(await run(*arguments, folder=tmp_path, code=code, stdin="print(1)", environment=settings))
     assert says in written
     assert "Traceback" not in written

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import trio
 
-from continuum.config import Settings
-from continuum.db import open_database
 from docs.generators.tables import ONLY_COCKROACH, tables
 from tests.support.documents import ROOT, blocks_of, pages
 from tests.support.postgres import PostgresServer, free_port
@@ -41,18 +38,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def queue(shared_server: PostgresServer) -> str:
+def queue(shared_server: PostgresServer) -> Iterator[str]:
     """The URL of the database that all pages share."""
-    with psycopg.connect(shared_server.url_of("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE documentation")
-    url = shared_server.url_of("documentation")
-
-    async def migrate() -> None:
-        async with open_database(Settings.model_validate({"database_url": url})) as database:
-            await database.migrate()
-
-    trio.run(migrate)
-    return url
+    with shared_server.database(migrated=True) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ async def test_a_living_worker_runs_it_instead(light: Installation, tmp_path: Pa
     (tmp_path / "who.py").write_text("print('hello')\n")
     async with start_worker(light.environment):
         with trio.fail_after(DEADLINE):
-            database = {"DATABASE_URL": light.server.url}
+            database = {"DATABASE_URL": light.url}
             ended = await trio.to_thread.run_sync(lambda: run(tmp_path, "run", "who.py", **database))
     assert ended == (0, "hello\n", "")
     assert not (tmp_path / ".continuum").exists()

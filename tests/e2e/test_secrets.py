@@ -43,18 +43,18 @@ PATHS = ("/status", "/global-status", "/readyz", "/healthz", "/metrics", "/", "/
 
 
 @pytest.fixture
-async def guarded(light: Installation) -> Installation:
+async def guarded(breakable: Installation) -> Installation:
     """An installation whose workers log in with a password."""
-    hba = light.server.data / "pg_hba.conf"
+    hba = breakable.server.data / "pg_hba.conf"
     hba.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + hba.read_text())
 
     def make_user() -> None:
-        with psycopg.connect(light.server.url, autocommit=True) as connection:
+        with psycopg.connect(breakable.url, autocommit=True) as connection:
             connection.execute(f"CREATE USER guarded SUPERUSER PASSWORD '{PASSWORD}'".encode())
             connection.execute("SELECT pg_reload_conf()")
 
     await trio.to_thread.run_sync(make_user)
-    return light
+    return breakable
 
 
 def url_of(port: int, password: str) -> str:
@@ -161,7 +161,7 @@ async def test_a_worker_that_ends_unexpectedly_shows_nothing_of_what_it_held(gua
     """The server's own words for what it refuses quote the whole row."""
 
     def refuse() -> None:
-        with psycopg.connect(guarded.server.url, autocommit=True) as connection:
+        with psycopg.connect(guarded.url, autocommit=True) as connection:
             connection.execute("ALTER TABLE tasks ADD CONSTRAINT no_canary CHECK (output NOT LIKE '%canary%')")
 
     await trio.to_thread.run_sync(refuse)

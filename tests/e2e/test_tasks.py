@@ -122,7 +122,7 @@ async def test_an_output_of_100_megabytes_is_cut_with_a_mark(light: Installation
 
 async def test_a_row_that_names_no_code_fails_at_once_and_says_so(light: Installation) -> None:
     def insert() -> int:
-        with psycopg.connect(light.server.url, autocommit=True) as connection:
+        with psycopg.connect(light.url, autocommit=True) as connection:
             found = connection.execute("INSERT INTO tasks (name) VALUES ('no code') RETURNING id").fetchone()
             assert found is not None
             return int(found[0])
@@ -137,7 +137,7 @@ async def test_a_code_that_does_not_exist_fails_at_once_and_says_so(light: Insta
     missing = "00000000-0000-0000-0000-00000000dead"
 
     def insert() -> int:
-        with psycopg.connect(light.server.url, autocommit=True) as connection:
+        with psycopg.connect(light.url, autocommit=True) as connection:
             connection.execute("ALTER TABLE tasks DROP CONSTRAINT tasks_code_fkey")
             found = connection.execute(
                 "INSERT INTO tasks (name, code) VALUES ('n', %s) RETURNING id", [missing]
@@ -153,7 +153,7 @@ async def test_a_code_that_does_not_exist_fails_at_once_and_says_so(light: Insta
 
 async def test_a_row_with_an_unknown_status_is_left_alone(light: Installation) -> None:
     def insert() -> None:
-        with psycopg.connect(light.server.url, autocommit=True) as connection:
+        with psycopg.connect(light.url, autocommit=True) as connection:
             connection.execute("ALTER TABLE tasks DROP CONSTRAINT tasks_status_known")
             connection.execute("INSERT INTO tasks (name, status) VALUES ('strange', 'not_started')")
 
@@ -167,7 +167,7 @@ async def test_a_row_with_an_unknown_status_is_left_alone(light: Installation) -
 
 async def test_plain_sql_as_for_the_first_version_is_all_a_producer_needs(light: Installation) -> None:
     def insert() -> list[int]:
-        with psycopg.connect(light.server.url, autocommit=True) as connection:
+        with psycopg.connect(light.url, autocommit=True) as connection:
             code = connection.execute(
                 "INSERT INTO codes (code) VALUES ('import json, sys; print(json.load(open(sys.argv[1]))[\"n\"])') RETURNING id"
             ).fetchone()

@@ -97,7 +97,7 @@ async def delivered(light: Installation, task_id: int, seconds: float = 30) -> i
     """Wait until nothing is due for a task any more; how many tries it took."""
 
     def look() -> tuple[object, int]:
-        with psycopg.connect(light.server.url) as connection:
+        with psycopg.connect(light.url) as connection:
             found = connection.execute(
                 "SELECT webhook_due, webhook_tries FROM tasks WHERE id = %s", [task_id]
             ).fetchone()
@@ -145,7 +145,7 @@ async def test_what_a_killed_worker_did_not_deliver_another_does(light: Installa
             killed.process.kill()
             await killed.wait()
         # Its lease would end by itself, in a minute.
-        with psycopg.connect(light.server.url) as connection:
+        with psycopg.connect(light.url) as connection:
             connection.execute("UPDATE tasks SET webhook_due = now() WHERE webhook_due IS NOT NULL")
         async with start_worker(environment):
             await receiving.said(f"asked task_{task_id}_1 task_{task_id}_1")

@@ -15,15 +15,16 @@ from continuum.config import Settings
 from continuum.db import open_database
 from continuum.db.protocol import Database
 from continuum.sandbox.docker_owner import DATABASE_LABEL, WORKER_LABEL, Owner
-from tests.support.postgres import PostgresServer, start_postgres
+from tests.support.postgres import PostgresServer
 from tests.support.proxy import FaultProxy, fault_proxy
 
 
 @dataclass
 class Installation:
-    """What a test needs of it: `database` for producing and reading, `environment` for its workers."""
+    """What a test needs of it: `database`, the queue at `url`, for producing and reading, `environment` for its workers."""
 
     server: PostgresServer
+    url: str
     database: Database
     environment: dict[str, str]
     sandbox: str
@@ -32,7 +33,10 @@ class Installation:
     async def proxied(self) -> AsyncIterator[tuple[FaultProxy, dict[str, str]]]:
         """A fault proxy in front of the server, and the variables of a worker that goes through it."""
         async with fault_proxy(self.server.port) as proxy:
-            yield proxy, self.environment | {"DATABASE_URL": _url(proxy.port)}
+            yield (
+                proxy,
+                self.environment | {"DATABASE_URL": self.url.replace(f":{self.server.port}/", f":{proxy.port}/")},
+            )
 
     async def sandboxes(self) -> list[str]:
         """With Docker, the owner of each container of this installation's workers, running or not; with bubblewrap, every
@@ -83,16 +87,8 @@ def _descends_from_python(pid: str) -> bool:
     return False
 
 
-def _url(port: int) -> str:
-    return f"postgresql://continuum@127.0.0.1:{port}/continuum"
-
-
 @asynccontextmanager
-async def installation(sandbox: str) -> AsyncIterator[Installation]:
-    """A migrated PostgreSQL, removed when the block ends. sandbox: `docker` or `bubblewrap`."""
-    async with start_postgres() as server:
-        settings = Settings.model_validate({"database_url": _url(server.port)})
-        async with open_database(settings) as database:
-            await database.migrate()
-            environment = {"DATABASE_URL": _url(server.port), "SANDBOX": sandbox, "EGRESS": "none"}
-            yield Installation(server, database, environment, sandbox)
+async def installation(sandbox: str, server: PostgresServer, url: str) -> AsyncIterator[Installation]:
+    """An installation on an empty queue. sandbox: `docker` or `bubblewrap`. url: of the queue, on `server`."""
+    async with open_database(Settings.model_validate({"database_url": url})) as database:
+        yield Installation(server, url, database, {"DATABASE_URL": url, "SANDBOX": sandbox, "EGRESS": "none"}, sandbox)

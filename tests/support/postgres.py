@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -12,16 +13,23 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
+import psycopg
 import trio
 
 from tests.conftest import require
 
 DEADLINE = 60.0
+_numbers = itertools.count(1)
 SYSTEM_USER = "nobody"
 """PostgreSQL refuses to run as root; the server of a test run by root belongs to this user."""
+ROOM = 4 * 1024**3
+"""Bytes that servers do not fill by far."""
+SCHEMA = Path(__file__).resolve().parents[2] / "sql/postgres.sql"
+_SETTINGS = ("max_connections = 200", "log_min_messages = warning", "fsync = off")
+"""No test pulls the plug of the machine: what a server wrote is there after any end of its processes."""
 
 
 def find_binaries() -> Path | None:
@@ -68,6 +76,30 @@ class PostgresServer:
     def url_of(self, database: str) -> str:
         return f"postgresql://continuum@127.0.0.1:{self.port}/{database}"
 
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.url_of(database), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    @cached_property
+    def migrated(self) -> str:
+        """The name of a database that holds an empty queue and is there to be copied: to migrate takes longer."""
+        self.execute("CREATE DATABASE migrated")
+        self.execute(SCHEMA.read_text(), "migrated")
+        return "migrated"
+
+    @contextmanager
+    def database(self, *, migrated: bool) -> Iterator[str]:
+        """The URL of a new database of this server, which is gone when the block ends.
+
+        migrated: whether it is an empty queue, or just empty.
+        """
+        name = f"test_{next(_numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self.migrated if migrated else 'template1'}")
+        try:
+            yield self.url_of(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
     async def start(self) -> None:
         await self._control("start", "-o", f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1")
 
@@ -107,6 +139,12 @@ async def _run(command: list[str | Path]) -> None:
         raise RuntimeError(f"{command[0]} failed: {result.stdout.decode()} {result.stderr.decode()}")
 
 
+def _place() -> str:
+    """Where servers have their data: in memory where there is room. A new database is hundreds of files."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > ROOM else "/tmp"
+
+
 async def create_server(*options: str) -> PostgresServer:
     """A running server with an empty database `continuum`; `remove_server` it.
 
@@ -114,7 +152,7 @@ async def create_server(*options: str) -> PostgresServer:
     """
     binaries = find_binaries()
     assert binaries is not None, "no PostgreSQL binaries: install Debian's postgresql or the extra `embedded`"
-    base = Path(tempfile.mkdtemp(prefix="ctm-pg-", dir="/tmp"))
+    base = Path(tempfile.mkdtemp(prefix="ctm-pg-", dir=_place()))
     data = base / "data"
     data.mkdir()
     if os.geteuid() == 0:
@@ -125,7 +163,7 @@ async def create_server(*options: str) -> PostgresServer:
     try:
         await _run([binaries / "initdb", "-D", data, "-A", "trust", "-U", "continuum", "--encoding=UTF8", "-N"])
         with (data / "postgresql.conf").open("a") as configuration:
-            configuration.write("\n".join(["max_connections = 200", "log_min_messages = warning", *options, ""]))
+            configuration.write("\n".join([*_SETTINGS, *options, ""]))
         await server.start()
         await _run([binaries / "createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", "continuum", "continuum"])
     except BaseException:
@@ -157,6 +195,6 @@ async def start_postgres(*options: str) -> AsyncIterator[PostgresServer]:
 def one_server() -> Iterator[PostgresServer]:
     """One server for all tests that only need a database of their own."""
     require_postgres()
-    server = trio.run(create_server, "fsync = off")
+    server = trio.run(create_server)
     yield server
     trio.run(remove_server, server)

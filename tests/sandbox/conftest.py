@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import trio
 
 from continuum.model import Ending, Outcome, RunRequest
 from continuum.sandbox import docker_network
 from continuum.sandbox.bubblewrap import BubblewrapBackend
+from continuum.sandbox.docker import DockerBackend
 from continuum.sandbox.protocol import BackendUnavailable, Sandbox, SandboxLost
 from tests.conftest import require
 from tests.support import docker as lab
@@ -30,8 +32,9 @@ whatever_the_kernel = pytest.mark.parametrize("backend_name", ["bubblewrap", "do
 class Laboratory:
     """A sandbox of one backend, and how to run scripts in it. backend: `runsc` is Docker's with gVisor."""
 
-    def __init__(self, backend: str, sandbox: Sandbox) -> None:
+    def __init__(self, backend: str, sandbox: Sandbox, made_by: DockerBackend | None = None) -> None:
         self.backend = backend
+        self._made_by = made_by
         self.sandbox = sandbox
         self.memory_mb = MEMORY_MB[backend]
 
@@ -57,9 +60,15 @@ class Laboratory:
         except SandboxLost as lost:
             return unless_gvisor_died and self.backend == "runsc" and not lost.started
 
+    async def aclose(self) -> None:
+        """Remove the sandbox, and see that nothing of it is left."""
+        await self.sandbox.aclose()
+        if self._made_by is not None:
+            await lab.none_left(self._made_by._owner.worker)
+            await self._made_by.aclose()
 
-@asynccontextmanager
-async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]:
+
+async def start_laboratory(name: str, **values: Any) -> Laboratory:
     """A started sandbox of a backend, small, so that scripts reach its limits soon."""
     small = {
         "container_memory_mb": MEMORY_MB[name],
@@ -68,28 +77,56 @@ async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]
         "container_cpu_limit": 2.0,
         **values,
     }
-    if name in ("docker", "runsc"):
-        lab.require_docker()
-        if name == "runsc":
-            lab.require_gvisor()
-            small["container_runtime"] = name
-        async with lab.open_backend(**small) as docker:
-            container = await docker.start()
-            try:
-                yield Laboratory(name, container)
-            finally:
-                await container.aclose()
-        return
-    bubblewrap = BubblewrapBackend(lab.settings(**small), lab.new_worker())
+    if name == "bubblewrap":
+        try:
+            return Laboratory(name, await BubblewrapBackend(lab.settings(**small), lab.new_worker()).start())
+        except BackendUnavailable as error:
+            require("bubblewrap", False, str(error))
+            raise
+    lab.require_docker()
+    if name == "runsc":
+        lab.require_gvisor()
+        small["container_runtime"] = name
+    backend = DockerBackend(lab.settings(**small), lab.new_worker())
+    await backend.prepare()
+    return Laboratory(name, await backend.start(), backend)
+
+
+@asynccontextmanager
+async def open_laboratory(name: str, **values: Any) -> AsyncIterator[Laboratory]:
+    """As `start_laboratory`, for the length of the block."""
+    laboratory = await start_laboratory(name, **values)
     try:
-        sandbox = await bubblewrap.start()
-    except BackendUnavailable as error:
-        require("bubblewrap", False, str(error))
-        raise
-    try:
-        yield Laboratory(name, sandbox)
+        yield laboratory
     finally:
-        await sandbox.aclose()
+        await laboratory.aclose()
+
+
+class Kept:
+    """Sandboxes that tests use one after another, as tasks do: to start one takes longer than most tests."""
+
+    def __init__(self) -> None:
+        self._laboratories: dict[str, Laboratory] = {}
+
+    async def take(self, name: str) -> Laboratory:
+        """What the test before has left behind, or a new one where that is of no use any more."""
+        laboratory = self._laboratories.pop(name, None)
+        if laboratory is not None and not await laboratory.usable():
+            await laboratory.aclose()
+            laboratory = None
+        return self._laboratories.setdefault(name, laboratory or await start_laboratory(name))
+
+    async def aclose(self) -> None:
+        for laboratory in self._laboratories.values():
+            await laboratory.aclose()
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Kept]:
+    """Sandboxes of one kind for all tests of a module."""
+    kept = Kept()
+    yield kept
+    trio.run(kept.aclose)
 
 
 @pytest.fixture(params=["bubblewrap", "docker", "runsc"])
@@ -98,9 +135,8 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def laboratory(backend_name: str) -> AsyncIterator[Laboratory]:
-    async with open_laboratory(backend_name) as laboratory:
-        yield laboratory
+async def laboratory(backend_name: str, kept: Kept) -> Laboratory:
+    return await kept.take(backend_name)
 
 
 @pytest.fixture(scope="module")

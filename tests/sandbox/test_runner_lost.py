@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -25,10 +25,17 @@ from continuum.model import RunRequest, Stream
 from continuum.sandbox.bubblewrap import BubblewrapBackend, BubblewrapSandbox
 from continuum.sandbox.channel import BOOTSTRAP, RunnerConfig
 from continuum.sandbox.protocol import SandboxLost
-from tests.sandbox.conftest import Laboratory
+from tests.sandbox.conftest import Laboratory, open_laboratory
 from tests.support import docker as lab
 
 SLEEP = RunRequest(1, 1, "import time; print('on'); time.sleep(60)", "null", 60.0, 1000)
+
+
+@pytest.fixture
+async def laboratory(backend_name: str) -> AsyncIterator[Laboratory]:
+    """A sandbox that nothing ran in before."""
+    async with open_laboratory(backend_name) as laboratory:
+        yield laboratory
 
 
 def kill_from_outside(laboratory: Laboratory) -> None:

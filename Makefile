@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 # Trust what the system trusts: networks with a proxy of their own have their own certificates.
 export UV_SYSTEM_CERTS := 1
+# Compiled once: without bytecode on the disk a worker takes four times the time to start, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
 # `make test PROCESSES=` runs the tests in one process, one after another. In the order of the folders what takes long begins early.
 PROCESSES ?= -n 2 --no-loadscope-reorder
@@ -20,8 +22,15 @@ help: ## List the targets
 demo: venv ## From a fresh clone to a finished run: embedded PostgreSQL, a sandbox, real tasks
 	@$(BIN)/continuum demo
 
-test: venv services lint docs ## Everything: services, lint, types, and all tests
-	$(PYTEST) $(PROCESSES) tests
+# Lint and docs go beside the tests, which wait a lot; what they found is told after them, where nobody overlooks it.
+test: venv services ## Everything: services, lint, types, and all tests
+	@mkdir -p build
+	@$(MAKE) --no-print-directory -k lint docs >build/checks.log 2>&1 & checks=$$!; \
+	trap "kill $$checks 2>/dev/null" INT TERM; \
+	$(PYTEST) $(PROCESSES) tests; tests=$$?; \
+	wait $$checks; checked=$$?; cat build/checks.log; \
+	[ $$checked -eq 0 ] || echo "make lint docs: failed, see above" >&2; \
+	exit $$((tests || checked))
 
 venv: $(VENV)/.complete ## Make .venv from the lock file
 $(VENV)/.complete: pyproject.toml uv.lock | $(UV)

@@ -83,7 +83,7 @@ def queue(base: str, way: str, *, pending: int = 0, finished: int = 0) -> Iterat
         trio.run(migrate, url)
         with psycopg.connect(url, autocommit=True) as connection:
             if way == "one index":
-                connection.execute("DROP INDEX tasks@tasks_claimable")
+                connection.execute("DROP INDEX tasks@tasks_ready")
                 connection.execute(
                     "CREATE INDEX one_index ON tasks (priority, id) WHERE status = 'pending' AND run_at IS NULL"
                 )

@@ -1,21 +1,21 @@
-"""Dependencies: when a task that waits for others may begin, when it never will, and what it is told of them.
+"""Dependencies: when a task that waits for others, or for a batch, may begin, when it never will, and what it is told of them.
 
 A dependency is good once it has completed; with `depends_ended`, once it has ended, however. A task waits until all of them are
 good; with `depends_any`, until one is. Where that cannot come any more, it is cancelled. One that is not there, or is another
-tenant's, has ended, and was not completed.
+tenant's, has ended, and was not completed; and so has a batch without tasks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from continuum.model import TERMINAL, Dependency, Status
+from continuum.model import TERMINAL, BatchProgress, Dependency, Status, Told
 
 MOST_DEPENDENCIES = 1000
-"""Tasks that one may depend on."""
+"""Tasks that one may depend on by their ids, and those of a batch that it is told of."""
 OUTPUTS = 4 * 1024 * 1024
 """Characters of output, of all its dependencies together, that a task is given."""
 
@@ -25,41 +25,55 @@ Verdict = Literal[True] | str | None
 """Of a task that waits: True, it may begin; a text, it never may, and why; None, it must wait."""
 
 
-def judge(others: Mapping[int | None, str | None], *, any_one: bool, ended_enough: bool) -> Verdict:
+class Standing(NamedTuple):
+    """How a batch stands: for each state that some of its tasks are in the id of one of these; of those that failed, were
+    cancelled or refused, the lowest."""
+
+    name: str
+    one_of: Mapping[str, int] = {}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some of its tasks have not ended."""
+        return not TERMINAL.issuperset(self.one_of)
+
+
+def judge(
+    others: Mapping[int | None, str | None], batch: Standing | None = None, *, any_one: bool, ended_enough: bool
+) -> Verdict:
     """Whether a task may begin.
 
-    others: those that it depends on, with their statuses; None for one that is not there. any_one, ended_enough: as
-    `NewTask.depends_any` and `depends_ended`.
+    others: those that it depends on, with their statuses; None for one that is not there. batch: how the batch stands that it
+    depends on, if any. any_one, ended_enough: as `NewTask.depends_any` and `depends_ended`.
     """
-    unfinished = [each for each, status in others.items() if status is not None and status not in TERMINAL]
-    good = [
-        each
-        for each, status in others.items()
-        if status == Status.COMPLETED or (ended_enough and each not in unfinished)
-    ]
-    bad = len(others) - len(good) - len(unfinished)
-    if not others or (good if any_one else not bad and not unfinished):
+    statuses: list[str | None] = [*others.values()]
+    if batch is not None:
+        statuses += [*batch.one_of] or [None]
+    unfinished = [each for each in statuses if each is not None and each not in TERMINAL]
+    good = [each for each in statuses if each == Status.COMPLETED or (ended_enough and each not in unfinished)]
+    bad = len(statuses) - len(good) - len(unfinished)
+    if not statuses or (good if any_one else not bad and not unfinished):
         return True
     if unfinished and (any_one or not bad):
         return None
-    culprit = min((each for each, status in others.items() if status in FAILED and each is not None), default=None)
-    if culprit is not None:
-        return f"Not run: task {culprit}, which it depends on, {_ENDS[others[culprit] or '']}"
+    return f"Not run: {_culprit(others, batch)}"
+
+
+def _culprit(others: Mapping[int | None, str | None], batch: Standing | None) -> str:
+    """What is the matter with those that a task depends on in vain."""
+    failed = min((each for each, status in others.items() if status in FAILED and each is not None), default=None)
+    if failed is not None:
+        return f"task {failed}, which it depends on, {_ENDS[others[failed] or '']}"
+    if batch is not None and (member := min((batch.one_of[each] for each in FAILED & {*batch.one_of}), default=None)):
+        ends = next(_ENDS[status] for status, task_id in batch.one_of.items() if task_id == member)
+        return f"task {member} of the batch {batch.name}, which it depends on, {ends}"
     absent = min((each for each, status in others.items() if status is None and each is not None), default=None)
-    return f"Not run: {'a task' if absent is None else f'task {absent}'}, which it depends on, is not there"
+    if absent is None and None not in others and batch is not None:
+        return f"the batch {batch.name}, which it depends on, has no tasks"
+    return f"{'a task' if absent is None else f'task {absent}'}, which it depends on, is not there"
 
 
 _ENDS = {"failed": "failed", "cancelled": "was cancelled", "malicious": "was refused as malicious"}
-
-
-def is_later(other: int | None, task_id: int, status: str | None) -> bool:
-    """Whether a task waits for one with an id that is not below its own, as one does in each circle."""
-    return other is not None and other >= task_id and status is not None and status not in TERMINAL
-
-
-def circle(later: int) -> str:
-    """Why a task of a circle is cancelled; which of those that it waits for waits for it."""
-    return f"Not run: it depends on task {later}, which waits for this one"
 
 
 def fitting(ids: Iterable[int], sizes: Mapping[int, int]) -> list[int]:
@@ -87,17 +101,24 @@ def told(
     ]
 
 
-def payload_with(payload: str, dependencies: Sequence[Dependency]) -> str:
-    """The payload of a task that depends on others, as its script gets it: with them under `dependencies`, over what the payload
-    has there; one that is no object stands under `payload`.
+def payload_with(payload: str, told: Told) -> str:
+    """The payload of a task that depends on others, as its script gets it: with them under `dependencies`, and how its batch
+    stands under `batch`, over what the payload has there; one that is no object stands under `payload`.
 
     payload: JSON text, which is not read: it may be long. Of two equal keys of an object, readers take the last.
     """
-    told = f'"dependencies": {json.dumps([asdict(each) for each in dependencies])}'
+    added = f'"dependencies": {json.dumps([asdict(each) for each in told.dependencies])}'
+    if told.batch is not None:
+        added += f', "batch": {json.dumps(progress_values(told.batch))}'
     text = payload.strip()
     if text == "null":
-        return f"{{{told}}}"
+        return f"{{{added}}}"
     if not text.startswith("{"):
-        return f'{{"payload": {text}, {told}}}'
+        return f'{{"payload": {text}, {added}}}'
     inside = text[1:-1].strip()
-    return f"{{{inside}, {told}}}" if inside else f"{{{told}}}"
+    return f"{{{inside}, {added}}}" if inside else f"{{{added}}}"
+
+
+def progress_values(batch: BatchProgress) -> dict[str, str | int]:
+    """What is told of a batch, as JSON has it."""
+    return {"name": batch.name, "total": batch.total, **asdict(batch)}

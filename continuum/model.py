@@ -59,6 +59,8 @@ class NewTask:
     depends_on: ids of tasks of the tenant that must have completed before; cancelled once one of them ends otherwise. Its script
     finds them in its payload: see `Dependency`. depends_any: one of them is enough. depends_ended: it is enough that they have
     ended, however.
+    batch: the batch that it belongs to, a name of its tenant's. depends_batch: a batch whose tasks it depends on, all that are in
+    it then, beside those of depends_on; its script finds in its payload how that one ended: see `BatchProgress`.
     """
 
     name: str = ""
@@ -85,11 +87,18 @@ class NewTask:
     depends_on: Sequence[int] = ()
     depends_any: bool = False
     depends_ended: bool = False
+    batch: str | None = None
+    depends_batch: str | None = None
 
     @property
     def gated(self) -> bool:
         """Whether it must be admitted before it can be claimed."""
-        return self.sequence_key is not None or self.concurrency_key is not None or bool(self.depends_on)
+        return _is_gated(self)
+
+
+def _is_gated(task: NewTask | TaskRecord) -> bool:
+    keyed = task.sequence_key is not None or task.concurrency_key is not None
+    return keyed or bool(task.depends_on) or task.depends_batch is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,43 @@ class Dependency:
     exit_code: int | None = None
     output: str | None = field(default=None, repr=False)
     left_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """How a batch stands: how many of its tasks are in each state. One that was tried again by a copy does not count, the copy
+    does. A batch without tasks has not ended."""
+
+    name: str
+    pending: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    malicious: int = 0
+
+    @property
+    def open(self) -> int:
+        """How many of its tasks have not ended."""
+        return self.pending + self.processing
+
+    @property
+    def total(self) -> int:
+        """How many tasks it has."""
+        return self.open + self.completed + self.failed + self.cancelled + self.malicious
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its tasks have ended."""
+        return self.total > 0 and not self.open
+
+
+class Told(NamedTuple):
+    """What a task is told of those that it depends on: of those of `depends_on` in their order, then of those of its batch by
+    their ids, and how that stands."""
+
+    dependencies: list[Dependency]
+    batch: BatchProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,13 +458,13 @@ class TaskRecord:
     depends_on: tuple[int, ...] = ()
     depends_any: bool = False
     depends_ended: bool = False
+    batch: str | None = None
+    depends_batch: str | None = None
 
     @property
     def gated(self) -> bool:
         """Whether it waits for others, and is to be admitted."""
-        return not self.admitted and (
-            self.sequence_key is not None or self.concurrency_key is not None or bool(self.depends_on)
-        )
+        return not self.admitted and _is_gated(self)
 
     @property
     def finished_for_good(self) -> bool:

@@ -193,6 +193,12 @@ CREATE TABLE IF NOT EXISTS tasks (
     depends_any      BOOL NOT NULL DEFAULT false,
     -- Whether it is enough that they have ended, however.
     depends_ended    BOOL NOT NULL DEFAULT false,
+    -- The batch that it belongs to: a name, of its tenant.
+    batch            TEXT,
+    -- A batch of the tenant whose tasks must have completed before, beside those of depends_on.
+    depends_batch    TEXT,
+    -- Whether a copy, made to try it again, counts in its batch in its place.
+    superseded       BOOL NOT NULL DEFAULT false,
     -- Whether a task with a key, or one that depends on others, may be claimed.
     admitted         BOOL NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
@@ -227,18 +233,28 @@ CREATE TABLE IF NOT EXISTS tasks (
         WHERE status = 'pending' AND attempt = 0 AND unique_key IS NOT NULL,
     -- Claiming: short reads of this index find tenants and their next tasks, which are then claimed by their ids. Who submits
     -- counts what is pending by tenant, and from this index alone.
-    INDEX tasks_claimable (worker_tags, ring, tenant, priority, shard, id) WHERE status = 'pending' AND run_at IS NULL
-        AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted),
+    INDEX tasks_ready (worker_tags, ring, tenant, priority, shard, id) WHERE status = 'pending' AND run_at IS NULL
+        AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL OR admitted),
     -- What must be admitted before.
-    INDEX tasks_gated (id) WHERE status = 'pending' AND run_at IS NULL
-        AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted,
+    INDEX tasks_waiting (id) WHERE status = 'pending' AND run_at IS NULL
+        AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+        AND NOT admitted,
     -- What waits in a sequence, and who holds a concurrency key: admission looks at nothing else.
     INDEX tasks_sequence (coalesce(tenant, ''), sequence_key, admitted DESC, id)
         WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing'),
     INDEX tasks_concurrency (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
         WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing'),
     -- Who waits for a task that has ended.
-    INVERTED INDEX tasks_depending (depends_on) WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending'
+    INVERTED INDEX tasks_depending (depends_on) WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending',
+    -- How a batch stands: one task of it in each state is found at once, however many there are.
+    INDEX tasks_batch (coalesce(tenant, ''), batch, status, id) WHERE batch IS NOT NULL AND NOT superseded,
+    -- Which tasks of it wait for others: mostly none does, and then nothing of it can wait for what waits for it.
+    INDEX tasks_batch_waiting (coalesce(tenant, ''), batch, id)
+        WHERE batch IS NOT NULL AND status = 'pending' AND run_at IS NULL AND NOT admitted
+        AND (sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL),
+    -- Who waits for a batch, apart by what is enough for whom.
+    INDEX tasks_depending_batch (coalesce(tenant, ''), depends_batch, depends_any, depends_ended, id)
+        WHERE depends_batch IS NOT NULL AND NOT admitted AND status = 'pending' AND run_at IS NULL
 );
 
 -- What does not fit into TASKS of long outputs, so that claims and heartbeats never read or write it.
@@ -292,20 +308,35 @@ ALTER TABLE tasks ADD COLUMN IF NOT EXISTS output_parts INT4 NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS error_output_parts INT4 NOT NULL DEFAULT 0;
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_of_schedules ON tasks (schedule, due_at) WHERE schedule IS NOT NULL;
 ALTER TABLE tasks ADD COLUMN IF NOT EXISTS ring INT8 NOT VISIBLE AS (crc32ieee(coalesce(tenant, ''))) VIRTUAL;
-CREATE INDEX IF NOT EXISTS tasks_claimable ON tasks (worker_tags, ring, tenant, priority, shard, id)
-    WHERE status = 'pending' AND run_at IS NULL
-    AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
-CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
-    AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
 CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequence_key, admitted DESC, id)
     WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
 CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), concurrency_key, admitted, priority, id)
     WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'processing');
 CREATE INDEX IF NOT EXISTS tasks_depending ON tasks USING GIN (depends_on)
     WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending';
-DROP INDEX IF EXISTS tasks@tasks_claim;
 CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, finished) WHERE finished IS NOT NULL;
 DROP INDEX IF EXISTS tasks@tasks_finished;
+
+-- What version 6 has more than version 5.
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS batch TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS depends_batch TEXT;
+ALTER TABLE tasks ADD COLUMN IF NOT EXISTS superseded BOOL NOT NULL DEFAULT false;
+CREATE INDEX IF NOT EXISTS tasks_ready ON tasks (worker_tags, ring, tenant, priority, shard, id)
+    WHERE status = 'pending' AND run_at IS NULL
+    AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL OR admitted);
+CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (id) WHERE status = 'pending' AND run_at IS NULL
+    AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+    AND NOT admitted;
+DROP INDEX IF EXISTS tasks@tasks_claim;
+DROP INDEX IF EXISTS tasks@tasks_claimable;
+DROP INDEX IF EXISTS tasks@tasks_gated;
+CREATE INDEX IF NOT EXISTS tasks_batch ON tasks (coalesce(tenant, ''), batch, status, id)
+    WHERE batch IS NOT NULL AND NOT superseded;
+CREATE INDEX IF NOT EXISTS tasks_batch_waiting ON tasks (coalesce(tenant, ''), batch, id)
+    WHERE batch IS NOT NULL AND status = 'pending' AND run_at IS NULL AND NOT admitted
+    AND (sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL);
+CREATE INDEX IF NOT EXISTS tasks_depending_batch ON tasks (coalesce(tenant, ''), depends_batch, depends_any, depends_ended, id)
+    WHERE depends_batch IS NOT NULL AND NOT admitted AND status = 'pending' AND run_at IS NULL;
 
 -- Each task's outputs from their beginnings to their ends.
 CREATE VIEW IF NOT EXISTS whole_outputs AS
@@ -337,4 +368,4 @@ ALTER TABLE schedules CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE tasks CONFIGURE ZONE USING gc.ttlseconds = 60;
 ALTER TABLE task_outputs CONFIGURE ZONE USING gc.ttlseconds = 60;
 
-INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (6) ON CONFLICT (version) DO NOTHING;

@@ -102,6 +102,12 @@ ALTER TABLE tasks
     ADD COLUMN IF NOT EXISTS depends_any      BOOLEAN NOT NULL DEFAULT false,
     -- Whether it is enough that they have ended, however.
     ADD COLUMN IF NOT EXISTS depends_ended    BOOLEAN NOT NULL DEFAULT false,
+    -- The batch that it belongs to: a name, of its tenant.
+    ADD COLUMN IF NOT EXISTS batch            TEXT,
+    -- A batch of the tenant whose tasks must have completed before, beside those of depends_on.
+    ADD COLUMN IF NOT EXISTS depends_batch    TEXT,
+    -- Whether a copy, made to try it again, counts in its batch in its place.
+    ADD COLUMN IF NOT EXISTS superseded       BOOLEAN NOT NULL DEFAULT false,
     -- Whether a task with a key, or one that depends on others, may be claimed.
     ADD COLUMN IF NOT EXISTS admitted         BOOLEAN NOT NULL DEFAULT false,
     -- While a task of a tenant is pending and was never begun, no other one may have the same.
@@ -142,15 +148,18 @@ $$;
 
 -- Claiming: from one tenant after the other an ordered, limited scan of this index and nothing else, however many rows are
 -- finished or parked. Tenants stand in the order of their hashes, so that a random one finds a random tenant.
-CREATE INDEX IF NOT EXISTS tasks_claimable
+CREATE INDEX IF NOT EXISTS tasks_ready
     ON tasks (worker_tags, hashtext(coalesce(tenant, '') COLLATE "C"), (coalesce(tenant, '') COLLATE "C"), priority, id)
     WHERE status = 'pending' AND run_at IS NULL
-      AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted);
+      AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL OR admitted);
+DROP INDEX IF EXISTS tasks_claimable;
 DROP INDEX IF EXISTS tasks_claim;
 -- What must be admitted before.
-CREATE INDEX IF NOT EXISTS tasks_gated ON tasks (id)
+CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (id)
     WHERE status = 'pending' AND run_at IS NULL
-      AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted;
+      AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+      AND NOT admitted;
+DROP INDEX IF EXISTS tasks_gated;
 -- What waits in a sequence, and who holds a concurrency key: admission looks at nothing else.
 CREATE INDEX IF NOT EXISTS tasks_sequence ON tasks (coalesce(tenant, ''), sequence_key, admitted DESC, id)
     WHERE sequence_key IS NOT NULL AND status IN ('pending', 'processing');
@@ -159,6 +168,16 @@ CREATE INDEX IF NOT EXISTS tasks_concurrency ON tasks (coalesce(tenant, ''), con
 -- Who waits for a task that has ended.
 CREATE INDEX IF NOT EXISTS tasks_depending ON tasks USING gin (depends_on) WITH (fastupdate = off)
     WHERE depends_on IS NOT NULL AND NOT admitted AND status = 'pending';
+-- How a batch stands: one task of it in each state is found at once, however many there are.
+CREATE INDEX IF NOT EXISTS tasks_batch ON tasks (coalesce(tenant, ''), batch, status, id)
+    WHERE batch IS NOT NULL AND NOT superseded;
+-- Which tasks of it wait for others: mostly none does, and then nothing of it can wait for what waits for it.
+CREATE INDEX IF NOT EXISTS tasks_batch_waiting ON tasks (coalesce(tenant, ''), batch, id)
+    WHERE batch IS NOT NULL AND status = 'pending' AND run_at IS NULL AND NOT admitted
+      AND (sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL);
+-- Who waits for a batch, apart by what is enough for whom.
+CREATE INDEX IF NOT EXISTS tasks_depending_batch ON tasks (coalesce(tenant, ''), depends_batch, depends_any, depends_ended, id)
+    WHERE depends_batch IS NOT NULL AND NOT admitted AND status = 'pending' AND run_at IS NULL;
 -- Finding what has come due, and when the next one will.
 CREATE INDEX IF NOT EXISTS tasks_scheduled ON tasks (run_at) WHERE status = 'pending' AND run_at IS NOT NULL;
 -- Finding what has not begun in time.
@@ -340,7 +359,7 @@ BEGIN
     IF EXISTS (
             SELECT FROM new_rows
             WHERE status = 'pending' AND run_at IS NULL
-              AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted))
+              AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL OR admitted))
         AND (CASE WHEN NOT pg_try_advisory_xact_lock_shared(7265081935129) THEN true
                   WHEN NOT pg_try_advisory_lock(7265081935128) THEN true
                   ELSE NOT pg_advisory_unlock(7265081935128) END)
@@ -353,7 +372,8 @@ BEGIN
     IF EXISTS (
         SELECT FROM new_rows
         WHERE status = 'pending' AND run_at IS NULL
-          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted)
+          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+          AND NOT admitted)
     THEN
         PERFORM pg_notify('tasks_updated', 'gated');
     END IF;
@@ -386,14 +406,17 @@ CREATE TRIGGER continuum_claimable AFTER UPDATE ON tasks
     FOR EACH ROW
     WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL
           AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL OR NEW.admitted AND NOT OLD.admitted)
-          AND (NOT (NEW.concurrency_key IS NOT NULL OR NEW.sequence_key IS NOT NULL OR NEW.depends_on IS NOT NULL) OR NEW.admitted))
+          AND (NEW.concurrency_key IS NULL AND NEW.sequence_key IS NULL AND NEW.depends_on IS NULL AND NEW.depends_batch IS NULL
+               OR NEW.admitted))
     EXECUTE FUNCTION continuum_notify_updated('pending');
 
 DROP TRIGGER IF EXISTS continuum_gated ON tasks;
 CREATE TRIGGER continuum_gated AFTER UPDATE ON tasks
     FOR EACH ROW
     WHEN (NEW.status = 'pending' AND NEW.run_at IS NULL AND (OLD.status <> 'pending' OR OLD.run_at IS NOT NULL)
-          AND (NEW.concurrency_key IS NOT NULL OR NEW.sequence_key IS NOT NULL OR NEW.depends_on IS NOT NULL) AND NOT NEW.admitted)
+          AND (NEW.concurrency_key IS NOT NULL OR NEW.sequence_key IS NOT NULL OR NEW.depends_on IS NOT NULL
+               OR NEW.depends_batch IS NOT NULL)
+          AND NOT NEW.admitted)
     EXECUTE FUNCTION continuum_notify_updated('gated');
 
 DROP TRIGGER IF EXISTS continuum_scheduled ON tasks;
@@ -448,6 +471,6 @@ WHERE NOT EXISTS (SELECT FROM continuum_schema)
 HAVING count(*) FILTER (WHERE status IN ('completed', 'failed', 'cancelled', 'malicious')) > 0
 ON CONFLICT (id) DO NOTHING;
 
-INSERT INTO continuum_schema (version) VALUES (5) ON CONFLICT (version) DO NOTHING;
+INSERT INTO continuum_schema (version) VALUES (6) ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -75,12 +75,12 @@ def _facts(task: TaskRecord, waits: str | None) -> Iterator[tuple[str, str]]:
         yield "tried again", f"as {task.retry} says"
     if task.priority:
         yield "priority", str(task.priority)
-    for name in ("tenant", "description", "webhook", "sequence_key", "concurrency_key"):
+    for name in ("tenant", "description", "webhook", "sequence_key", "concurrency_key", "batch"):
         if value := getattr(task, name):
             yield name.replace("_", " "), str(value)
     if task.worker_tags:
         yield "worker tags", ", ".join(task.worker_tags)
-    if task.depends_on:
+    if task.depends_on or task.depends_batch is not None:
         yield "depends on", _dependencies(task)
     if waits:
         yield "waits for", waits
@@ -101,8 +101,9 @@ MOST_NAMED = 20
 def _dependencies(task: TaskRecord) -> str:
     named = ", ".join(str(each) for each in task.depends_on[:MOST_NAMED])
     more = f" and {len(task.depends_on) - MOST_NAMED} more" if len(task.depends_on) > MOST_NAMED else ""
+    batch = "" if task.depends_batch is None else f"{', ' if named else ''}the batch {task.depends_batch}"
     any_one = "any one of " if task.depends_any else ""
-    return f"{any_one}{named}{more}{', however they end' if task.depends_ended else ''}"
+    return f"{any_one}{named}{more}{batch}{', however they end' if task.depends_ended else ''}"
 
 
 def _attempts(task: TaskRecord) -> Iterator[tuple[str | Text, ...]]:

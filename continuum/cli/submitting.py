@@ -73,6 +73,10 @@ def submit(
         list[int] | None,
         typer.Option(metavar="ID", help="Only once this task has completed; may be given again.", min=1),
     ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="NAME", help="The batch that it belongs to: any name.")] = None,
+    depends_batch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only once all tasks of this batch have completed.")
+    ] = None,
     depends_any: Annotated[bool, typer.Option("--depends-any", help="One of these is enough.")] = False,
     depends_ended: Annotated[bool, typer.Option("--depends-ended", help="Also when they did not complete.")] = False,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Told when the task has ended.")] = None,
@@ -91,8 +95,10 @@ def submit(
 
     if (file is None) == (code is None):
         raise typer.BadParameter("give a script, FILE.py, or --code ID")
-    if (depends_any or depends_ended) and not depends_on:
-        raise typer.BadParameter("--depends-any and --depends-ended say how --depends-on counts: give that, too")
+    if (depends_any or depends_ended) and not depends_on and depends_batch is None:
+        raise typer.BadParameter(
+            "--depends-any and --depends-ended say how --depends-on and --depends-batch count: give one of these, too"
+        )
 
     async def command() -> int:
         task = described_task(
@@ -115,6 +121,8 @@ def submit(
             depends_on=tuple(depends_on or ()),
             depends_any=depends_any,
             depends_ended=depends_ended,
+            batch=batch,
+            depends_batch=depends_batch,
             webhook=webhook,
             worker_tags=tuple(tag or ()),
         )

@@ -28,7 +28,8 @@ class CommonOptions(TypedDict, total=False):
     requirements file, or its path. webhook: a URL that is told when the task has ended. retry: whether and when it is tried
     again. sequence_key: in the order of submission, one after another. concurrency_key: so many at a time as LIMITS says, or one.
     depends_on: ids of tasks that must have completed before; one that fails cancels it. depends_any: one of them is enough.
-    depends_ended: it is enough that they have ended. worker_tags: what its worker must have (WORKER_TAGS).
+    depends_ended: it is enough that they have ended. batch: the batch that it belongs to, any name. depends_batch: one that it
+    depends on, with all tasks that are in it. worker_tags: what its worker must have (WORKER_TAGS).
     """
 
     name: str
@@ -48,6 +49,8 @@ class CommonOptions(TypedDict, total=False):
     depends_on: Sequence[int]
     depends_any: bool
     depends_ended: bool
+    batch: str | None
+    depends_batch: str | None
     worker_tags: tuple[str, ...]
 
 

@@ -46,7 +46,8 @@ GIVE_UP_DEADLINE = 1.0
 FEED = """
 CREATE CHANGEFEED WITH no_initial_scan, resolved = '1s', min_checkpoint_frequency = '1s', cursor = %(cursor)s
 AS SELECT worker_tags AS tags, tenant, priority, shard, id, run_at IS NOT NULL AS parked,
-          (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted AS gated
+          (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+              AND NOT admitted AS gated
    FROM tasks WHERE status = 'pending'
 """
 """Stream what becomes pending. Claims, heartbeats and outcomes are left out by the server."""

@@ -40,7 +40,7 @@ Place = tuple[str, str | None]
 
 ENTRIES = f"""
 SELECT worker_tags, tenant, priority, shard, id
-FROM tasks@tasks_claimable WHERE {statements.CLAIMABLE}"""
+FROM tasks@tasks_ready WHERE {statements.CLAIMABLE}"""
 IN_ORDER = f"ORDER BY worker_tags, ring, tenant, priority, shard, id LIMIT {READ}"
 
 WALK = f"""{ENTRIES} AND worker_tags = ANY (%(tags)s::text[]) AND ring BETWEEN %(first)s AND %(last)s {IN_ORDER}"""

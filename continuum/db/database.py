@@ -12,7 +12,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import psycopg
 import trio
 
-from continuum.db import admission, outputs, rows, searching, statements, statements_limits
+from continuum.db import admission, circles, outputs, rows, searching, statements, statements_limits
 from continuum.db.classify import Kind, classify, describe, without_data
 from continuum.db.codes import code_of
 from continuum.db.connection import TrioConnection, connect
@@ -39,10 +39,11 @@ from continuum.db.pool import ConnectionPool, discard
 from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
 from continuum.db.validation import INTEGER, check_limit, check_new_tasks, is_uuid
-from continuum.dependencies import fitting, told
+from continuum.dependencies import MOST_DEPENDENCIES, fitting, told
 from continuum.model import (
     TERMINAL,
     Admission,
+    BatchProgress,
     Cancellation,
     Claim,
     CodeRecord,
@@ -51,7 +52,6 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
-    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -75,6 +75,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    Told,
     WaitsFor,
     WebhookDelivery,
     WorkerRecord,
@@ -384,22 +385,39 @@ class SqlDatabase(SqlSchedules):
         return int(count)
 
     async def admit_after(self, ended: Sequence[int]) -> Admission:
-        gone, dependents = await admission.followers(self._read, ended)
+        keyed, dependents, batches = await admission.followers(self._read, ended)
+        done = await self._admit_decided(dependents)
+        for batch, kinds in batches.items():
+            async with aclosing(admission.pages_of_dependents(self._read, batch, kinds)) as pages:
+                async for page in pages:
+                    more = await self._admit_decided(page)
+                    done += more
+                    if not more.admitted and not more.cancelled:
+                        break  # they wait for other things as well; a look finds whoever of those behind them does not
+        for first in range(0, len(keyed), admission.PAGE):
+            seeds = keyed[first : first + admission.PAGE]
+            done += await self._admit(partial(admission.admit, seeds=seeds, candidates=[]))
+        return done
+
+    async def _admit_decided(self, tasks: Sequence[admission.Waiting]) -> Admission:
+        """Admit or cancel those of these tasks whose dependencies say so."""
         done = Admission(0)
-        for part in admission.portions(dependents):
+        for part in admission.portions(tasks):
             verdicts = await admission.decided(self._read, part)
             if decided := [each for each in part if each.id in verdicts]:
                 done += await self._admit(partial(admission.admit, seeds=[], candidates=decided))
-        for first in range(0, len(gone), admission.PAGE):
-            seeds = gone[first : first + admission.PAGE]
-            done += await self._admit(partial(admission.admit, seeds=seeds, candidates=[]))
         return done
 
     async def admit_page(self, below: int | None = None) -> Admission:
         found = await self._read(admission.LOOK, {"below": admission.NEWEST if below is None else below})
         ((gated, parked),) = found
-        page = await self._admit(partial(admission.admit_page, below=below)) if gated else Admission(0)
-        return dataclasses.replace(page, parked=bool(parked))
+        if not gated:
+            return Admission(0, parked=bool(parked))
+        admitted, page = await self._admit(partial(admission.admit_page, below=below))
+        refused = await circles.in_circles(self._read, page)
+        more = await self._admit(partial(admission.refuse, refused=refused)) if refused else Admission(0)
+        cancelled = admitted.cancelled + more.cancelled
+        return dataclasses.replace(admitted, cancelled=cancelled, parked=bool(parked))
 
     async def resume_codes(self, limit: int = 1000) -> int:
         end, tag = {"end": AFTER_PAUSED}, PAUSED
@@ -415,8 +433,8 @@ class SqlDatabase(SqlSchedules):
             tag = behind(tag)
         return 0
 
-    async def _admit(self, admit: Callable[[admission.Run], Awaitable[Admission]]) -> Admission:
-        async def body(connection: TrioConnection) -> Admission:
+    async def _admit(self, admit: Callable[[admission.Run], Awaitable[T]]) -> T:
+        async def body(connection: TrioConnection) -> T:
             async def run(statement: str, parameters: Mapping[str, Any]) -> Rows:
                 return await (await connection.execute(statement.encode(), parameters)).fetchall()
 
@@ -554,14 +572,27 @@ class SqlDatabase(SqlSchedules):
         return Cancellation.FINISHED if await self.fetch([task_id]) else Cancellation.UNKNOWN
 
     async def retry(self, task_id: int) -> Retried:
-        copies = await self._copies_ahead([task_id])
-        if submitted := await self._run(statements.RETRY, {"id": task_id, **copies}, writes=True):
-            return Retried(Retry.SUBMITTED, submitted[0][0])
+        parameters = {"id": task_id, **await self._copies_ahead([task_id])}
+        if submitted := await self._copy(statements.RETRY, parameters):
+            return Retried(Retry.SUBMITTED, submitted[0])
         found = await self._run(statements.FIND_RETRY, {"id": task_id})
         if not found:
             return Retried(Retry.UNKNOWN)
         ((copy,),) = found
         return Retried(Retry.OPEN if copy is None else Retry.ALREADY, copy)
+
+    async def _copy(self, statement: str, parameters: Mapping[str, Any]) -> list[int]:
+        """Submit copies of tasks, which count in their batches from then on; return the copies' ids."""
+
+        async def body(connection: TrioConnection) -> list[int]:
+            async with connection.transaction():
+                made = await (await connection.execute(statement.encode(), parameters)).fetchall()
+                copies = [task_id for (task_id,) in made]
+                if copies:
+                    await connection.execute(statements.SUPERSEDE.encode(), {"copies": copies})
+                return copies
+
+        return await self._with_connection(body, deadline=self.long_deadline, writes=True)
 
     async def _copies_ahead(self, task_ids: Sequence[int]) -> dict[str, list[int]]:
         """The last copies of what tasks depend on that are to be tried again: these wait for those."""
@@ -574,15 +605,24 @@ class SqlDatabase(SqlSchedules):
             ids = list(originals)
         return {"originals": list(last), "copies": list(last.values())}
 
-    async def dependencies(self, task_id: int) -> list[Dependency]:
+    async def batch(self, tenant: str | None, name: str) -> BatchProgress:
+        parameters = {"tenant": tenant or "", "batch": name}
+        found = await self._read(statements.BATCH, parameters, deadline=self.long_deadline)
+        return BatchProgress(name, **dict(found))
+
+    async def dependencies(self, task_id: int) -> Told:
         found = await self._read(statements.DEPENDS_ON, {"id": task_id})
-        tenant, asked = found[0] if found else ("", [])
+        tenant, asked, batch = found[0] if found else ("", [], None)
         ids = [each for each in asked if each is not None]
+        if batch is not None:
+            of_batch = {"tenant": tenant, "batch": batch, "limit": MOST_DEPENDENCIES}
+            ids += [each for (each,) in await self._read(statements.BATCH_IDS, of_batch) if each not in ids]
         rows = [row for row in await self._read(statements.DEPENDENCIES, {"ids": ids}) if row[0] == tenant]
         sizes = {each: size for _, each, _, status, _, size in rows if status in TERMINAL}
         fit = fitting(ids, sizes)
         outputs = await self._read(statements.OUTPUTS, {"ids": fit}, deadline=self.long_deadline)
-        return told(ids, {each: (name, status, code) for _, each, name, status, code, _ in rows}, dict(outputs))
+        dependencies = told(ids, {each: (name, status, code) for _, each, name, status, code, _ in rows}, dict(outputs))
+        return Told(dependencies, None if batch is None else await self.batch(tenant, batch))
 
     async def limits(self) -> list[Limit]:
         return [Limit(Scope(scope), *values) for scope, *values in await self._run(statements.LIMITS)]
@@ -625,8 +665,7 @@ class SqlDatabase(SqlSchedules):
 
     async def retry_many(self, task_ids: Sequence[int]) -> list[int]:
         parameters = {"ids": list(task_ids), **await self._copies_ahead(task_ids)}
-        submitted = await self._run(statements.RETRY_MANY, parameters, deadline=self.long_deadline, writes=True)
-        return [row[0] for row in submitted]
+        return await self._copy(statements.RETRY_MANY, parameters)
 
     async def store_code(self, code: str, requirements: str | None = None, retry: RetryPolicy | None = None) -> str:
         task = NewTask(code=code, requirements=requirements, retry=retry)

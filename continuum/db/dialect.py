@@ -12,7 +12,7 @@ from continuum.db.connection import TrioConnection
 from continuum.db.protocol import Listener
 from continuum.model import Status
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """The version that this release needs; the files under sql/ record it."""
 
 Rows = list[tuple[Any, ...]]

@@ -110,19 +110,33 @@ async def _find_earlier(connection: TrioConnection, missing: Sequence[Insertion]
 
 
 async def check_dependencies(connection: TrioConnection, tasks: Sequence[NewTask]) -> None:
-    """Raise `InvalidTask` where a task depends on one that is not there, or is another tenant's."""
+    """Raise `InvalidTask` where a task depends on one, or on a batch, that is not there, or is another tenant's."""
     wanted = {(task.tenant or "", each) for task in tasks for each in task.depends_on}
-    if not wanted:
-        return
-    cursor = await connection.execute(statements.FIND_TASKS.encode(), {"ids": [each for _, each in wanted]})
-    missing = sorted(each for _, each in wanted.difference(await cursor.fetchall()))
-    if missing:
-        raise InvalidTask(absent(missing[0]))
+    if wanted:
+        cursor = await connection.execute(statements.FIND_TASKS.encode(), {"ids": [each for _, each in wanted]})
+        if missing := sorted(each for _, each in wanted.difference(await cursor.fetchall())):
+            raise InvalidTask(absent(missing[0]))
+    if batches := sorted(batches_elsewhere(tasks)):
+        parameters = {"tenants": [tenant for tenant, _ in batches], "names": [name for _, name in batches]}
+        cursor = await connection.execute(statements.FIND_BATCHES.encode(), parameters)
+        if unknown := sorted(set(batches).difference(await cursor.fetchall())):
+            raise InvalidTask(empty(unknown[0][1]))
+
+
+def batches_elsewhere(tasks: Sequence[NewTask]) -> set[tuple[str, str]]:
+    """The batches, and whose they are, that tasks depend on and that none of these belongs to."""
+    wanted = {(task.tenant or "", task.depends_batch) for task in tasks if task.depends_batch is not None}
+    return wanted - {(task.tenant or "", task.batch) for task in tasks if task.batch is not None}
 
 
 def absent(task_id: int) -> str:
     """What is wrong with a task that depends on one that is not there."""
     return f"depends_on: there is no task {task_id} of the same tenant"
+
+
+def empty(batch: str) -> str:
+    """What is wrong with a task that depends on a batch that has no tasks."""
+    return f"depends_batch: there is no task of the batch {batch!r} of the same tenant"
 
 
 def _array(ids: Sequence[int]) -> str:
@@ -158,4 +172,6 @@ def _parameters(insertions: Sequence[Insertion]) -> dict[str, list[Any]]:
         "dependencies": [_array(task.depends_on) if task.depends_on else None for task in tasks],
         "depends_any": [task.depends_any for task in tasks],
         "depends_ended": [task.depends_ended for task in tasks],
+        "batches": [task.batch for task in tasks],
+        "depends_batch": [task.depends_batch for task in tasks],
     }

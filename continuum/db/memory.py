@@ -20,7 +20,7 @@ from continuum.db.admission import PAGE
 from continuum.db.codes import Code, code_of
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, InvalidTask, SchemaMismatch
-from continuum.db.insertion import absent, unique_key_of
+from continuum.db.insertion import absent, batches_elsewhere, empty, unique_key_of
 from continuum.db.memory_admission import MemoryAdmission, other_of
 from continuum.db.memory_fair import MemoryLimits
 from continuum.db.memory_schedules import MemorySchedules
@@ -28,13 +28,14 @@ from continuum.db.protocol import Listener
 from continuum.db.room import Limits, Room
 from continuum.db.statements import DEAD_LETTERS_SEEN
 from continuum.db.validation import check_limit, check_new_tasks
-from continuum.dependencies import fitting, told
+from continuum.dependencies import MOST_DEPENDENCIES, fitting, told
 from continuum.model import (
     EXPIRED,
     HISTORY_LENGTH,
     TERMINAL,
     Admission,
     AttemptRecord,
+    BatchProgress,
     Cancellation,
     Claim,
     ClaimedTask,
@@ -44,7 +45,6 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
-    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -67,6 +67,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    Told,
     WaitsFor,
     Wakeup,
     WebhookDelivery,
@@ -112,6 +113,8 @@ class MemoryDatabase(MemorySchedules):
     _webhooks: dict[int, tuple[dt.datetime | None, int]] = field(default_factory=dict)
     """When each task's webhook is due, and how often it was tried."""
     _unique_keys: dict[int, str] = field(default_factory=dict)
+    _superseded: set[int] = field(default_factory=set)
+    """Tasks in whose place copies count in their batches."""
     _limits: MemoryLimits = field(default_factory=MemoryLimits)
     _queued_at: dict[int, dt.datetime] = field(default_factory=dict)
     """Since when tasks wait that did not begin to when they were created."""
@@ -209,7 +212,7 @@ class MemoryDatabase(MemorySchedules):
             retry=self._policy(task),
             crashes=task.crashes,
             expires_in=(task.expires_at - _now()).total_seconds() if task.expires_at else None,
-            depends=bool(task.depends_on),
+            depends=bool(task.depends_on) or task.depends_batch is not None,
         )
 
     def _policy(self, task: TaskRecord) -> str | None:
@@ -388,41 +391,63 @@ class MemoryDatabase(MemorySchedules):
 
     async def admit_after(self, ended: Sequence[int]) -> Admission:
         await self._answer()
-        dependents = [each.id for each in self.tasks.values() if not set(ended).isdisjoint(each.depends_on)]
-        return self._admitted([*ended, *dependents])
+        done = self._admitted([], self._admission().dependents(ended))
+        for key, kinds in self._admission().batches_of(ended):
+            done += self._admitted([], self._admission().dependents_of_batch(key, kinds))
+        return done + self._admitted(ended, [])
 
     async def admit_page(self, below: int | None = None) -> Admission:
         await self._answer()
-        page = MemoryAdmission(self.tasks, self._limits.rows).page(below)
-        admission = self._admitted(page)
-        return replace(admission, seen=len(page), below=min(page) if len(page) == PAGE else None)
+        page = self._admission().page(below)
+        admission = self._admitted(page, page)
+        in_circles = self._admission().in_circles(page)
+        self._refuse(in_circles)
+        cancelled = (*admission.cancelled, *in_circles)
+        return replace(admission, seen=len(page), below=min(page) if len(page) == PAGE else None, cancelled=cancelled)
 
     async def resume_codes(self, limit: int = 1000) -> int:
         await self._answer()
         return 0  # claims leave out what is paused, wherever it is
 
-    def _admitted(self, seeds: Iterable[int]) -> Admission:
-        ready, refused = MemoryAdmission(self.tasks, self._limits.rows).look(seeds)
+    def _admission(self) -> MemoryAdmission:
+        return MemoryAdmission(self.tasks, self._limits.rows, self._superseded)
+
+    def _admitted(self, seeds: Iterable[int], candidates: Iterable[int]) -> Admission:
+        ready, refused = self._admission().look(seeds, candidates)
         for task_id in ready:
             self._queued_at[task_id] = _now()
             self.tasks[task_id] = replace(self.tasks[task_id], admitted=True)
-        for task_id, reason in refused.items():
-            self._end(self.tasks[task_id], Status.CANCELLED, reason, None)
+        self._refuse(refused)
         if ready:
             self._notify(Wakeup.PENDING)
         return Admission(len(ready), cancelled=tuple(refused))
 
-    async def dependencies(self, task_id: int) -> list[Dependency]:
+    def _refuse(self, refused: Mapping[int, str]) -> None:
+        for task_id, reason in refused.items():
+            self._end(self.tasks[task_id], Status.CANCELLED, reason, None)
+
+    async def batch(self, tenant: str | None, name: str) -> BatchProgress:
+        await self._answer()
+        members = self._admission().members((tenant or "", name))
+        return BatchProgress(name, **Counter(str(task.status) for task in members))
+
+    async def dependencies(self, task_id: int) -> Told:
         await self._answer()
         task = self.tasks[task_id]
-        others = {each: other_of(self.tasks, task.tenant, each) for each in task.depends_on}
+        ids = [*task.depends_on]
+        if task.depends_batch is not None:
+            members = self._admission().members((task.tenant or "", task.depends_batch))
+            ids += [each.id for each in members[:MOST_DEPENDENCIES] if each.id not in ids]
+        others = {each: other_of(self.tasks, task.tenant, each) for each in ids}
         there = {each: other for each, other in others.items() if other is not None}
         sizes = {each: len(other.output or "") for each, other in there.items() if other.finished_for_good}
-        return told(
-            task.depends_on,
+        dependencies = told(
+            ids,
             {each: (other.name[:300], other.status, other.exit_code) for each, other in there.items()},
-            {each: there[each].output for each in fitting(task.depends_on, sizes)},
+            {each: there[each].output for each in fitting(ids, sizes)},
         )
+        batch = None if task.depends_batch is None else await self.batch(task.tenant, task.depends_batch)
+        return Told(dependencies, batch)
 
     async def recover(self, worker_id: str, limit: int = 100, *, quarantine_after: int = 0) -> Recovered:
         await self._answer()
@@ -577,6 +602,9 @@ class MemoryDatabase(MemorySchedules):
                 raise InvalidTask(f"payload is not JSON: {error}") from None
             if absentees := [each for each in task.depends_on if other_of(self.tasks, task.tenant, each) is None]:
                 raise InvalidTask(absent(min(absentees)))
+        unknown = [name for tenant, name in batches_elsewhere(tasks) if not self._admission().members((tenant, name))]
+        if unknown:
+            raise InvalidTask(empty(min(unknown)))
         async with Room(self._pending_limits, self._pending_by_tenant).taken_by(tasks):
             return [self._insert(task) for task in tasks]
 
@@ -631,6 +659,8 @@ class MemoryDatabase(MemorySchedules):
             depends_on=tuple(dict.fromkeys(task.depends_on)),
             depends_any=task.depends_any,
             depends_ended=task.depends_ended,
+            batch=task.batch,
+            depends_batch=task.depends_batch,
         )
         if unique_key is not None:
             self._unique_keys[number] = unique_key
@@ -691,8 +721,12 @@ class MemoryDatabase(MemorySchedules):
                 depends_on=tuple(map(self._last_copy, task.depends_on)),
                 depends_any=task.depends_any,
                 depends_ended=task.depends_ended,
+                batch=task.batch,
+                depends_batch=task.depends_batch,
             )
         )
+        if task.batch is not None:
+            self._superseded.add(task_id)
         self.tasks[number] = replace(self.tasks[number], retry_of=task_id, retry=task.retry)
         self.tasks[task_id] = replace(task, retried_as=number)
         return Retried(Retry.SUBMITTED, number)
@@ -720,7 +754,7 @@ class MemoryDatabase(MemorySchedules):
         task = self.tasks.get(task_id)
         if task is None or task.status != Status.PENDING or task.run_at is not None:
             return None
-        others = MemoryAdmission(self.tasks, self._limits.rows).others(task) if task.gated else ()
+        others = self._admission().others(task) if task.gated else ()
         return WaitsFor(self._limits.reason(task, self._running(), trio.current_time()), others)
 
     def _running(self) -> list[TaskRecord]:

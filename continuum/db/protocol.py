@@ -18,6 +18,7 @@ from typing import Protocol
 from continuum.db.protocol_schedules import Schedules
 from continuum.model import (
     Admission,
+    BatchProgress,
     Cancellation,
     Claim,
     CodeRecord,
@@ -26,7 +27,6 @@ from continuum.model import (
     DeadLetterFilter,
     DeadLetterPage,
     DeadLetterPlace,
-    Dependency,
     EndedFilter,
     EndedTask,
     FailureGroup,
@@ -48,6 +48,7 @@ from continuum.model import (
     TaskFilter,
     TaskRecord,
     TaskSummary,
+    Told,
     WaitsFor,
     Wakeup,
     WebhookDelivery,
@@ -182,8 +183,12 @@ class Database(Schedules, Protocol):
         what depends on others in vain; where the next page begins is in the answer."""
         ...
 
-    async def dependencies(self, task_id: int) -> list[Dependency]:
-        """What a task is told of those that it depends on, in their order."""
+    async def dependencies(self, task_id: int) -> Told:
+        """What a task is told of those that it depends on."""
+        ...
+
+    async def batch(self, tenant: str | None, name: str) -> BatchProgress:
+        """How a batch of a tenant stands. It counts the tasks of the batch."""
         ...
 
     async def resume_codes(self, limit: int = 1000) -> int:
@@ -250,8 +255,8 @@ class Database(Schedules, Protocol):
 
     async def retry(self, task_id: int) -> Retried:
         """Submit a copy of a task that has ended: the same code, payload and limits, with an id of its own. It depends on the
-        last copies of what that one depends on, as far as there are some. A task has one copy at most, so that this is safe to
-        repeat."""
+        last copies of what that one depends on, as far as there are some, and counts in its batch in its place. A task has one
+        copy at most, so that this is safe to repeat."""
         ...
 
     async def limits(self) -> list[Limit]:

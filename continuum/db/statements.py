@@ -17,12 +17,13 @@ from continuum.retry import QUARANTINED
 from continuum.tags import PAUSED
 
 CLAIMABLE = """status = 'pending' AND run_at IS NULL
-          AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL OR admitted)"""
-"""Which tasks wait for nothing but a worker: the condition of the index `tasks_claimable`, to the letter."""
+          AND (concurrency_key IS NULL AND sequence_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL OR admitted)"""
+"""Which tasks wait for nothing but a worker: the condition of the index `tasks_ready`, to the letter."""
 
 GATED = """status = 'pending' AND run_at IS NULL
-          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL) AND NOT admitted"""
-"""Which tasks must be admitted first: the condition of the index `tasks_gated`, to the letter."""
+          AND (concurrency_key IS NOT NULL OR sequence_key IS NOT NULL OR depends_on IS NOT NULL OR depends_batch IS NOT NULL)
+          AND NOT admitted"""
+"""Which tasks must be admitted first: the condition of the index `tasks_waiting`, to the letter."""
 
 UTC = "(now() AT TIME ZONE 'utc')"
 ENDED_STATUSES = "('completed', 'failed', 'cancelled', 'malicious')"
@@ -81,7 +82,7 @@ TAKEN = f"""
                   extract(epoch FROM now() - queued_at)::float8 AS waited,
                   webhook IS NOT NULL AS told, retry,
                   CASE WHEN expires_at IS NOT NULL THEN extract(epoch FROM {_NEAR} - now())::float8 END AS expires_in,
-                  crashes, coalesce(array_length(depends_on, 1), 0) > 0 AS depends
+                  crashes, coalesce(array_length(depends_on, 1), 0) > 0 OR depends_batch IS NOT NULL AS depends
 """
 
 
@@ -498,21 +499,23 @@ WITH stored AS (
 )
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                    idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                   worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended)
+                   worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended, batch, depends_batch)
 SELECT t.name, t.description, t.code, t.payload::jsonb, t.priority, t.max_attempts, t.timeout_s,
        CASE WHEN t.run_at > now() THEN t.run_at END, t.tenant, t.idempotency_key, t.unique_key,
        t.traceparent, t.webhook, t.retry::jsonb, t.expires_at, t.worker_tags,
-       t.sequence_key, t.concurrency_key, t.depends_on::int8[], t.depends_any, t.depends_ended
+       t.sequence_key, t.concurrency_key, t.depends_on::int8[], t.depends_any, t.depends_ended,
+       t.batch, t.depends_batch
 FROM unnest(
     %(names)s::text[], %(descriptions)s::text[], %(codes)s::uuid[], %(payloads)b::text[], %(priorities)s::int4[],
     %(max_attempts)s::int4[], %(timeouts)s::float8[], %(run_ats)s::timestamptz[], %(tenants)s::text[],
     %(idempotency_keys)s::text[], %(unique_keys)s::text[], %(traceparents)s::text[], %(webhooks)s::text[],
     %(retries)s::text[], %(expiries)s::timestamptz[], %(worker_tags)s::text[],
     %(sequence_keys)s::text[], %(concurrency_keys)s::text[],
-    %(dependencies)s::text[], %(depends_any)s::bool[], %(depends_ended)s::bool[]
+    %(dependencies)s::text[], %(depends_any)s::bool[], %(depends_ended)s::bool[], %(batches)s::text[], %(depends_batch)s::text[]
 ) WITH ORDINALITY AS t (name, description, code, payload, priority, max_attempts, timeout_s, run_at, tenant,
                         idempotency_key, unique_key, traceparent, webhook, retry, expires_at,
-                        worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended, position)
+                        worker_tags, sequence_key, concurrency_key, depends_on, depends_any, depends_ended,
+                        batch, depends_batch, position)
 ORDER BY t.position
 ON CONFLICT DO NOTHING
 RETURNING id, coalesce(tenant, ''), idempotency_key, unique_key
@@ -522,6 +525,25 @@ Each distinct script is stored once: its id is made from what it says and requir
 
 FIND_TASKS = "SELECT coalesce(tenant, ''), id FROM tasks WHERE id = ANY (%(ids)s::int8[])"
 """Which of these tasks are there, and whose they are."""
+
+MEMBERS = "coalesce(tenant, '') = {tenant} AND batch = {batch} AND batch IS NOT NULL AND NOT superseded"
+"""The tasks of a batch that count: the condition of the index `tasks_batch`."""
+
+FIND_BATCHES = f"""
+SELECT wanted.tenant, wanted.name FROM unnest(%(tenants)s::text[], %(names)s::text[]) AS wanted (tenant, name)
+WHERE EXISTS (SELECT 1 FROM tasks WHERE {MEMBERS.format(tenant="wanted.tenant", batch="wanted.name")})
+"""
+"""Which of these batches have tasks."""
+
+_OF_BATCH = MEMBERS.format(tenant="%(tenant)s", batch="%(batch)s")
+
+BATCH = f"SELECT status, count(*) FROM tasks WHERE {_OF_BATCH} GROUP BY status"
+"""How many tasks of a batch are in each state, from its index alone."""
+
+BATCH_IDS = f"""
+SELECT id FROM tasks WHERE {_OF_BATCH} ORDER BY id LIMIT %(limit)s
+"""
+"""The tasks of a batch, the first of them."""
 
 FREE_KEYS = """
 UPDATE tasks SET idempotency_key = NULL
@@ -596,9 +618,9 @@ def _copy(which: str) -> str:
     """Submit copies of tasks that have ended, unless there are some."""
     return f"""
 INSERT INTO tasks (name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
-                   concurrency_key, sequence_key, depends_on, depends_any, depends_ended, retry_of)
+                   concurrency_key, sequence_key, depends_on, depends_any, depends_ended, batch, depends_batch, retry_of)
 SELECT name, description, code, payload, priority, max_attempts, timeout_s, tenant, webhook, retry, worker_tags,
-       concurrency_key, sequence_key, {_COPIED_DEPENDENCIES}, depends_any, depends_ended, id
+       concurrency_key, sequence_key, {_COPIED_DEPENDENCIES}, depends_any, depends_ended, batch, depends_batch, id
 FROM tasks WHERE {which} AND status IN {ENDED_STATUSES} ORDER BY id
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -608,6 +630,13 @@ RETURNING id
 RETRY = _copy("id = %(id)s")
 
 RETRY_MANY = _copy("id = ANY (%(ids)s::int8[])")
+
+SUPERSEDE = """
+UPDATE tasks SET superseded = true
+FROM unnest(%(copies)s::int8[]) AS made (id) JOIN tasks AS copy ON copy.id = made.id
+WHERE tasks.id = copy.retry_of AND tasks.batch IS NOT NULL
+"""
+"""Have the copies that were made count in their batches in place of what they are copies of."""
 
 FIND_RETRY = "SELECT (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id) FROM tasks WHERE id = %(id)s"
 """The copy of a task; no row where there is no such task."""
@@ -681,12 +710,15 @@ SELECT id, name, description, status, payload::text, code::text, priority, attem
        {outputs.whole(Stream.ERROR)},
        last_error, tenant, idempotency_key, cancel_requested, traceparent, webhook, retry_of,
        (SELECT copy.id FROM tasks AS copy WHERE copy.retry_of = tasks.id), schedule, due_at, history, {_POLICY}, expires_at,
-       crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted, depends_on, depends_any, depends_ended
+       crashes, quarantined, worker_tags, sequence_key, concurrency_key, admitted, depends_on, depends_any, depends_ended,
+       batch, depends_batch
 FROM tasks WHERE id = ANY (%(ids)s::int8[])
 """
 """Read whole tasks."""
 
-DEPENDS_ON = "SELECT coalesce(tenant, ''), coalesce(depends_on, ARRAY[]::int8[]) FROM tasks WHERE id = %(id)s"
+DEPENDS_ON = (
+    "SELECT coalesce(tenant, ''), coalesce(depends_on, ARRAY[]::int8[]), depends_batch FROM tasks WHERE id = %(id)s"
+)
 """What a task depends on."""
 
 DEPENDENCIES = f"""

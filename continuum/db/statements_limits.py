@@ -87,6 +87,12 @@ UNION
        AND before.sequence_key IS NOT NULL AND before.status IN ('pending', 'processing')
     WHERE waiting.id = %(id)s AND before.id <> waiting.id AND (before.admitted OR before.id < waiting.id)
     ORDER BY before.admitted DESC, before.id LIMIT 1)
+UNION
+(SELECT member.id FROM tasks AS waiting JOIN tasks AS member
+    ON coalesce(member.tenant, '') = coalesce(waiting.tenant, '') AND member.batch = waiting.depends_batch
+       AND member.batch IS NOT NULL AND NOT member.superseded AND member.status IN ('pending', 'processing')
+    WHERE waiting.id = %(id)s
+    ORDER BY member.id LIMIT {OTHERS_NAMED})
 ORDER BY id
 """
-"""Which tasks one waits for: those that it depends on, and whose turn it is in its sequence."""
+"""Which tasks one waits for: those that it depends on, those of its batch, and whose turn it is in its sequence."""

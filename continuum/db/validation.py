@@ -29,6 +29,8 @@ LONGEST = {
     "webhook": LONGEST_URL,
     "sequence_key": 255,
     "concurrency_key": 255,
+    "batch": 255,
+    "depends_batch": 255,
 }
 """The texts of a task, with the most characters that each may have; the shorter ones are in indexes."""
 NUMBERS: dict[str, tuple[type, ...]] = {
@@ -80,6 +82,7 @@ def _problems(task: NewTask) -> Iterator[str]:
         yield "requirements belong to the row of CODES that code_id names; give them with code"
     yield from (f"worker_tags: {problem}" for problem in tag_problems(task.worker_tags))
     yield from (f"depends_on {problem}" for problem in _dependency_problems(task))
+    yield from _batch_problems(task)
     yield from (f"webhook {problem}" for problem in _url_problems(task.webhook))
     yield from (f"retry {problem}" for problem in _policy_problems(task.retry))
     yield from (f"requirements: {problem}" for problem in _requirements_problems(task.requirements))
@@ -174,6 +177,14 @@ def _dependency_problems(task: NewTask) -> Iterator[str]:
         yield f"has {len(ids)} ids; at most {MOST_DEPENDENCIES} are allowed"
     if unknown := [each for each in ids if not 0 < each < 2**63]:
         yield f"names {unknown[0]}, which is no id of a task"
+
+
+def _batch_problems(task: NewTask) -> Iterator[str]:
+    for name in ("batch", "depends_batch"):
+        if getattr(task, name) == "":
+            yield f"{name} is empty; give a name, or None"
+    if task.depends_batch is not None and task.depends_batch == task.batch:
+        yield f"depends_batch names its own batch {task.batch!r:.60}; a task cannot wait for itself"
 
 
 def _url_problems(url: object) -> Iterator[str]:

@@ -236,9 +236,14 @@ class NewTaskInput(Input):
         default=(),
         description="Ids of tasks of the tenant that must have completed before; it finds their outputs in its payload.",
     )
-    depends_any: bool = Field(default=False, description="One of those in `depends_on` is enough.")
+    depends_any: bool = Field(default=False, description="One of those in `depends_on` and `depends_batch` is enough.")
     depends_ended: bool = Field(
-        default=False, description="It is enough that those in `depends_on` have ended, however; else it is cancelled."
+        default=False, description="It is enough that those have ended, however; else it is cancelled."
+    )
+    batch: Key | None = Field(default=None, description="The batch that it belongs to: any name, of its tenant.")
+    depends_batch: Key | None = Field(
+        default=None,
+        description="A batch of the tenant whose tasks must have completed before; it finds in its payload how that ended.",
     )
     webhook: Webhook | None = Field(default=None, description="A URL that is told, signed, when the task has ended.")
     worker_tags: Tags = Field(default=(), description="What its worker must have, such as `gpu`.")
@@ -258,6 +263,8 @@ class NewTaskInput(Input):
             raise ValueError("requirements only with code; those of a stored script are stored with it")
         if self.idempotency_window is not None and self.idempotency_key is None:
             raise ValueError("idempotency_window only with an idempotency_key, for which it counts")
+        if self.depends_batch is not None and self.depends_batch == self.batch:
+            raise ValueError("depends_batch other than its own batch; a task cannot wait for itself")
         return self
 
     def task(self, traceparent: str | None) -> NewTask:

@@ -121,6 +121,8 @@ class TaskOutput(Output):
     depends_on_str: tuple[str, ...]
     depends_any: bool = Field(description="One of them is enough.")
     depends_ended: bool = Field(description="It is enough that they have ended, however.")
+    batch: str | None = Field(description="The batch that it belongs to.")
+    depends_batch: str | None = Field(description="A batch whose tasks must have completed before.")
     history: list[Attempt]
     retry: AnyJson | None = Field(description="Its retry policy, or its script's.")
     payload: AnyJson | None

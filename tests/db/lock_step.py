@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import psycopg
@@ -99,6 +99,12 @@ class LockStep:
         model = self.run(getattr(self.model, verb), *args, **options)
         assert real == model, f"{verb}: the database says {real}, the one in memory {model}"
         return real
+
+    def both_admit(self, verb: str, *args: Any) -> None:
+        """Have both admit. What they cancel is cancelled in whatever order."""
+        real, model = (self.run(getattr(each, verb), *args) for each in (self.real, self.model))
+        real, model = (replace(each, cancelled=tuple(sorted(each.cancelled))) for each in (real, model))
+        assert real == model, f"{verb}: the database says {real}, the one in memory {model}"
 
     def both_insert(self, verb: str, real_says: object, model_says: object) -> Any:
         """Ask both for something that makes new tasks, each in its own words."""

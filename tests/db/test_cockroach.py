@@ -322,20 +322,20 @@ _PLACE = {"tags": "", "ring": hash_of("tenant-1"), "tenant": "tenant-1", **_BOUN
 _LEASES = {"ids": [1, 2], "attempts": [1, 1]}
 _CRASHES = {"crashes": [0.0] * 2, "quarantined": [False] * 2}
 PLANS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "read: walk": (WALK, {"tags": ["", "eu", "eu,gpu", "gpu"], "first": 7, "last": 2**32 - 1}, "tasks_claimable"),
+    "read: walk": (WALK, {"tags": ["", "eu", "eu,gpu", "gpu"], "first": 7, "last": 2**32 - 1}, "tasks_ready"),
     "read: walk on": (
         WALK_ON,
         {"tags": "", "ring": hash_of("tenant-1"), "beyond": "tenant-1\x01", "last": 2**32 - 1},
-        "tasks_claimable",
+        "tasks_ready",
     ),
-    "read: head": (HEAD, _PLACE, "tasks_claimable"),
-    "read: head without a tenant": (HEAD, _PLACE | {"ring": hash_of(None), "tenant": None}, "tasks_claimable"),
-    "read: window": (WINDOW, _PLACE | {"priority": 1, "shard": 3, "id": 7}, "tasks_claimable"),
+    "read: head": (HEAD, _PLACE, "tasks_ready"),
+    "read: head without a tenant": (HEAD, _PLACE | {"ring": hash_of(None), "tenant": None}, "tasks_ready"),
+    "read: window": (WINDOW, _PLACE | {"priority": 1, "shard": 3, "id": 7}, "tasks_ready"),
     "claim": (CLAIM_KEYS, _CLAIM, "tasks_pkey"),
     "claim with permits": (CLAIM_LIMITED, _CLAIM | _PERMITS, "permits_pkey"),
     "claim: park": (PARK, _CLAIM, "tasks_pkey"),
-    "find parked": (statements.FIND_PARKED, {"after": "!", "end": '"'}, "tasks_claimable"),
-    "unpark": (statements.UNPARK, {"tag": "!a", "end": "!a-", "limit": 1000}, "tasks_claimable"),
+    "find parked": (statements.FIND_PARKED, {"after": "!", "end": '"'}, "tasks_ready"),
+    "unpark": (statements.UNPARK, {"tag": "!a", "end": "!a-", "limit": 1000}, "tasks_ready"),
     "limits": (FIND_LIMITS, {"scopes": ["tenant", "queue"], "names": ["a", ""]}, "limits_pkey"),
     "permits": (FIND_PERMITS, {"resources": ["running:a"], "mosts": [3]}, "permits_pkey"),
     "promote": (statements.PROMOTE, {"limit": 1000}, "tasks_scheduled"),

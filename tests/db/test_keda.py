@@ -53,7 +53,7 @@ async def test_it_takes_few_columns_and_reads_neither_the_table_nor_a_long_queue
         connection.execute("DROP ROLE IF EXISTS keda")
         connection.execute("CREATE ROLE keda")
         connection.execute(
-            "GRANT SELECT (status, run_at, concurrency_key, sequence_key, depends_on, admitted) ON tasks TO keda"
+            "GRANT SELECT (status, run_at, concurrency_key, sequence_key, depends_on, depends_batch, admitted) ON tasks TO keda"
         )
         connection.execute("SET ROLE keda")
         row = connection.execute(QUERY.encode()).fetchone()

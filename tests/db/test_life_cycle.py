@@ -62,7 +62,11 @@ new_tasks = st.builds(
     worker_tags=st.sampled_from(((), (), ("gpu",), ("gpu", "eu"))),
     sequence_key=few,
     concurrency_key=few,
-)
+    depends_any=st.booleans(),
+    depends_ended=st.booleans(),
+    batch=few,
+    depends_batch=st.sampled_from((None, None, None, None, "k", "l")),
+).map(lambda task: replace(task, depends_batch=None if task.depends_batch == task.batch else task.depends_batch))
 times = st.sampled_from((None, None, None, *WAITS))
 limits = st.one_of(
     st.builds(
@@ -90,6 +94,7 @@ class Held(NamedTuple):
 
 
 which = st.integers(0, 999)
+after: st.SearchStrategy[list[int]] = st.one_of(st.just([]), st.just([]), st.lists(which, max_size=3))
 held = st.builds(
     Held, which, st.lists(which, min_size=1, max_size=4), st.sampled_from((False, False, False, False, True))
 )
@@ -115,18 +120,27 @@ class LifeCycle(RuleBasedStateMachine):
 
     # -- producers ---------------------------------------------------------------------------------------------------
 
-    @rule(tasks=st.lists(st.tuples(new_tasks, times, times), min_size=1, max_size=6))
-    def submit(self, tasks: list[tuple[NewTask, float | None, float | None]]) -> None:
+    @rule(tasks=st.lists(st.tuples(new_tasks, times, times, after), min_size=1, max_size=6))
+    def submit(self, tasks: list[tuple[NewTask, float | None, float | None, list[int]]]) -> None:
         real, model = [], []
-        for task, run_in, expires_in in tasks:
+        for task, run_in, expires_in, after in tasks:
             # Of one that has both it is not said which counts, where they stand for different tasks of one submission.
             key = None if task.unique else task.idempotency_key
             task = replace(task, idempotency_key=key, idempotency_window=WINDOWS.get(key or ""))
+            task = replace(task, depends_on=self._there(task, after), depends_batch=self._batch_there(task))
             runs = (None, None) if run_in is None else self.both.in_seconds(run_in)
             expires = (None, None) if expires_in is None else self.both.in_seconds(expires_in)
             real.append(replace(task, run_at=runs[0], expires_at=expires[0]))
             model.append(replace(task, run_at=runs[1], expires_at=expires[1]))
         self.both.both_insert("submit", real, model)
+
+    def _there(self, task: NewTask, after: list[int]) -> tuple[int, ...]:
+        own = [each.id for each in self.both.model.tasks.values() if each.tenant == task.tenant]
+        return tuple(pick(number, sorted(own)) or 0 for number in after if own)
+
+    def _batch_there(self, task: NewTask) -> str | None:
+        there = {(each.tenant, each.batch) for each in self.both.model.tasks.values()}
+        return task.depends_batch if (task.tenant, task.depends_batch) in there else None
 
     @rule(which=which)
     def cancel(self, which: int) -> None:
@@ -231,9 +245,18 @@ class LifeCycle(RuleBasedStateMachine):
     @rule(after=st.lists(which, max_size=5))
     def admit(self, after: list[int]) -> None:
         if ended := [pick(number, sorted(self.ended)) for number in after if self.ended]:
-            self.both.both("admit_after", ended)
+            self.both.both_admit("admit_after", ended)
         else:
-            self.both.both("admit_page")
+            self.both.both_admit("admit_page")
+
+    @rule(which=which)
+    def tell(self, which: int) -> None:
+        if task_id := pick(which, sorted(self.both.model.tasks)):
+            self.both.both("dependencies", task_id)
+
+    @rule(tenant=st.sampled_from(TENANTS), name=st.sampled_from(("k", "l")))
+    def progress_of_batch(self, tenant: str | None, name: str) -> None:
+        self.both.both("batch", tenant, name)
 
     @rule(quarantine_after=st.integers(0, 2))
     def recover(self, quarantine_after: int) -> None:

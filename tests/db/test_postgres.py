@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import trio
 
-from continuum.db import CONNECT_TIMEOUT, DIALECTS, admission, pool, statements
+from continuum.db import CONNECT_TIMEOUT, DIALECTS, admission, circles, pool, statements
 from continuum.db.database import SqlDatabase
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.errors import DatabaseUnavailable, DialectMismatch, InvalidTask, OutcomeUnknown, SchemaMismatch
@@ -481,7 +481,19 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "copies of": (statements.COPIES_OF, {"ids": [7]}),
     "dependents": (admission.DEPENDENTS, {"ids": [7, 8], "bad": [8]}),
     "statuses": (admission.STATUSES, {"ids": [7, 8]}),
-    "in circle": (admission.IN_CIRCLE, {"id": 7}),
+    "standing": (admission.STANDING.replace("{n}", "0"), {"tenant_0": "tenant-1", "key_0": "a"}),
+    "dependents of a batch": (
+        admission.dependents_of_batch([(False, False), (True, True)]),
+        {"tenant": "tenant-1", "batch": "a", "above": 9},
+    ),
+    "ahead": (circles.AHEAD, {"ids": [7, 8]}),
+    "blocked member": (circles.BLOCKED_MEMBER.replace("{n}", "0"), {"tenant_0": "tenant-1", "key_0": "a"}),
+    "blocked members": (circles.BLOCKED_MEMBERS.replace("{n}", "0"), {"tenant_0": "tenant-1", "key_0": "a"}),
+    "free member": (circles.FREE_MEMBER.replace("{n}", "0"), {"tenant_0": "tenant-1", "key_0": "a"}),
+    "supersede": (statements.SUPERSEDE, {"copies": [7]}),
+    "find batches": (statements.FIND_BATCHES, {"tenants": ["tenant-1"], "names": ["a"]}),
+    "batch": (statements.BATCH, {"tenant": "tenant-1", "batch": "a"}),
+    "ids of a batch": (statements.BATCH_IDS, {"tenant": "tenant-1", "batch": "a", "limit": 1000}),
     "cancel in vain": (admission.CANCEL, {"ids": [7], "reasons": ["no"], "worker": "w"}),
     "depends on": (statements.DEPENDS_ON, {"id": 7}),
     "dependencies": (statements.DEPENDENCIES, {"ids": [7, 8]}),
@@ -561,10 +573,32 @@ def test_no_hot_statement_scans_the_table(full_queue: str, name: str, plan_cache
     if statement is CLAIM:
         looked_at = sum(rows_of(node) for node in nodes if node.get("Relation Name") in ("tasks", "permits", "limits"))
         assert looked_at < 1_000, described
-        picking = [node for node in scans if node.get("Index Name") == "tasks_claimable"]
+        picking = [node for node in scans if node.get("Index Name") == "tasks_ready"]
         assert picking, described
         assert all(node["Actual Rows"] <= 20 for node in scans), described
         assert not [node for node in nodes if node["Node Type"] == "Sort" and node["Actual Rows"] > 30], described
+
+
+@pytest.mark.parametrize("statistics", ["", "ANALYZE tasks"], ids=["never analyzed", "analyzed"])
+def test_a_large_batch_for_which_many_wait_is_looked_at_in_a_few_rows(empty_postgres: str, statistics: str) -> None:
+    execute(empty_postgres, (ROOT / "sql/postgres.sql").read_text())
+    execute(empty_postgres, "INSERT INTO tasks (batch) SELECT 'a' FROM generate_series(1, 5000)")
+    execute(empty_postgres, "INSERT INTO tasks (depends_batch) SELECT 'a' FROM generate_series(1, 5000)")
+    execute(empty_postgres, statistics)
+    execute(empty_postgres, "UPDATE tasks SET status = 'completed' WHERE id < 2000")
+    for name in ("standing", "dependents of a batch", "dependents", "blocked member"):
+        statement, given = PLANS[name]
+        parameters = given | {"tenant": "", "tenant_0": "", "above": 0}
+        with psycopg.connect(empty_postgres) as connection:
+            for setting in DIALECTS["postgres"].prepare_session:
+                connection.execute(setting.encode())
+            explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".encode()
+            found = connection.execute(explain, parameters).fetchone()
+        assert found is not None
+        nodes = [node for node in walk(found[0][0]["Plan"]) if node.get("Relation Name") == "tasks"]
+        described = json.dumps([(node["Node Type"], node.get("Index Name"), rows_of(node)) for node in nodes])
+        assert nodes, name
+        assert sum(map(rows_of, nodes)) <= admission.PAGE, f"{name}: {described}"
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -33,6 +33,7 @@ SECRET = "whsec_YSBzZWNyZXQgb2YgdGhlIHRlc3RzIG9mIHRoZSBBUEk="
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ENDED = 20
 """Tasks that have ended, with the ids from 1 on: a wait for one of these takes no time. All others have ids beyond 2^53."""
+BATCH = "of those that have ended"
 EXAMPLES = 10
 """Requests for each operation and kind (right, wrong), beside those at the edges of each schema, which are all made."""
 
@@ -66,7 +67,7 @@ def served(url: str) -> Iterator[str]:
             database_url=url, api_port=0, api_token=TOKEN, api_max_pending=0, webhook_secret=SECRET
         )
         async with open_database(chosen) as database, trio.open_nursery() as nursery:
-            for task_id in await database.submit([NewTask(code="x")] * ENDED):
+            for task_id in await database.submit([NewTask(code="x", batch=BATCH)] * ENDED):
                 await database.cancel(task_id)
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("SELECT setval(pg_get_serial_sequence('tasks', 'id'), 9007199254740993)")
@@ -150,10 +151,15 @@ def test_without_the_token_nothing_is_changed(case: schemathesis.Case[Any], addr
 
 
 def _after_what_is_there(case: schemathesis.Case[Any]) -> None:
-    """Let tasks depend on such as there are: no schema knows their ids."""
+    """Let tasks depend on such as there are, and on their batch: no schema knows these."""
     body: Any = case.body
     tasks = body.get("tasks") if isinstance(body, dict) else body
     for task in [body, *(tasks if isinstance(tasks, list) else [])]:
+        batch = task.get("depends_batch") if isinstance(task, dict) else None
+        if isinstance(batch, str) and 0 < len(batch) <= 255 and "\0" not in batch:
+            task["depends_batch"] = BATCH
+            if isinstance(task.get("tenant"), str):
+                task["tenant"] = None  # as theirs is
         ids = task.get("depends_on") if isinstance(task, dict) else None
         if (
             ids

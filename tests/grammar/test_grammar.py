@@ -18,6 +18,7 @@ from continuum.config import Settings
 from continuum.db import (
     admission,
     changefeed,
+    circles,
     cockroach,
     database,
     open_database,
@@ -54,6 +55,9 @@ from tests.support.listener import listening
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
+ONCE_ONE_COMPLETED = [(True, False), (True, True)]
+"""Which kinds of tasks need wait for a batch no longer."""
+
 LONG: Answer = [("", "a", 0, 3, number) for number in range(READ)]
 """What a look at a long queue returns."""
 
@@ -73,15 +77,26 @@ ANSWERS: dict[str, list[Answer]] = {
     statements.INSERT_TASKS: [[(1, "", None, None)]],
     statements.FIND_EARLIER: [[(2, "", "key", None)]],
     admission.LOOK: [[(1, 1)]],
-    admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0, [7], False, False)]],
-    admission.ENDED: [[("completed", 1, "", "sequence", "key", 0, [], False, False)]],
-    admission.DEPENDENTS: [[(1, "", None, None, 0, [7], False, False)]],
+    admission.WAITING_PAGE: [[(1, "", "sequence", "key", 0, [7], False, False, "a", "a")]],
+    admission.ENDED: [[("completed", 1, "", "sequence", "key", 0, [], False, False, "a", None)]],
+    admission.DEPENDENTS: [[(1, "", None, None, 0, [7], False, False, None, None)]],
     admission.STATUSES: [[(7, "", "pending")]],
-    admission.IN_CIRCLE: [[(1,)]],
-    admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False)]],
-    admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False, False)]],
+    admission.FIRST.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False, None, None)]],
+    admission.HEAD.replace("{n}", "0"): [[(1, "", "sequence", "key", 0, [], False, False, None, None, False)]],
+    admission.STANDING.replace("{n}", "0"): [
+        [("", "a", 1, None, 2, None, None, None)],
+        [("", "a", 1, None, 2, None, None, None)],
+        [("", "a", 1, None, None, None, None, None)],
+    ],
+    admission.dependents_of_batch(ONCE_ONE_COMPLETED): [[(3, "", None, None, 0, [], True, False, None, "a")], []],
+    circles.AHEAD: [[("pending", True, None, 1, "", None, None, 0, [], False, False, "a", "a")]],
+    circles.BLOCKED_MEMBER.replace("{n}", "0"): [[("", "a")]],
+    circles.BLOCKED_MEMBERS.replace("{n}", "0"): [[(1, "", "a")]],
     statements.FIND_TASKS: [[("", 7)]],
     statements_limits.WAITS_FOR: [[("other_tasks",)]],
+    statements.FIND_BATCHES: [[("", "a")]],
+    statements.RETRY_MANY: [[(2,)]],
+    statements.DEPENDS_ON: [[("", [7], "a")]],
     statements.DEPENDENCIES_OF: [[(7,)], []],
     statements.COPIES_OF: [[]],
     admission.TAKEN.replace("{n}", "0"): [[("", "key", 0)]],
@@ -140,7 +155,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.migrate()
     await queue.check_schema()
     await queue.submit([task, NewTask(code="print('hello')", idempotency_key="key", idempotency_window=60)])
-    await queue.submit([NewTask(code="print('hello')", depends_on=[7])])
+    await queue.submit([NewTask(code="print('hello')", depends_on=[7], batch="b", depends_batch="a")])
     for limit in (1, 3, 3):
         await queue.claim("worker", limit, lease=30)
     completion = Completion(1, 1, Status.COMPLETED, 0, "", "", None)
@@ -158,6 +173,7 @@ async def _use_every_verb(queue: Database) -> None:
     await queue.admit_after([1])
     await queue.admit_page()
     await queue.dependencies(1)
+    await queue.batch("tenant", "a")
     await queue.resume_codes()
     await queue.cancel_late("worker")
     await queue.recover("worker")

@@ -534,6 +534,29 @@ async def test_lists_are_taken_as_they_are_given() -> None:
     assert (shown["depends_any"], shown["depends_ended"], shown["admitted"]) == (False, True, False)
 
 
+async def test_batches_are_given_and_shown() -> None:
+    database = MemoryDatabase()
+    asking = client(database)
+    body = [{"code": "x", "batch": "a/b"}, {"code": "x", "depends_batch": "a/b", "depends_any": True}]
+    status, answer = await post(asking, "/tasks", body)
+    assert status == 201
+    first, second = (each["id"] for each in answer["tasks"])
+    _, shown = await get(asking, f"/tasks/{first}")
+    assert (shown["batch"], shown["depends_batch"]) == ("a/b", None)
+    _, shown = await get(asking, f"/tasks/{second}")
+    assert (shown["batch"], shown["depends_batch"], shown["depends_any"]) == (None, "a/b", True)
+    for wrong, allowed in (
+        ({"batch": ""}, "at least 1 character"),
+        ({"batch": "b", "depends_batch": "b"}, "other than its own batch"),
+        ({"depends_batch": "b"}, "there is no task of the batch 'b'"),
+        ({"batch": 5}, "valid string"),
+        ({"batch": "x" * 256}, "at most 255"),
+    ):
+        status, answer = await post(asking, "/tasks", {"code": "x"} | wrong)
+        assert status == 422
+        assert allowed in json.dumps(answer)
+
+
 @pytest.mark.parametrize(
     ("given", "allowed"),
     [

@@ -14,8 +14,8 @@ from trio.testing import MockClock
 
 from continuum.db.errors import InvalidTask
 from continuum.db.memory import MemoryDatabase
-from continuum.dependencies import MOST_DEPENDENCIES, judge, payload_with
-from continuum.model import ClaimedTask, Completion, Dependency, NewTask, Status
+from continuum.dependencies import MOST_DEPENDENCIES, Standing, judge, payload_with
+from continuum.model import BatchProgress, ClaimedTask, Completion, Dependency, NewTask, Status, Told
 from tests.support.harness import worker
 
 
@@ -65,7 +65,7 @@ async def test_a_task_waits_out_an_outage_for_what_it_is_to_be_told(
 ) -> None:
     dependencies = MemoryDatabase.dependencies
 
-    async def breaks(self: MemoryDatabase, task_id: int) -> list[Dependency]:
+    async def breaks(self: MemoryDatabase, task_id: int) -> Told:
         if not broken:
             broken.append(True)
             self.unavailable = True
@@ -118,7 +118,7 @@ async def test_dependencies_that_cannot_be_are_refused(
 )
 def test_dependencies_stand_in_the_payload_beside_what_it_is(payload: str, told: dict[str, Any]) -> None:
     dependency = Dependency(1, 'a "name"', "completed", 0, "out\nput")
-    assert json.loads(payload_with(payload, [dependency])) == told | {
+    assert json.loads(payload_with(payload, Told([dependency]))) == told | {
         "dependencies": [
             {
                 "id": 1,
@@ -135,6 +135,16 @@ def test_dependencies_stand_in_the_payload_beside_what_it_is(payload: str, told:
 STATES = st.lists(st.sampled_from(["open", "completed", "failed", None]), max_size=6)
 
 
+def test_a_batch_stands_in_the_payload_beside_its_tasks() -> None:
+    batch = BatchProgress("a", completed=2, failed=1)
+    told = {"name": "a", "total": 3, "pending": 0, "processing": 0, "completed": 2, "failed": 1}
+    assert json.loads(payload_with('{"n": 1}', Told([], batch))) == {
+        "n": 1,
+        "dependencies": [],
+        "batch": told | {"cancelled": 0, "malicious": 0},
+    }
+
+
 @given(states=STATES, any_one=st.booleans(), ended_enough=st.booleans())
 def test_a_verdict_is_final_and_there_is_one_once_all_have_ended(
     states: list[str | None], any_one: bool, ended_enough: bool
@@ -143,7 +153,15 @@ def test_a_verdict_is_final_and_there_is_one_once_all_have_ended(
         others: dict[int | None, str | None] = {
             number: "pending" if each == "open" else each for number, each in enumerate(states)
         }
-        return judge(others, any_one=any_one, ended_enough=ended_enough)
+        found = judge(others, any_one=any_one, ended_enough=ended_enough)
+        standing = Standing("b", {status or "": number or 0 for number, status in others.items()})
+        if None not in states and states:
+            assert isinstance(found, str) == isinstance(of_batch(standing), str)
+            assert (found is None) == (of_batch(standing) is None)
+        return found
+
+    def of_batch(standing: Standing) -> object:
+        return judge({}, standing, any_one=any_one, ended_enough=ended_enough)
 
     now = verdict(states)
     assert now is not None or "open" in states
@@ -163,6 +181,8 @@ EVENTS = st.one_of(
         st.booleans(),
         st.sampled_from([None, None, "a"]),
         st.sampled_from([None, None, "a"]),
+        st.sampled_from([None, None, "a", "b"]),
+        st.sampled_from([None, None, None, "a", "b"]),
     ),
     st.tuples(st.just("claim"), st.integers(1, 3)),
     st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from([Status.COMPLETED, Status.FAILED, Status.PENDING])),
@@ -187,11 +207,13 @@ async def _play(events: list[tuple[Any, ...]]) -> None:
     for name, *values in [*events, *end]:
         match name:
             case "submit":
-                wanted, any_one, ended_enough, sequence, key = values
+                wanted, any_one, ended_enough, sequence, key, batch, after = values
                 there = tuple(each for each in sorted(wanted) if each in database.tasks)
-                how = {"depends_any": any_one, "depends_ended": ended_enough} if there else {}
-                new = NewTask(code="pass", depends_on=there, sequence_key=sequence, concurrency_key=key, **how)
-                await database.submit([new])
+                how = {"depends_any": any_one, "depends_ended": ended_enough}
+                of = {"sequence_key": sequence, "concurrency_key": key, "batch": batch}
+                if after is not None and after != batch and (await database.batch(None, after)).total:
+                    of["depends_batch"] = after
+                await database.submit([NewTask(code="pass", depends_on=there, **of, **how)])
             case "claim":
                 claimed = await database.claim("w", values[0], lease=1000)
                 for each in claimed:
@@ -223,7 +245,7 @@ def _rewritten(database: MemoryDatabase, task_id: int, wanted: set[int]) -> Any:
 
 def _check_turn(database: MemoryDatabase, claimed: ClaimedTask) -> None:
     task = database.tasks[claimed.id]
-    if not task.depends_on or claimed.attempt > 1:
+    if not task.depends_on or claimed.attempt > 1 or (task.depends_any and task.depends_batch):
         return
     others = [database.tasks.get(each) for each in task.depends_on]
     good = [

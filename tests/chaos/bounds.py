@@ -1,4 +1,4 @@
-"""Whether limits, keys and a schedule were kept to, on a recorded history.
+"""Whether limits, keys, dependencies and a schedule were kept to, on a recorded history.
 
 Each look of the observer is one snapshot of the table, so that what it shows at a time was so at that time.
 """
@@ -78,23 +78,25 @@ def out_of_order(history: History) -> Iterator[Claim]:
 
 def before_others(history: History) -> Iterator[Claim]:
     """Nothing begins before what it depends on has ended, and well where it must; and it is cancelled for nothing else."""
-    told: set[int] = set()
+    begun: set[int] = set()
     for rows in _snapshots(history):
-        for row in rows.values():
-            if row.attempt > 0 and row.task_id not in told and (others := _in_the_way(row, rows)):
-                told.add(row.task_id)
+        for row in [each for each in rows.values() if each.attempt > 0 and each.task_id not in begun]:
+            begun.add(row.task_id)
+            if others := _in_the_way(row, rows):
                 yield row.task_id, f"it began although of what it depends on {others} are in the way"
     kept = {event.row.task_id: event.row for event in history if isinstance(event, Kept)}
     for row in kept.values():
-        if row.in_vain != bool(row.depends_on and _in_the_way(row, kept)):
+        if row.in_vain != bool(_in_the_way(row, kept)):
             yield row.task_id, f"it was {'' if row.in_vain else 'not '}cancelled for what it depends on: {row}"
 
 
 def _in_the_way(row: Row, rows: dict[int, Row]) -> list[int]:
     """Which of those that a task depends on do not let it begin."""
-    others = ((each, rows.get(each)) for each in row.depends_on)
+    others = {each: rows.get(each) for each in row.depends_on}
+    if row.depends_batch is not None:
+        others |= {other.task_id: other for other in rows.values() if other.batch == row.depends_batch}
     good = {Status.COMPLETED, *(TERMINAL if row.depends_ended else ())}
-    return [each for each, other in others if other is None or other.status not in good]
+    return [each for each, other in others.items() if other is None or other.status not in good]
 
 
 def misfired(history: History) -> Iterator[Claim]:

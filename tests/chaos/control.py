@@ -43,13 +43,18 @@ async def end(database: Database) -> None:
 
 
 DEPENDENCIES = 5
+OF_BATCH = 100
+"""Tasks of which every tenth belongs to one batch, and the last waits for it."""
 
 
 def bound(plan: Plan, number: int, task: NewTask, before: Sequence[int]) -> NewTask:
-    """The task with the limits, keys and dependencies that one with this number has: five of ten have some.
+    """The task with the limits, keys and dependencies that one with this number has: six of ten have some.
 
     before: ids of tasks without a tenant that were submitted just before.
     """
+    batch = f"batch-{number // OF_BATCH}"
+    if number % OF_BATCH == OF_BATCH - 1:
+        return replace(task, depends_batch=batch, depends_ended=number // OF_BATCH % 2 == 0)
     match number % 10:
         case 0:
             return replace(task, tenant=LIMITED)
@@ -61,5 +66,7 @@ def bound(plan: Plan, number: int, task: NewTask, before: Sequence[int]) -> NewT
             return replace(task, sequence_key=f"sequence-{number // 10 % max(1, plan.tasks // 100)}")
         case 4:
             return replace(task, depends_on=tuple(before[:DEPENDENCIES]), depends_ended=number % 20 == 4)
+        case 5:
+            return replace(task, batch=batch)
         case _:
             return task

@@ -77,7 +77,8 @@ class _Forgery:
         row = Row(
             task_id, key, "pending", 0, 0, None, None, None, None, True,
             tenant=SAME, sequence_key=SAME, concurrency_key=SAME, due_for=TICK * task_id,
-            depends_on=tuple(range(1, task_id)), depends_ended=True,
+            depends_on=tuple(range(1, task_id, 2)), depends_ended=True,
+            batch=f"batch-{task_id}", depends_batch=f"batch-{task_id - 1}",
         )  # fmt: skip
         self.look(row)
         while not self.rows[task_id].terminal:

@@ -58,6 +58,8 @@ class Row(NamedTuple):
     due_for: float | None = None
     depends_on: tuple[int, ...] = ()
     depends_ended: bool = False
+    batch: str | None = None
+    depends_batch: str | None = None
 
     @property
     def lease(self) -> Lease:

@@ -343,14 +343,24 @@ def a_due_time_is_left_out(events: list[Event], random: Random) -> list[Event]:
     )
 
 
+def _begun(events: list[Event], random: Random) -> Seen:
+    return one([e for e in events if isinstance(e, Seen) and e.row.processing and e.row.attempt == 1], Seen, random)
+
+
 def a_dependency_is_not_waited_for(events: list[Event], random: Random) -> list[Event]:
-    seen = _running(events, random)
+    seen = _begun(events, random)
     other = Seen(at=seen.at - 1e-7, wall=0, row=seen.row._replace(task_id=999, status="processing", sequence_key=None))
     return swap(events, seen, other, replace(seen, row=seen.row._replace(depends_on=(999,))))
 
 
+def a_batch_is_not_waited_for(events: list[Event], random: Random) -> list[Event]:
+    seen = _begun(events, random)
+    row = seen.row._replace(task_id=999, status="pending", batch=seen.row.depends_batch, attempt=0, sequence_key=None)
+    return swap(events, seen, Seen(at=seen.at - 1e-7, wall=0, row=row), seen)
+
+
 def a_failed_dependency_is_good_enough(events: list[Event], random: Random) -> list[Event]:
-    seen = _running(events, random)
+    seen = _begun(events, random)
     other = Seen(at=seen.at - 1e-7, wall=0, row=seen.row._replace(task_id=999, status="failed", sequence_key=None))
     return swap(events, seen, other, replace(seen, row=seen.row._replace(depends_on=(999,), depends_ended=False)))
 
@@ -370,6 +380,7 @@ LIMITS = (more_of_a_tenant_run, more_of_a_key_run, more_begin_in_a_period)
 ORDER = (
     a_sequence_is_overtaken,
     a_dependency_is_not_waited_for,
+    a_batch_is_not_waited_for,
     a_failed_dependency_is_good_enough,
     cancelled_for_a_dependency_that_completed,
     not_cancelled_for_a_dependency_that_failed,

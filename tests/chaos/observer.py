@@ -20,10 +20,10 @@ DEADLINE = 5
 ROWS = """
 SELECT id, idempotency_key, status, attempt, released, worker_id, output, finished::text, last_error,
        status = 'pending' AND run_at IS NULL AND tenant IS NULL
-           AND sequence_key IS NULL AND concurrency_key IS NULL AND depends_on IS NULL,
+           AND sequence_key IS NULL AND concurrency_key IS NULL AND depends_on IS NULL AND depends_batch IS NULL,
        tenant, sequence_key, concurrency_key,
        extract(epoch FROM started AT TIME ZONE 'utc')::float8, extract(epoch FROM due_at)::float8,
-       coalesce(depends_on, ARRAY[]::int8[]), depends_ended
+       coalesce(depends_on, ARRAY[]::int8[]), depends_ended, batch, depends_batch
 FROM tasks
 """
 PAYLOADS = "SELECT id, payload::text FROM tasks"

@@ -228,9 +228,10 @@ async def test_a_container_removed_under_a_task_costs_an_attempt_and_the_pool_he
 async def test_signals_drain_the_worker_and_a_second_one_skips_the_grace(light: Installation, count: int) -> None:
     import signal
 
-    code = "import time\nprint('began', flush=True)\ntime.sleep(6)\nprint('done')"
+    seconds = 3 if count == 1 else 10
+    code = f"import time\nprint('began', flush=True)\ntime.sleep({seconds})\nprint('done')"
     async with start_worker(light.environment | {"SHUTDOWN_GRACE": "60"}) as worker:
-        (task_id,) = await submit(light, Case("six seconds", code))
+        (task_id,) = await submit(light, Case("some seconds", code))
         await wait_until_running(light.database, task_id)
         for _ in range(count):
             worker.send(signal.SIGTERM)

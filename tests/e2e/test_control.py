@@ -54,7 +54,7 @@ async def test_a_drained_worker_finishes_what_runs_while_another_does_the_rest(
     light: Installation, tmp_path: Path
 ) -> None:
     database = light.database
-    command = partial(run, folder=tmp_path, environment={"DATABASE_URL": light.server.url})
+    command = partial(run, folder=tmp_path, environment={"DATABASE_URL": light.url})
     environment = light.environment | QUICK_HEARTBEATS | {"SLOTS": "1"}
     async with start_worker(environment) as leaving:
         long, *ahead = await database.submit([NewTask(code=LONG), *[NewTask(code=SHORT)] * 5])
@@ -89,7 +89,7 @@ async def test_no_task_of_a_paused_code_begins_on_any_worker_and_all_do_when_it_
     light: Installation, tmp_path: Path
 ) -> None:
     database = light.database
-    command = partial(run, folder=tmp_path, environment={"DATABASE_URL": light.server.url})
+    command = partial(run, folder=tmp_path, environment={"DATABASE_URL": light.url})
     environment = light.environment | {"SLOTS": "2", "POLLING_INTERVAL": "1"}
     paused_code, other_code = "import time; time.sleep(0.05)", SHORT
     async with start_worker(environment), start_worker(environment):

@@ -16,8 +16,8 @@ from tests.support.workers import start_worker
 
 
 @pytest.fixture
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnDaemon]:
-    with own_daemon(tmp_path_factory.mktemp("dockerd")) as own:
+def daemon() -> Iterator[OwnDaemon]:
+    with own_daemon() as own:
         yield own
 
 

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnDaemon]:
-    with own_daemon(tmp_path_factory.mktemp("dockerd")) as own:
+def daemon() -> Iterator[OwnDaemon]:
+    with own_daemon() as own:
         yield own
 
 

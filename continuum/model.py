@@ -489,6 +489,7 @@ class TaskFilter:
     before: int | None = None
     limit: int = 50
     quarantined: bool = False
+    batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@
 | 2    | wrong usage, configuration or task                                       |
 | 3    | the database cannot be used: unreachable, another dialect, no schema, no rights |
 | 4    | no sandbox can be started                                                |
-| 5    | there is no such task, code, schedule or worker                          |
+| 5    | there is no such task, batch, code, schedule or worker                   |
 | 6    | the time to wait was over                                                |
 | 7    | the queue is full: as many tasks are pending as LIMITS allows            |
 | 130  | Ctrl-C                                                                   |

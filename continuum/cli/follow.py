@@ -10,11 +10,13 @@ import typer
 
 from continuum.cli import views
 from continuum.cli.errors import FAILED, OK
-from continuum.cli.output import Printer
-from continuum.client import Client
+from continuum.cli.output import Printer, one_line
+from continuum.client import Client, WaitTimeout
+from continuum.client.progress import progress_bar
 from continuum.client.waiting import PATIENCE
 from continuum.db.errors import DatabaseUnavailable
-from continuum.model import Status, Stream, TaskRecord
+from continuum.dependencies import progress_values
+from continuum.model import BatchProgress, Status, Stream, TaskRecord
 
 UNTAKEN = 3.0
 """Seconds for which a task is pending before those who watch it are told why that may be."""
@@ -83,6 +85,44 @@ async def _why_it_waits(client: Client, record: TaskRecord) -> str:
         if used >= slots
         else "; does MIN_PRIORITY or MAX_PRIORITY of theirs leave it out? `continuum status` shows them"
     )
+
+
+async def follow_batch(client: Client, name: str, tenant: str | None, seconds: float | None) -> BatchProgress:
+    """How a batch stands once all of its tasks have ended, with a bar at a terminal until then. Outages of up to PATIENCE are
+    waited out. Raises `WaitTimeout`, `TaskNotFound`."""
+    answered = trio.current_time()
+    progress = BatchProgress(name)
+    with (
+        progress_bar(one_line(name, 60), None) as show,
+        trio.move_on_after(float("inf") if seconds is None else seconds),
+    ):
+        while not progress.ended:
+            try:
+                progress = await client.batch(name, tenant)
+            except DatabaseUnavailable:
+                if trio.current_time() - answered > PATIENCE:
+                    raise
+            else:
+                answered = trio.current_time()
+                ended = progress.total - progress.open
+                show(ended, ended - progress.completed, progress.total)
+            if not progress.ended:
+                await trio.sleep(views.REFRESH)
+    if not progress.ended:
+        raise WaitTimeout(
+            f"{progress.open} of {progress.total} tasks of the batch {name} had not ended in {seconds:g} s"
+        )
+    return progress
+
+
+def print_batch(progress: BatchProgress, as_json: bool, *, waited: bool) -> int:
+    """Print how a batch stands; return the exit code: of one that was waited for, whether all of its tasks completed."""
+    if as_json:
+        typer.echo(json.dumps(progress_values(progress) | {"ended": progress.ended}))
+    else:
+        counts = [f"{count} {status}" for status in Status if (count := getattr(progress, status))]
+        typer.echo(f"{one_line(progress.name)}: {progress.total} tasks, {', '.join(counts)}")
+    return FAILED if waited and progress.completed < progress.total else OK
 
 
 def print_end(record: TaskRecord, as_json: bool) -> int:

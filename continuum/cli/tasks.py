@@ -31,6 +31,28 @@ def wait_for(task_id: TaskId, seconds: Seconds = None, as_json: AsJson = False) 
     run(command)
 
 
+def batch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The batch.", show_default=False)],
+    tenant: Annotated[str | None, typer.Option(help="Whose batch it is.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of its tasks have ended.")] = False,
+    seconds: Seconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many tasks of a batch are in each state; --wait waits for their ends."""
+    from continuum.cli.follow import follow_batch, print_batch
+    from continuum.client import Client
+
+    if seconds is not None and not wait:
+        raise typer.BadParameter("--timeout says how long to --wait")
+
+    async def command() -> int:
+        async with Client(settings()) as client:
+            progress = await (follow_batch(client, name, tenant, seconds) if wait else client.batch(name, tenant))
+        return print_batch(progress, as_json, waited=wait)
+
+    run(command)
+
+
 def logs(
     task_id: TaskId,
     follow: Annotated[
@@ -67,6 +89,7 @@ def list_tasks(
     worker: Annotated[str | None, typer.Option(metavar="ID", help="Those a worker runs, or ran last.")] = None,
     error: Annotated[str | None, typer.Option(help="The group of an error, as `continuum top` names it.")] = None,
     quarantined: Annotated[bool, typer.Option("--quarantined", help="Those in quarantine.")] = False,
+    batch: Annotated[str | None, typer.Option(metavar="NAME", help="Those of a batch.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     before: Annotated[int | None, typer.Option(metavar="ID", help="Older than this one.")] = None,
     as_json: AsJson = False,
@@ -81,7 +104,9 @@ def list_tasks(
         raise typer.BadParameter(f"{min(unknown)!r} is no status; use {', '.join(STATUSES)}", param_hint="--status")
     if text and name:
         raise typer.BadParameter("give the text or --name, not both")
-    wanted = TaskFilter(text or name, frozenset(statuses), tenant, worker, error, since, before, limit, quarantined)
+    wanted = TaskFilter(
+        text or name, frozenset(statuses), tenant, worker, error, since, before, limit, quarantined, batch
+    )
 
     async def command() -> None:
         async with open_database(settings(), application="continuum-tasks") as database:

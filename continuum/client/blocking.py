@@ -17,7 +17,7 @@ from continuum.client.tasks import MapOptions, RunOptions, TaskOptions
 from continuum.client.thread import ClientThread
 from continuum.client.trio_client import Client
 from continuum.config import Settings, load_settings
-from continuum.model import Cancellation, NewTask, Statistics, Stream, TaskRecord
+from continuum.model import BatchProgress, Cancellation, NewTask, Statistics, Stream, TaskRecord
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -228,6 +228,10 @@ class BlockingClient:
     ) -> list[TaskRecord]:
         """See `Client.wait_many`; `progress` is called in the client's thread."""
         return self._thread.call(lambda client: client.wait_many(task_ids, seconds, progress))
+
+    def batch(self, name: str, tenant: str | None = None) -> BatchProgress:
+        """See `Client.batch`."""
+        return self._thread.call(lambda client: client.batch(name, tenant))
 
     def logs(self, task_id: int, *, follow: bool = True) -> Iterator[tuple[Stream, str]]:
         """See `Client.logs`."""

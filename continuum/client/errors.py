@@ -32,7 +32,7 @@ _GOES_ON = (
 
 
 class TaskNotFound(LookupError):
-    """There is no task with this id."""
+    """There is no task with this id, or none of this batch."""
 
 
 class WaitTimeout(TimeoutError):

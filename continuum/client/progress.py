@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Show(Protocol):
+    def __call__(self, done: int, failed: int, total: int | None = None) -> None:
+        """Show how many are done, how many of these failed, and how many there are, where that has changed."""
 
 
 @contextmanager
-def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
-    """Within the block, a function that shows how many are done, and how many of these failed. total: None when not known.
+def progress_bar(description: str, total: int | None) -> Iterator[Show]:
+    """Within the block, a function that shows how many are done. total: None when not known.
 
     It goes to stderr, and nowhere when that is no terminal, or shows another bar already.
     """
@@ -40,8 +46,8 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int,
     except LiveError:
         bar.disable = True
 
-    def show(done: int, failed: int) -> None:
-        bar.update(row, completed=done, failed=f"{failed} failed" if failed else "")
+    def show(done: int, failed: int, total: int | None = None) -> None:
+        bar.update(row, completed=done, total=total, failed=f"{failed} failed" if failed else "")
 
     try:
         yield show

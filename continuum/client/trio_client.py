@@ -26,7 +26,7 @@ from continuum.config import Settings, load_settings
 from continuum.db import open_database
 from continuum.db.errors import DatabaseError, QueueFull
 from continuum.db.protocol import Database
-from continuum.model import Cancellation, NewTask, Statistics, TaskRecord
+from continuum.model import BatchProgress, Cancellation, NewTask, Statistics, TaskRecord
 from continuum.telemetry import submission, submitted
 
 T = TypeVar("T")
@@ -315,6 +315,14 @@ class Client:
         if waiting:
             raise WaitTimeout(f"{len(waiting)} of {total} tasks had not ended in {seconds:g} s")
         return await self.fetch_many(task_ids)
+
+    async def batch(self, name: str, tenant: str | None = None) -> BatchProgress:
+        """How a batch of a tenant stands. Raises `TaskNotFound` where it has no tasks."""
+        progress = await self.database.batch(tenant, name)
+        if not progress.total:
+            of_tenant = "" if tenant is None else f" of the tenant {tenant!r}"
+            raise TaskNotFound(f"there is no task of the batch {name!r}{of_tenant}")
+        return progress
 
     def logs(self, task_id: int, *, follow: bool = True) -> TaskLogs:
         """The output of a task piece by piece, for `async for stream, text in client.logs(17)`: until its end when

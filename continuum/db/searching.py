@@ -27,6 +27,7 @@ def conditions(wanted: TaskFilter) -> Iterator[Parameters]:
         "error": wanted.error,
         "since": wanted.since,
         "quarantined": wanted.quarantined or None,
+        "batch": wanted.batch,
     }
     given = {name: value for name, value in common.items() if value is not None}
     text = wanted.text.strip()

@@ -829,6 +829,7 @@ _SEARCHES = {
     "error": f"coalesce({_GROUP}, '') = %(error)s",
     "since": "created_at >= %(since)s::timestamptz",
     "quarantined": "quarantined = %(quarantined)s",
+    "batch": "batch = %(batch)s",
 }
 
 

@@ -1,7 +1,8 @@
 """The HTTP API for producers who cannot reach the database. docs/http-api.md describes it for its users.
 
-Read on in `api_tasks`, `api_codes`, `api_schedules`, `api_workers` and `api_limits`, which do what is asked; `api_operations`
-serves them; `api_inputs`, `api_outputs` and `api_schedule_models` are what they take and answer, and `api_openapi` says so.
+Read on in `api_tasks`, `api_batches`, `api_codes`, `api_schedules`, `api_workers` and `api_limits`, which do what is asked;
+`api_operations` serves them; `api_inputs`, `api_outputs` and `api_schedule_models` are what they take and answer, and
+`api_openapi` says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from quart import Blueprint, Response
 from continuum.config import Settings
 from continuum.db.protocol import Database
 from continuum.nursery.state import version
+from continuum.status.api_batches import BatchHandlers
 from continuum.status.api_codes import CodeHandlers
 from continuum.status.api_inputs import (
     CodePath,
@@ -147,6 +149,7 @@ def create_api(
     ScheduleHandlers(settings, database, pressure).serve(operations)
     WorkerHandlers(database, pressure).serve(operations)
     LimitHandlers(database, pressure).serve(operations)
+    BatchHandlers(database, pressure).serve(operations)
 
     @lru_cache
     def openapi() -> str:

@@ -314,6 +314,7 @@ class SearchQuery(Input):
         default=None, description="Created since this time, or within this time: `2026-01-31T12:00:00Z`, `1h`, `7d`."
     )
     quarantined: Flag = Field(default=False, description="Only those in quarantine.")
+    batch: Key | None = Field(default=None, description="Only those of this batch.")
     before: Id | None = Field(default=None, description="Only ids below this one: `next` of the page before.")
     limit: Limit = 50
 

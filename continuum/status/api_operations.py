@@ -28,8 +28,8 @@ JSON = "application/json"
 class Operation:
     """One method of one path.
 
-    path: with `{id}` where it has one. changes: whether it needs the token from everywhere, or only reads. body: what it takes;
-    several where it may be any of them. query: its parameters.
+    path: with `{id}` where it has one, or `{name}`, which may have slashes. changes: whether it needs the token from everywhere,
+    or only reads. body: what it takes; several where it may be any of them. query: its parameters.
     headers: its own, each with its description and schema. answers: what it answers when all is well: for each status
     the model (None for no body), or for other media types a model for each. failures: beside those that all have.
     """
@@ -56,7 +56,7 @@ class Operations:
         self._settings = settings
 
     def add(self, operation: Operation, handler: Handler) -> None:
-        """Serve an operation by a function that is given the id of the path, and the query, where there are any."""
+        """Serve an operation by a function that is given the id or name of the path, and the query, where there are any."""
 
         async def serve(**path: str) -> Response:
             try:
@@ -65,7 +65,7 @@ class Operations:
             except Exception as error:
                 return _refusal(error, self._settings).response()
 
-        rule = operation.path.replace("{id}", "<id>")
+        rule = operation.path.replace("{id}", "<id>").replace("{name}", "<path:name>")
         self.blueprint.add_url_rule(
             rule, operation.name, serve, methods=[operation.method], provide_automatic_options=False
         )
@@ -88,7 +88,7 @@ class Operations:
 def _arguments(operation: Operation, path: dict[str, str]) -> list[object]:
     arguments: list[object] = []
     if operation.path_model is not None:
-        arguments.append(vars(parse_query(MultiDict(path), operation.path_model))["id"])
+        arguments += vars(parse_query(MultiDict(path), operation.path_model)).values()
     if operation.query is not None:
         arguments.append(parse_query(request.args, operation.query))
     return arguments

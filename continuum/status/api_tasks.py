@@ -126,6 +126,7 @@ class TaskHandlers:
             before=query.before,
             limit=query.limit,
             quarantined=query.quarantined,
+            batch=query.batch,
         )
         async with self._pressure.turn():
             found = await self._database.search(wanted)

@@ -13,7 +13,7 @@ import trio
 
 from continuum.config import Settings
 from continuum.db.protocol import Database
-from continuum.model import CodeRecord, FailureGroup, Status, TaskFilter, TaskRecord, TaskSummary
+from continuum.model import BatchProgress, CodeRecord, FailureGroup, Status, TaskFilter, TaskRecord, TaskSummary
 from continuum.nursery.recent import INTERVAL, INTERVALS
 from continuum.nursery.state import WorkerState
 from continuum.schedules import ScheduleRecord
@@ -58,6 +58,7 @@ class Board:
         self.forget_limits()
         self._running = Shared(lambda: database.running(RUNNING_SHOWN, TAIL), 1.0, SHARE)
         self._tasks: OrderedDict[int, Shared[TaskRecord | None]] = OrderedDict()
+        self._batches: OrderedDict[tuple[str | None, str], Shared[BatchProgress]] = OrderedDict()
         self._totals = _Totals()
         self._searches = trio.CapacityLimiter(SEARCHES)
 
@@ -124,6 +125,18 @@ class Board:
         self._tasks.move_to_end(task_id)
         if len(self._tasks) > TASKS_REMEMBERED:
             self._tasks.popitem(last=False)
+        return await known.get()
+
+    async def batch(self, task: TaskRecord) -> BatchProgress | None:
+        """How the batch of a task stands, or that which it waits for. Raises `Unavailable`."""
+        name = task.batch if task.batch is not None else task.depends_batch
+        if name is None:
+            return None
+        key = (task.tenant, name)
+        known = self._batches.setdefault(key, Shared(lambda: self._database.batch(*key), share=SHARE))
+        self._batches.move_to_end(key)
+        if len(self._batches) > TASKS_REMEMBERED:
+            self._batches.popitem(last=False)
         return await known.get()
 
     async def waits_for(self, task: TaskRecord) -> str | None:

@@ -181,6 +181,7 @@ async def _task_context(board: Board, task_id: int, viewer: Viewer, *, everythin
         "task": task,
         "attempts": task_page.attempts(task),
         "waits_for": await board.waits_for(task),
+        "batch": await board.batch(task),
         "viewer": viewer,
     }
     if viewer.contents:
@@ -204,6 +205,7 @@ def _filter(viewer: Viewer) -> TaskFilter:
         text=asked.get("q", ""),
         statuses=frozenset({status} if status in [*Status] else ()),
         tenant=asked.get("tenant") or None,
+        batch=asked.get("batch") or None,
         worker_id=asked.get("worker") or None,
         error=asked.get("error") or None if viewer.contents else None,
         before=int(before) if before.isascii() and before.isdecimal() and int(before) <= LARGEST_ID else None,

@@ -11,7 +11,7 @@ from continuum.db.admission import PAGE
 from continuum.db.errors import InvalidTask
 from continuum.db.protocol import Database
 from continuum.dependencies import MOST_DEPENDENCIES
-from continuum.model import BatchProgress, Dependency, HeldBackBy, NewTask, Status, WaitsFor, Wakeup
+from continuum.model import BatchProgress, Dependency, HeldBackBy, NewTask, Status, TaskFilter, WaitsFor, Wakeup
 from tests.db.test_dependencies import claimable, finish, record_of, submitted
 from tests.support.listener import listening
 
@@ -66,6 +66,7 @@ async def test_a_task_begins_once_its_batch_has_ended_as_it_wants(database: Data
     assert await database.batch(None, "a") == BatchProgress("a", completed=3)
     assert await database.batch("else", "a") == BatchProgress("a", pending=1)
     assert await database.batch(None, "b") == BatchProgress("b")
+    assert [task.id for task in await database.search(TaskFilter(batch="a", tenant="else"))] == [other]
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["followed", "found by the look"])

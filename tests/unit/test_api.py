@@ -545,6 +545,15 @@ async def test_batches_are_given_and_shown() -> None:
     assert (shown["batch"], shown["depends_batch"]) == ("a/b", None)
     _, shown = await get(asking, f"/tasks/{second}")
     assert (shown["batch"], shown["depends_batch"], shown["depends_any"]) == (None, "a/b", True)
+    _, found = await get(asking, "/tasks?batch=a/b")
+    assert [each["id"] for each in found["tasks"]] == [first]
+    _, progress = await get(asking, "/batches/a%2Fb")
+    assert progress == {
+        "name": "a/b", "total": 1, "pending": 1, "processing": 0, "completed": 0, "failed": 0, "cancelled": 0, "malicious": 0,
+        "ended": False,
+    }  # fmt: skip
+    status, refused = await get(asking, "/batches/a?tenant=b")
+    assert (status, refused["message"]) == (404, "there is no task of the batch 'a' of this tenant")
     for wrong, allowed in (
         ({"batch": ""}, "at least 1 character"),
         ({"batch": "b", "depends_batch": "b"}, "other than its own batch"),

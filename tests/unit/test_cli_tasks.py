@@ -295,3 +295,54 @@ def test_an_archive_needs_a_directory_and_ways_to_end(
     assert "'pending' is no way to end" in run("archive", str(tmp_path), "--status", "pending", code=2)[1]
     assert "takes no archive" in run("archive", str(tmp_path / "nowhere"), "--delete", code=2)[1]
     assert sorted(failed.tasks) == [1, 2, 3]
+
+
+@pytest.fixture
+def batches(database: MemoryDatabase) -> MemoryDatabase:
+    """The batch `good` has completed, `bad` has failed in part, and `open` has not ended; so has one of another tenant."""
+
+    async def prepare() -> None:
+        names = ("good", "good", "bad", "bad", "open")
+        await database.submit([NewTask(name=name, code="x", batch=name) for name in names])
+        for task in await database.claim("host-1", 4, lease=30):
+            status = Status.FAILED if task.id == 4 else Status.COMPLETED
+            await database.complete("host-1", [Completion(task.id, 1, status, 0, "", "", None)])
+        await database.submit([NewTask(code="x", batch="good", tenant="acme")])
+
+    trio.run(prepare)
+    return database
+
+
+def test_a_batch_is_told_by_the_states_of_its_tasks(batches: MemoryDatabase) -> None:
+    assert run("batch", "good") == ("good: 2 tasks, 2 completed\n", "")
+    assert run("batch", "bad") == ("bad: 2 tasks, 1 completed, 1 failed\n", "")
+    told = json.loads(run("batch", "good", "--tenant", "acme", "--json")[0])
+    assert (told["name"], told["total"], told["pending"], told["ended"]) == ("good", 1, 1, False)
+    assert "there is no task of the batch 'none'" in run("batch", "none", code=5)[1]
+    assert (
+        "there is no task of the batch 'bad' of the tenant 'acme'" in run("batch", "bad", "--tenant", "acme", code=5)[1]
+    )
+
+
+def test_a_batch_is_waited_for_and_the_exit_code_says_how_it_ended(batches: MemoryDatabase) -> None:
+    assert run("batch", "good", "--wait")[0] == "good: 2 tasks, 2 completed\n"
+    assert run("batch", "bad", "--wait", code=1)[0] == "bad: 2 tasks, 1 completed, 1 failed\n"
+    said = run("batch", "open", "--wait", "--timeout", "0.01", code=6)[1]
+    assert "1 of 1 tasks of the batch open had not ended in 0.01 s" in said
+    assert "--timeout says how long to --wait" in run("batch", "open", "--timeout", "5", code=2)[1]
+
+
+def test_the_tasks_of_a_batch_are_listed(batches: MemoryDatabase) -> None:
+    found = [json.loads(line)["id"] for line in run("tasks", "--batch", "bad", "--json")[0].splitlines()]
+    assert found == [4, 3]
+    assert "batch" in run("show", "4")[0]
+
+
+def test_a_task_is_submitted_into_a_batch_and_after_one(database: MemoryDatabase, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print(1)")
+    run("submit", str(script), "--batch", "a")
+    run("submit", str(script), "--depends-batch", "a", "--depends-ended")
+    assert (database.tasks[1].batch, database.tasks[2].depends_batch) == ("a", "a")
+    assert "the batch a, however they end" in run("show", "2")[0]
+    assert "--depends-on and --depends-batch" in run("submit", str(script), "--depends-any", code=2)[1]

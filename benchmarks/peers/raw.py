@@ -14,7 +14,7 @@ import psycopg
 from benchmarks.peers import Connection, Contender
 from continuum.db import statements
 from continuum.db.cockroach import COCKROACH
-from continuum.db.cockroach_fair import CLAIM_KEYS
+from continuum.db.cockroach_claim import CLAIM_KEYS
 from continuum.db.cockroach_ring import WALK
 from continuum.db.dialect import Dialect
 from continuum.db.fair import CLAIM, PLACE, Ring

@@ -169,4 +169,10 @@ COCKROACH = Dialect(
     # switched off in the cluster, this is SERIALIZABLE still.
     prepare_reading=("SET default_transaction_isolation = 'read committed'",),
     expire=expire,
+    # Else it may read what all workers process, or all permits that are taken, because a plan for any values has nothing better,
+    # or because statistics say that there are few. Under SERIALIZABLE that waits for everybody, and is begun again and again.
+    by_key=(
+        ("tasks", "tasks@{FORCE_INDEX=tasks_pkey,NO_FULL_SCAN}"),
+        ("permits", "permits@{FORCE_INDEX=permits_taken,NO_FULL_SCAN}"),
+    ),
 )

@@ -71,7 +71,10 @@ class Step(NamedTuple):
 
 
 class Walk:
-    """Goes around the ring, one step after another: first the hashes from `origin` on, then those before."""
+    """Goes around the ring, one step after another: first the hashes from `origin` on, then those before.
+
+    steps: of this round. rounds: how often it has been around since it began anew.
+    """
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -79,7 +82,7 @@ class Walk:
         self._at: Place | None = None
         self._found = 0
         self._long = False
-        self.steps = 0
+        self.steps = self.rounds = 0
 
     @property
     def begins(self) -> bool:
@@ -87,8 +90,8 @@ class Walk:
         return self._at is None
 
     def begin_anew(self) -> None:
-        """Be where the walk begins."""
-        self._at = None
+        """Be where the walk begins, as if it had not been around."""
+        self._at, self.rounds = None, 0
 
     def order(self, place: Place) -> tuple[Any, ...]:
         """In which order it comes to places."""
@@ -106,6 +109,7 @@ class Walk:
         if first and not self._long:
             entries = await self._entries(WALK, {"tags": tags, "first": 0, "last": _LAST})
             if len(entries) < READ:
+                self.rounds += 1
                 return Step(_by_place(entries), whole=True, first=True, last=True, everything=True)
             self._long = True
         if first and after is not None:
@@ -123,6 +127,7 @@ class Walk:
         if not last and len(places) > 1:
             places.popitem()  # it is the first one of the next step
         self._at = None if last else next(reversed(places))
+        self.rounds += last
         self._long = not last or self._found >= READ
         return Step(places, whole, first, last)
 

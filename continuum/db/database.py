@@ -192,7 +192,7 @@ class SqlDatabase(SqlSchedules):
         async def body(connection: TrioConnection) -> Rows:
             assert self._dialect is not None
             prepare = True if keyed and not self._dialect.prepares_by_itself else None
-            cursor = await connection.execute(statement.encode(), parameters, prepare=prepare)
+            cursor = await connection.execute(self._dialect.says(statement).encode(), parameters, prepare=prepare)
             return await cursor.fetchall() if cursor.description else []
 
         return await self._with_connection(body, deadline=deadline, writes=writes, pool=pool)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 from continuum.db.connection import TrioConnection
 from continuum.db.protocol import Listener
+from continuum.db.statements import BY_KEY
 from continuum.model import Status
 
 SCHEMA_VERSION = 6
@@ -69,6 +71,13 @@ class Queue(Protocol):
         ...
 
 
+@lru_cache(maxsize=200)
+def _marked(statement: str, by_key: tuple[tuple[str, str], ...]) -> str:
+    for table, hinted in by_key:
+        statement = statement.replace(f"{table} {BY_KEY}", hinted)
+    return statement
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One kind of database.
@@ -78,6 +87,7 @@ class Dialect:
     may prepare any statement that comes often; else only those are prepared that find their rows by keys.
     as_of: the clause by which a statement that counts disturbs nobody. expire: as `Database.expire`, where there is such a thing.
     begin_admission: the statements that keep admissions apart until their transaction ends.
+    by_key: what tables are called where a statement marks them with `statements.BY_KEY`, so that rows are found in no other way.
     """
 
     name: str
@@ -91,6 +101,11 @@ class Dialect:
     prepare_reading: tuple[str, ...] = ()
     prepares_by_itself: bool = True
     expire: Callable[[Run, Mapping[Status, float]], Awaitable[bool]] | None = None
+    by_key: tuple[tuple[str, str], ...] = ()
+
+    def says(self, statement: str) -> str:
+        """A statement as this kind of database is to be told it."""
+        return _marked(statement, self.by_key)
 
     def schema(self) -> str:
         """The text of the schema file: from the wheel, or from a checkout."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from continuum.db.cockroach_ring import Place
 from continuum.db.dialect import Read, Rows, Run
 from continuum.db.fair import MOST_PERMITS
 
@@ -36,10 +37,15 @@ the place of one that does not count any more, because the limit was lowered."""
 MAKE_PERMITS = """
 INSERT INTO permits (resource, number)
 SELECT w.resource, number
-FROM unnest(%(resources)s::text[], %(mosts)s::int4[]) AS w (resource, most), generate_series(1, w.most) AS number
+FROM unnest(%(resources)s::text[], %(haves)s::int4[], %(mosts)s::int4[]) AS w (resource, have, most),
+     generate_series(w.have + 1, w.most) AS number
 ON CONFLICT DO NOTHING
 """
-"""Make what a limit is kept by, once it is met."""
+"""Make what a limit is kept by, beyond what is there: who makes it again would wait for whoever is taking it."""
+
+SPARE = 16
+"""Permits of a tenant that are free before more are made, at least: as many as are ever needed at once, not as many as its limit
+allows, which may be ten thousand."""
 
 _OWN = ("weight", "max_running", "rate", "rate_period", "paused")
 
@@ -73,9 +79,7 @@ class Allowance:
 
     @property
     def room(self) -> float:
-        """How many tasks may begin."""
-        if self.paused:
-            return 0
+        """How many tasks may begin, unless it is paused."""
         most = math.inf if self.max_running is None else len(self.running)
         return most if self.rate is None else min(most, len(self.starts))
 
@@ -90,12 +94,13 @@ class Allowance:
 class Limits:
     """LIMITS as one call finds it. Tenants are asked for by `learn` before they are looked at.
 
-    tags: those of the worker.
+    tags: those of the worker. wanted: how many tasks the call is for.
     """
 
-    def __init__(self, run: Run, read: Read, tags: Collection[str]) -> None:
+    def __init__(self, run: Run, read: Read, tags: Collection[str], wanted: int) -> None:
         self._run = run
         self._read = read
+        self._spare = max(SPARE, wanted)
         self._keys = [("queue", ""), ("tenant", "*"), *(("tag", tag) for tag in tags)]
         self._of: dict[str, Allowance] = {}
         self._paused_tags: frozenset[str] = frozenset()
@@ -109,8 +114,13 @@ class Limits:
         """How many tasks the tenant may give in one round: its weight, on average."""
         return math.floor(self.of(tenant).weight + random.random())  # noqa: S311 - a share
 
-    def paused(self, tags: str) -> bool:
-        return self._all_paused or not self._paused_tags.isdisjoint(tags.split(","))
+    def paused(self, place: Place) -> bool:
+        tags, tenant = place
+        return self._all_paused or self.of(tenant).paused or not self._paused_tags.isdisjoint(tags.split(","))
+
+    def room(self, place: Place) -> float:
+        """How many tasks of a place may begin."""
+        return 0 if self.paused(place) else self.of(place[1]).room
 
     async def learn(self, tenants: Collection[str | None]) -> None:
         """Learn what these tenants may have, unless it is known."""
@@ -139,14 +149,15 @@ class Limits:
         if not wanted:
             return
         found = await self._permits(wanted)
-        few = {
-            resource: most
-            for resource, most in wanted.items()
-            if most > (found[resource][1] if resource in found else 0)
-        }
+        few: dict[str, tuple[int, int]] = {}
+        for resource, most in wanted.items():
+            have, free = _count(found.get(resource))
+            if have < most and free < self._spare:
+                few[resource] = have, have + min(most - have, self._spare + min(have, 500))
         if few:
-            await self._run(MAKE_PERMITS, {"resources": list(few), "mosts": list(few.values())})
-            found |= await self._permits(few)
+            haves, mosts = zip(*few.values(), strict=True)
+            await self._run(MAKE_PERMITS, {"resources": list(few), "haves": list(haves), "mosts": list(mosts)})
+            found |= await self._permits({resource: wanted[resource] for resource in few})
         for name in names:
             allowance = self._of[name]
             allowance.running = _free(found.get(f"running:{name}"))
@@ -173,6 +184,11 @@ def _allowance(own: Mapping[str, Any], every: Mapping[str, Any]) -> Allowance:
         parts = math.ceil(limit["rate"] / MOST_PERMITS)
         allowance.rate, allowance.period = limit["rate"] // parts, limit["rate_period"] / parts
     return allowance
+
+
+def _count(row: tuple[Any, ...] | None) -> tuple[int, int]:
+    """How many permits there are, and how many of them are free."""
+    return (0, 0) if row is None else (row[1], len(row[2] or ()))
 
 
 def _free(row: tuple[Any, ...] | None) -> list[Permit]:

@@ -152,14 +152,13 @@ COUNT = """
         RETURNING 1
 """
 
-_FREE = """
-        UPDATE permits SET free_at = now(), task_id = NULL FROM ended WHERE permits.task_id = ended.id RETURNING 1
+BY_KEY = "/* by key */"
+"""After the name of a table whose rows a statement finds one by one, by keys that it is given: see `Dialect.by_key`."""
+
+_FREE = f"""
+        UPDATE permits {BY_KEY} SET free_at = now(), task_id = NULL FROM ended WHERE permits.task_id = ended.id RETURNING 1
 """
 """What runs no more takes no place of those that may run at once."""
-
-_FREE_THESE = _FREE.replace("RETURNING", "AND permits.task_id = ANY (%(ids)s::int8[]) RETURNING")
-"""The same where the ids are known: CockroachDB would read all permits that are taken, and so wait for everybody, while it has
-no statistics that say better."""
 
 _SECONDS = "extract(epoch FROM tasks.finished - tasks.started) AS seconds"
 
@@ -176,7 +175,7 @@ def _complete(outcomes: str, parts: str, further: str = "") -> str:
     return f"""
 WITH {outcomes},
     ended AS (
-        UPDATE tasks SET
+        UPDATE tasks {BY_KEY} SET
             status = CASE WHEN outcome.status = 'pending' AND cancel_requested THEN 'cancelled' ELSE outcome.status END,
             exit_code = outcome.exit_code, output = outcome.output, error_output = outcome.error_output,
             {parts},
@@ -193,7 +192,7 @@ WITH {outcomes},
         RETURNING tasks.id, tasks.attempt, tasks.status, {_SECONDS}
     ),
     counted AS ({COUNT}),
-    freed AS ({_FREE_THESE}){further}
+    freed AS ({_FREE}){further}
 SELECT id, attempt FROM ended
 """
 
@@ -201,7 +200,7 @@ SELECT id, attempt FROM ended
 COMPLETE = _complete(_outcomes(), "output_parts = 0, error_output_parts = 0")
 """Write a batch of outcomes, each only under its own lease. IS TRUE, because no index fits that on PostgreSQL, which would scan
 `tasks_held` otherwise, with its dead entry for each task that this worker has finished lately, instead of looking each outcome up
-by primary key; CockroachDB plans both alike."""
+by primary key."""
 
 COMPLETE_LONG = _complete(
     _outcomes(", %(output_parts)s::int4[], %(error_output_parts)s::int4[]", ", output_parts, error_output_parts"),
@@ -241,7 +240,7 @@ WITH ended AS (
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
     counted AS ({COUNT}),
-    freed AS ({_FREE_THESE})
+    freed AS ({_FREE})
 SELECT count(*) FROM ended
 """
 """Give tasks back without counting the attempt."""
@@ -262,14 +261,14 @@ SELECT count(*) FROM ended
 _OURS = f"tasks.id = held.id AND tasks.attempt = held.attempt AND {_HELD_BY_US}"
 
 HEARTBEAT = f"""
-WITH ours AS (SELECT tasks.id FROM {_HELD} JOIN tasks ON {_OURS} FOR UPDATE OF tasks SKIP LOCKED)
+WITH ours AS (SELECT tasks.id FROM {_HELD} JOIN tasks {BY_KEY} ON {_OURS} FOR UPDATE OF tasks SKIP LOCKED)
 UPDATE tasks SET lease_expires_at = now() + %(lease)s * interval '1 second' WHERE id IN (SELECT id FROM ours)
 RETURNING id, attempt, cancel_requested
 """
 """Extend the leases that are still ours. A row that somebody else holds locked must not cost the others their leases; nobody
 recovers it meanwhile."""
 
-FIND_HELD = f"SELECT tasks.id, tasks.attempt, tasks.cancel_requested FROM {_HELD} JOIN tasks ON {_OURS}"
+FIND_HELD = f"SELECT tasks.id, tasks.attempt, tasks.cancel_requested FROM {_HELD} JOIN tasks {BY_KEY} ON {_OURS}"
 """Which leases are still ours, whoever holds their rows locked; what is not returned is lost."""
 
 PROGRESS = f"""
@@ -376,7 +375,7 @@ WITH verdict AS (
         FOR UPDATE SKIP LOCKED
     ),
     ended AS (
-        UPDATE tasks SET
+        UPDATE tasks {BY_KEY} SET
             status = CASE WHEN cancel_requested THEN 'cancelled' WHEN verdict.delay IS NULL THEN 'failed' ELSE 'pending' END,
             last_error = {_LOST},
             history = {_history("'lost'", _LOST)},
@@ -392,7 +391,7 @@ WITH verdict AS (
         RETURNING tasks.id, tasks.status, 0 AS seconds
     ),
     counted AS ({COUNT}),
-    freed AS ({_FREE_THESE})
+    freed AS ({_FREE})
 SELECT status, count(*) FROM ended GROUP BY status
 """
 """End attempts whose worker is gone, as was decided for each. `processing`, the attempt and an expired lease are seen under the

@@ -26,8 +26,8 @@ from continuum.db import (
     statements_limits,
     statements_schedules,
 )
-from continuum.db.cockroach_fair import HEAD, WINDOW
 from continuum.db.cockroach_ring import READ, WALK, WALK_ON
+from continuum.db.cockroach_waiting import HEAD, WINDOW
 from continuum.db.dialect import SCHEMA_VERSION
 from continuum.db.permits import FIND_LIMITS, FIND_PERMITS
 from continuum.db.pool import RESTED
@@ -131,7 +131,7 @@ ANSWERS: dict[str, list[Answer]] = {
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[Recorder]:
     """What has heard everything that the adapter says to CockroachDB, on a clock that waits for nothing."""
-    recorder = Recorder(ANSWERS)
+    recorder = Recorder({cockroach.COCKROACH.says(statement): answers for statement, answers in ANSWERS.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "connect", recorder.connect)
         patch.setattr(random, "randint", lambda first, _: first)  # where a worker begins, so that answers come in order
@@ -280,5 +280,5 @@ async def test_a_statement_of_the_adapter_that_went_wrong_is_named(recorder: Rec
     assert problems == {
         "SqlDatabase.heartbeat", "SqlDatabase.promote", "SqlDatabase.recover", "SqlDatabase.purge.<locals>.body",
         "SqlDatabase.claim_webhooks", "SqlDatabase.cancel_late", "SqlDatabase.delete_ended", "SqlSchedules.move_schedules",
-        "FairClaims._claim", "FairClaims._park", "SqlDatabase.resume_codes",
+        "claim_turns", "park", "SqlDatabase.resume_codes",
     }  # fmt: skip

@@ -13,16 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from continuum.db import cockroach_claim, cockroach_ring, cockroach_waiting, permits
 from continuum.db import cockroach_fair as fair
-from continuum.db import cockroach_ring as ring
-from continuum.db import permits
-from continuum.db.cockroach_fair import HINTS_SUFFICE, SHARDS, FairClaims
+from continuum.db.cockroach_fair import HINTS_SUFFICE, FairClaims
 from continuum.db.cockroach_ring import READ, Entry, hash_of
+from continuum.db.cockroach_waiting import SHARDS
 from continuum.db.dialect import Rows
 from continuum.db.errors import DatabaseUnavailable
 
 NOW = 1 << 60
 """An id of now, as unique_rowid() makes them."""
+
+STATEMENTS = {
+    value: name.lower()
+    for module in (cockroach_claim, cockroach_ring, cockroach_waiting, permits)
+    for name, value in vars(module).items()
+    if name.isupper() and isinstance(value, str)
+}
 
 
 def entry(shard: int, priority: int, task_id: int, tenant: str | None = None) -> Entry:
@@ -46,10 +53,7 @@ class Index:
         if failure is not None:
             raise failure
         assert parameters is not None
-        known = {
-            value: name for module in (fair, ring, permits) for name, value in vars(module).items() if name.isupper()
-        }
-        self.asked.append(known[statement].lower())
+        self.asked.append(STATEMENTS[statement])
         answer: Rows = getattr(self, self.asked[-1])(parameters)
         return answer
 
@@ -78,6 +82,9 @@ class Index:
     def window(self, where: Mapping[str, Any]) -> list[Entry]:
         found = [each for each in self._place(where) if each.priority == where["priority"]]
         return [each for each in found if (each.shard, each.id) > (where["shard"], where["id"])][:READ]
+
+    def still_there(self, where: Mapping[str, Any]) -> Rows:
+        return [(each.id,) for each in self.pending if each.id in where["ids"]]
 
     def find_limits(self, where: Mapping[str, Any]) -> Rows:
         known = self.limits.keys() | self.weights.keys()
@@ -364,6 +371,130 @@ async def test_of_a_limited_tenant_no_more_is_claimed_than_there_are_permits(aut
         for number in range(4):
             nursery.start_soon(claim, number)
     assert claimed.total() == len(index.taken) == 3
+
+
+async def test_who_finds_all_that_it_knew_taken_by_others_claims_no_more_often_for_that(
+    autojump_clock: MockClock,
+) -> None:
+    """Others were there since a worker read what waits: it looks before it claims."""
+    whose = {NOW + 100 * n + k: f"t{k:03}" for k in range(12) for n in range(40)}
+    index = Index({entry(each % SHARDS, 0, each, tenant) for each, tenant in whose.items()})
+    workers = [FairClaims(index.run, index.run) for _ in range(5)]
+    count = Counter[str]()
+    for _ in range(12):
+        for claims in workers:
+            count.update(whose[each] for each in ids(await take(claims, parameters(4))))
+    assert count.total() == 240
+    assert max(count.values()) - min(count.values()) <= 2, count
+    assert Counter(index.asked)["claim_keys"] <= 60 * 1.3, Counter(index.asked)
+
+
+async def test_others_being_quicker_lets_nothing_that_is_less_urgent_go_first(autojump_clock: MockClock) -> None:
+    index = Index({entry(n % SHARDS, n // 10, NOW + n) for n in range(40)})
+    claims = FairClaims(index.run, index.run)
+    real = index.claim_keys
+
+    def robbed(where: Mapping[str, Any]) -> Rows:
+        index.claim_keys = real  # type: ignore[method-assign]
+        index.pending = {each for each in index.pending if each.id not in where["ids"]}
+        return real(where)
+
+    index.claim_keys = robbed  # type: ignore[method-assign]
+    assert {row[8] for row in await take(claims, parameters(4))} == {0}
+
+
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_claim_ends_where_somebody_holds_what_waits_locked(autojump_clock: MockClock, limited: bool) -> None:
+    index = Index({entry(3, 0, NOW, "a")}, limits={"a": 1000} if limited else {})
+    index.claim_keys = index.claim_limited = lambda where: []  # type: ignore[method-assign]
+    claims = FairClaims(index.run, index.run)
+    began = trio.current_time()
+    assert await take(claims, parameters(4)) == []
+    assert trio.current_time() - began < 1
+    assert Counter(index.asked)["claim_limited" if limited else "claim_keys"] == fair.TRIES + 1
+
+
+async def test_a_claim_ends_where_all_are_held_back_and_looking_takes_long(autojump_clock: MockClock) -> None:
+    names = [f"t{k:02}" for k in range(12)]
+    pending = {entry(n % SHARDS, 0, NOW + 100 * n + k, name) for k, name in enumerate(names) for n in range(70)}
+    index = Index(pending, limits=dict.fromkeys(names, 0))
+
+    async def slow(*arguments: Any, **options: Any) -> Rows:
+        await trio.sleep(0.4)
+        return await index.run(*arguments, **options)
+
+    with trio.fail_after(60):
+        assert await take(FairClaims(slow, slow), parameters(4)) == []
+
+
+async def test_all_who_wake_for_a_few_tasks_find_some(autojump_clock: MockClock) -> None:
+    """Each is after the first one, and looks for another where it was not the quickest."""
+    index = Index({entry(n % SHARDS, 0, NOW + n) for n in range(12)})
+    workers = [FairClaims(index.run, index.run) for _ in range(3)]
+    taken: list[int] = []
+
+    async def claim(claims: FairClaims) -> None:
+        found = ids(await take(claims, parameters(1)))
+        assert len(found) == 1
+        taken.extend(found)
+
+    async with trio.open_nursery() as nursery:
+        for claims in workers:
+            nursery.start_soon(claim, claims)
+    assert len(set(taken)) == 3
+
+
+async def test_what_was_told_of_and_not_claimed_for_a_failure_is_looked_for_next(autojump_clock: MockClock) -> None:
+    index = Index()
+    claims = FairClaims(index.run, index.run)
+    assert await take(claims, parameters(4)) == []
+    index.pending = {entry(3, 0, NOW), entry(4, 0, NOW + 1)}
+    claims.hint(entry(3, 0, NOW))
+    claims.hint(entry(4, 0, NOW + 1))
+    index.failures = [None, DatabaseUnavailable("gone")]
+    with pytest.raises(DatabaseUnavailable):
+        await take(claims, parameters(1))
+    claims.hint(entry(5, 0, NOW + 2))
+    assert sorted(ids(await take(claims, parameters(4)))) == [NOW, NOW + 1]
+
+
+async def test_where_tasks_keep_coming_a_tenant_is_not_lost_sight_of(autojump_clock: MockClock) -> None:
+    tenants = [f"t{k:02}" for k in range(20)]
+    index = Index({entry(n % SHARDS, 0, NOW + 100 * n + k, name) for k, name in enumerate(tenants) for n in range(8)})
+    whose = {each.id: each.tenant for each in index.pending}
+    claims = FairClaims(index.run, index.run)
+    for n in range(40):  # as many come as go
+        for each in ids(await take(claims, parameters(4))):
+            new = entry(n % SHARDS, 0, NOW + 10_000 + each, whose[each])
+            index.pending.add(new)
+            whose[new.id] = new.tenant
+    served = Counter(name for each, name in whose.items() if all(each != entry.id for entry in index.pending))
+    assert max(served.values()) - min(served[name] for name in tenants) <= 2, served
+
+
+async def test_permits_are_made_as_they_are_needed() -> None:
+    made: list[tuple[int, int]] = []
+    free: list[int] = []
+
+    async def read(statement: str, parameters: Mapping[str, Any] | None = None) -> Rows:
+        if statement == permits.FIND_LIMITS:
+            return [("tenant", "a", None, 10_000, None, None, None)]
+        return [("running:a", made[-1][1], list(free), None, False)] if made else []
+
+    async def run(
+        statement: str, parameters: Mapping[str, Any] | None = None, *, writes: bool = False, keyed: bool = False
+    ) -> Rows:
+        assert parameters is not None
+        made.append((parameters["haves"][0], parameters["mosts"][0]))
+        free.extend(range(made[-1][0] + 1, made[-1][1] + 1))
+        return []
+
+    limits = permits.Limits(run, read, (), 40)
+    await limits.learn(["a"])
+    assert limits.of("a").room == 40
+    del free[5:]  # others took the rest
+    await permits.Limits(run, read, (), 40).learn(["a"])
+    assert made == [(0, 40), (40, 120)]
 
 
 additions = st.tuples(

@@ -24,8 +24,10 @@ from continuum.nursery.state import WorkerState
 BATCH = 200
 """Ended tasks that are followed by one statement."""
 REST = 20.0
-"""A look through what waits is followed by a rest that takes so many times as long: however much waits, it costs a
-twentieth of one connection."""
+"""A look through what waits is followed by a rest that takes so many times as long as the database took to answer: however much
+waits, and however many workers queue for the lock, it costs a twentieth of one connection."""
+FEW_WAIT = 4
+"""Where a look has seen all that waits at once, it rests for no longer than so many times POLLING_INTERVAL."""
 
 
 @dataclass(slots=True)
@@ -70,37 +72,46 @@ class Admissions:
         while True:
             began = trio.current_time()
             whole = began >= next_whole
-            await self._look_through(whole=whole)
-            took = trio.current_time() - began
+            rest = await self._look_through(whole=whole)
             if whole:
-                next_whole = began + max(self.settings.polling_interval, REST * took)
-            await trio.sleep(REST * took)
+                next_whole = began + max(self.settings.polling_interval, rest)
+            await trio.sleep(rest)
             await self.gated.wait(max(0.0, next_whole - trio.current_time()))
 
-    async def _look_through(self, *, whole: bool) -> None:
-        """Go through what waits, the newest first; unless the whole is wanted, as far as there is something to admit."""
+    async def _look_through(self, *, whole: bool) -> float:
+        """Go through what waits, the newest first; unless the whole is wanted, as far as there is something to admit. Returns how
+        long to rest, in seconds."""
         self._waiting = True  # what ends from now on may be what something waits for that is seen here
         below: int | None = None
+        rest = 0.0
         while True:
-            found = await self._admit(partial(self.database.admit_page, below))
+            found, took = await self._admit(partial(self.database.admit_page, below))
+            rest += REST * took
             if below is None and whole and found.parked:
                 await self._resume_codes()
             if below is None and not found.seen:
                 self._waiting = False
                 self._ended.clear()
-                return
+            if below is None and found.below is None:
+                return min(rest, FEW_WAIT * self.settings.polling_interval)
             below = found.below
             if below is None or (not whole and not found.admitted):
-                return
+                return rest
 
     async def _resume_codes(self) -> None:
         while await until_available(self.state, "admission", self.database.resume_codes):
             self.work.notify()
 
-    async def _admit(self, call: Callable[[], Awaitable[Admission]]) -> Admission:
-        found = await until_available(self.state, "admission", call)
+    async def _admit(self, call: Callable[[], Awaitable[Admission]]) -> tuple[Admission, float]:
+        """Returns how long it took as well, in seconds, without the calls that failed: after an outage nobody rests."""
+
+        async def timed() -> tuple[Admission, float]:
+            began = trio.current_time()
+            return await call(), trio.current_time() - began
+
+        found, took = await until_available(self.state, "admission", timed)
         if found.admitted:
             self.work.notify()
         if found.cancelled:
             self.ended(found.cancelled)
-        return found
+        return found, took

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from trio.testing import MockClock
 
 from continuum.db.memory import MemoryDatabase
 from continuum.model import ClaimedTask, Completion, Limit, NewTask, Scope, Status
+from continuum.nursery.admission import FEW_WAIT
 from tests.support.fake_sandbox import FakeBackend
 from tests.support.harness import worker
 
@@ -83,6 +85,42 @@ async def test_an_outage_between_an_end_and_its_admission_loses_nothing(
         await trio.sleep(20)
         database.unavailable = False
         await w.wait_for(first, second, seconds=30)
+
+
+async def test_after_an_outage_what_waits_is_looked_through_as_soon_as_ever(
+    autojump_clock: MockClock, database: MemoryDatabase
+) -> None:
+    async with worker(database, polling_interval=POLLING) as w:
+        running, _ = await w.submit("sleep 1000", "hello", sequence_key="a")
+        await w.wait_for(running, status="processing")
+        database.unavailable = True
+        await trio.sleep(60)
+        database.unavailable = False
+        await trio.sleep(POLLING)
+        began = trio.current_time()
+        (free,) = await w.submit("hello", sequence_key="b")
+        await w.wait_for(free)
+        assert trio.current_time() - began <= POLLING
+
+
+async def test_a_slow_database_is_looked_through_more_seldom_but_not_for_ever(
+    autojump_clock: MockClock, database: MemoryDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    admit_page = MemoryDatabase.admit_page
+
+    async def slow(self: MemoryDatabase, below: int | None = None) -> Any:
+        looks.append(trio.current_time())
+        await trio.sleep(3)
+        return await admit_page(self, below)
+
+    async with worker(database, polling_interval=POLLING) as w:
+        running, _ = await w.submit("sleep 1000", "hello", sequence_key="a")
+        await w.wait_for(running, status="processing")
+        monkeypatch.setattr(MemoryDatabase, "admit_page", slow)
+        await trio.sleep(200)
+    pauses = [after - before for before, after in pairwise(looks)]
+    assert POLLING < max(pauses) <= FEW_WAIT * POLLING + 3
 
 
 KEYS = st.sampled_from([None, "a", "b"])

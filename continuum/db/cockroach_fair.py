@@ -35,6 +35,8 @@ from continuum.tags import sets_of
 WALK_COST = 25.0
 """A walk that goes around in few steps rests for so many times what a step took."""
 FEW_STEPS = 4
+LONGEST_REST = 5.0
+"""Seconds, in any case: a step that took long because a node died says nothing of the next one."""
 FEWEST_LOOKED_UP = 4
 """For how many places limits are looked up by one statement, at least."""
 HINTS_SUFFICE = 3.0
@@ -210,7 +212,7 @@ class FairClaims:
             self._whole_seen_at = -math.inf
         now = trio.current_time()
         rests = step.last and self._walk.steps <= FEW_STEPS
-        self._walk_at = now + WALK_COST * (now - began) if rests else now
+        self._walk_at = now + min(LONGEST_REST, WALK_COST * (now - began)) if rests else now
 
     def _learn(self, harvest: Harvest, place: Place, entries: list[Entry], *, whole: bool) -> None:
         within = harvest.within(entries)

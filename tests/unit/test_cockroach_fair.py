@@ -266,6 +266,26 @@ async def test_what_is_more_urgent_in_another_part_is_seen_within_a_second(autoj
     assert trio.current_time() - began < 1.1
 
 
+async def test_a_look_that_took_long_once_does_not_keep_a_new_tenant_waiting(autojump_clock: MockClock) -> None:
+    index = Index({entry(number % SHARDS, 5, NOW + number) for number in range(2000)})
+    claims = FairClaims(index.run, index.run)
+
+    async def slow(*arguments: Any, **options: Any) -> Rows:
+        await trio.sleep(3)  # as when a node dies
+        return await index.run(*arguments, **options)
+
+    await take(claims, parameters(5))
+    claims._walk._read = slow
+    with trio.move_on_after(20):
+        while claims._walk_at - trio.current_time() < fair.LONGEST_REST / 2:
+            await take(claims, parameters(1))
+    claims._walk._read = index.run
+    index.pending.add(entry(9, 5, NOW + 30_000, "new"))
+    with trio.fail_after(fair.LONGEST_REST + 1):
+        while NOW + 30_000 not in ids(await take(claims, parameters(5))):
+            await trio.sleep(0.2)
+
+
 async def test_what_was_claimed_before_a_failure_is_returned_and_the_failure_raised_next(
     autojump_clock: MockClock,
 ) -> None:

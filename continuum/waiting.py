@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from continuum.model import OTHERS_NAMED, HeldBackBy, TaskRecord, WaitsFor, WorkerRecord
 
+A_WORKER = "a worker to claim it"
+"""What it waits for where nothing is known that keeps it from one."""
+
 _HELD_BACK = {
     HeldBackBy.QUEUE_PAUSED: "the queue, which is paused",
     HeldBackBy.CODE_PAUSED: "its code, which is paused",
@@ -16,7 +19,7 @@ _HELD_BACK = {
 }
 
 
-def told(task: TaskRecord, waits: WaitsFor | None, workers: Sequence[WorkerRecord]) -> str | None:
+def in_words(task: TaskRecord, waits: WaitsFor | None, workers: Sequence[WorkerRecord]) -> str | None:
     """What a task waits for; None where that is nothing but its time, or it does not wait."""
     if waits is None:
         return None
@@ -48,4 +51,4 @@ def _worker(task: TaskRecord, alive: Sequence[WorkerRecord]) -> str:
         return f"a free slot: all {slots} are in use"
     if task.worker_tags:
         return f"a worker with the tags {', '.join(task.worker_tags)}"
-    return "a worker to claim it"
+    return A_WORKER

@@ -17,6 +17,7 @@ from continuum.client.waiting import PATIENCE
 from continuum.db.errors import DatabaseUnavailable
 from continuum.dependencies import progress_values
 from continuum.model import BatchProgress, Status, Stream, TaskRecord
+from continuum.waiting import A_WORKER, in_words
 
 UNTAKEN = 3.0
 """Seconds for which a task is pending before those who watch it are told why that may be."""
@@ -76,15 +77,12 @@ def _news(before: TaskRecord, now: TaskRecord) -> str:
 async def _why_it_waits(client: Client, record: TaskRecord) -> str:
     if record.run_at is not None:
         return f"task {record.id} is not due before {record.run_at:%Y-%m-%d %H:%M:%S} UTC"
-    alive = [worker for worker in await client.database.workers() if worker.alive]
-    if not alive:
+    workers = await client.database.workers()
+    if not any(worker.alive for worker in workers):
         return f"task {record.id} waits, and no worker is alive: start one with `continuum worker`"
-    used, slots = sum(worker.running for worker in alive), sum(worker.slots for worker in alive)
-    return f"task {record.id} waits for a worker: {len(alive)} alive, {used} of {slots} slots in use" + (
-        ""
-        if used >= slots
-        else "; does MIN_PRIORITY or MAX_PRIORITY of theirs leave it out? `continuum status` shows them"
-    )
+    waits = in_words(record, await client.database.waits_for(record.id), workers) or A_WORKER
+    hint = "; does MIN_PRIORITY or MAX_PRIORITY of theirs leave it out? `continuum status` shows them"
+    return f"task {record.id} waits for {waits}{hint if waits == A_WORKER else ''}"
 
 
 async def follow_batch(client: Client, name: str, tenant: str | None, seconds: float | None) -> BatchProgress:

@@ -13,8 +13,8 @@ from rich.text import Text
 from continuum.cli.formats import at, between, print_table, span, styled
 from continuum.cli.output import for_terminal, one_line
 from continuum.db.protocol import Database
-from continuum.model import CodeRecord, Status, TaskRecord
-from continuum.waiting import told
+from continuum.model import OTHERS_NAMED, CodeRecord, Status, TaskRecord
+from continuum.waiting import in_words
 
 PLACE = re.compile(r'^ *File "[^"\n]*script\.py", line (\d+)', re.MULTILINE)
 """Where a traceback passes through the script."""
@@ -30,7 +30,9 @@ async def tell_story(database: Database, task: TaskRecord) -> None:
     console = Console(soft_wrap=True, highlight=False)
     print_ = console.print
     print_(Text.assemble((f"task {task.id}", "bold"), f"  {one_line(task.name)}  ", styled(task.status)))
-    waits = told(task, await database.waits_for(task.id), await database.workers())
+    waits: str | None = None
+    if task.status == Status.PENDING:
+        waits = in_words(task, await database.waits_for(task.id), await database.workers())
     for name, value in _facts(task, waits):
         print_(Text.assemble((f"  {name:<16}", "dim"), one_line(value)))
     if attempts := list(_attempts(task)):
@@ -94,13 +96,9 @@ def _facts(task: TaskRecord, waits: str | None) -> Iterator[tuple[str, str]]:
         yield "code", task.code_id
 
 
-MOST_NAMED = 20
-"""Dependencies that are named."""
-
-
 def _dependencies(task: TaskRecord) -> str:
-    named = ", ".join(str(each) for each in task.depends_on[:MOST_NAMED])
-    more = f" and {len(task.depends_on) - MOST_NAMED} more" if len(task.depends_on) > MOST_NAMED else ""
+    named = ", ".join(str(each) for each in task.depends_on[:OTHERS_NAMED])
+    more = f" and {len(task.depends_on) - OTHERS_NAMED} more" if len(task.depends_on) > OTHERS_NAMED else ""
     batch = "" if task.depends_batch is None else f"{', ' if named else ''}the batch {task.depends_batch}"
     any_one = "any one of " if task.depends_any else ""
     return f"{any_one}{named}{more}{batch}{', however they end' if task.depends_ended else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,9 +19,9 @@ from continuum.nursery.state import WorkerState
 from continuum.schedules import ScheduleRecord
 from continuum.status import charts
 from continuum.status.overview import Overview
-from continuum.status.shared import Shared, Unavailable, ask
+from continuum.status.shared import Shared, SharedByKey, Unavailable, ask
 from continuum.status.views import worker_status
-from continuum.waiting import told
+from continuum.waiting import in_words
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ TAIL = 600
 SHARE = 0.1
 """The part of its time that the database may be asked for each of what a page shows."""
 TASKS_REMEMBERED = 64
-"""Tasks of which the last reading is kept."""
+"""Tasks, and batches, of which the last reading is kept."""
 SEARCHES = 2
 """Searches at once: each may look at many rows."""
 LONGEST_GAP = 10.0
@@ -57,8 +57,9 @@ class Board:
         self._workers = Shared(database.workers, 1.0, SHARE)
         self.forget_limits()
         self._running = Shared(lambda: database.running(RUNNING_SHOWN, TAIL), 1.0, SHARE)
-        self._tasks: OrderedDict[int, Shared[TaskRecord | None]] = OrderedDict()
-        self._batches: OrderedDict[tuple[str | None, str], Shared[BatchProgress]] = OrderedDict()
+        self._tasks = SharedByKey(self._ask_task, TASKS_REMEMBERED)
+        self._waits = SharedByKey(database.waits_for, TASKS_REMEMBERED)
+        self._batches = SharedByKey(self._ask_batch, TASKS_REMEMBERED, SHARE)
         self._totals = _Totals()
         self._searches = trio.CapacityLimiter(SEARCHES)
 
@@ -116,45 +117,37 @@ class Board:
 
     async def task(self, task_id: int) -> TaskRecord | None:
         """A task, as it was a second ago at most. Raises `Unavailable`."""
-
-        async def ask() -> TaskRecord | None:
-            found = await self._database.fetch([task_id])
-            return found[0] if found else None
-
-        known = self._tasks.setdefault(task_id, Shared(ask))
-        self._tasks.move_to_end(task_id)
-        if len(self._tasks) > TASKS_REMEMBERED:
-            self._tasks.popitem(last=False)
-        return await known.get()
+        return await self._tasks.get(task_id)
 
     async def batch(self, task: TaskRecord) -> BatchProgress | None:
         """How the batch of a task stands, or that which it waits for. Raises `Unavailable`."""
         name = task.batch if task.batch is not None else task.depends_batch
-        if name is None:
-            return None
-        key = (task.tenant, name)
-        known = self._batches.setdefault(key, Shared(lambda: self._database.batch(*key), share=SHARE))
-        self._batches.move_to_end(key)
-        if len(self._batches) > TASKS_REMEMBERED:
-            self._batches.popitem(last=False)
-        return await known.get()
+        return None if name is None else await self._batches.get((task.tenant, name))
 
     async def waits_for(self, task: TaskRecord) -> str | None:
         """What a task waits for that is pending and due. Raises `Unavailable`."""
         if task.status != Status.PENDING:
             return None
-        waits = await ask(lambda: self._database.waits_for(task.id))
-        return told(task, waits, await self._workers.get()) if waits else None
+        waits = await self._waits.get(task.id)
+        return in_words(task, waits, await self._workers.get()) if waits else None
 
     def forget(self, task_id: int) -> None:
         """A task was changed just now: what was read before is not to be shown."""
-        self._tasks.pop(task_id, None)
+        self._tasks.forget(task_id)
+        self._waits.forget(task_id)
 
     async def code(self, code_id: str | None) -> CodeRecord | None:
         """Raises `Unavailable`."""
         if code_id is None:
             return None
         return await ask(lambda: self._database.fetch_code(code_id))
+
+    async def _ask_task(self, task_id: int) -> TaskRecord | None:
+        found = await self._database.fetch([task_id])
+        return found[0] if found else None
+
+    async def _ask_batch(self, key: tuple[str | None, str]) -> BatchProgress:
+        return await self._database.batch(*key)
 
     async def _ask_failures(self) -> list[FailureGroup]:
         return await self._database.failures(dt.datetime.now(dt.UTC) - FAILED_WITHIN, 20)

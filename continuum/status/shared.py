@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -9,6 +10,7 @@ import trio
 
 from continuum.db.errors import DatabaseError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 MAXIMUM_AGE = 1.0
@@ -67,3 +69,25 @@ class Shared(Generic[T]):
         except Unavailable as error:
             self._last = error
         self._read_at = trio.current_time()
+
+
+class SharedByKey(Generic[K, T]):
+    """A reading for each of many keys; the last `most` that somebody looked at are kept."""
+
+    def __init__(self, read: Callable[[K], Awaitable[T]], most: int, share: float = 1.0) -> None:
+        self._read = read
+        self._most = most
+        self._share = share
+        self._readings: OrderedDict[K, Shared[T]] = OrderedDict()
+
+    async def get(self, key: K) -> T:
+        """As `Shared.get`."""
+        known = self._readings.setdefault(key, Shared(lambda: self._read(key), share=self._share))
+        self._readings.move_to_end(key)
+        if len(self._readings) > self._most:
+            self._readings.popitem(last=False)
+        return await known.get()
+
+    def forget(self, key: K) -> None:
+        """It is to be read anew."""
+        self._readings.pop(key, None)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from continuum.cli.follow import UNTAKEN, follow_task
 from continuum.cli.story import tell_story
 from continuum.db.memory import MemoryDatabase
-from continuum.model import HeldBackBy, Limit, NewTask, Scope, TaskRecord, WaitsFor, WorkerRecord
-from continuum.waiting import told
+from continuum.model import HeldBackBy, Limit, NewTask, Scope, TaskRecord, WaitsFor, WorkerRecord, WorkerReport
+from continuum.waiting import in_words
+from tests.unit.test_cli_output import Memory
 from tests.unit.test_status_app import client
 
 NOW = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
@@ -39,7 +43,7 @@ async def test_who_could_run_it_is_told_where_nothing_holds_it_back(
     workers: list[WorkerRecord], tags: tuple[str, ...], words: str
 ) -> None:
     task = await record(MemoryDatabase(), NewTask(code="hello", worker_tags=tags))
-    assert told(task, WaitsFor(None), workers) == words
+    assert in_words(task, WaitsFor(None), workers) == words
 
 
 async def test_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,12 +53,12 @@ async def test_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     either = await record(database, NewTask(code="hello", depends_on=(one, two), depends_any=True))
     key = await record(database, NewTask(code="hello", concurrency_key="shop"))
     waits = await database.waits_for(both.id)
-    assert told(both, waits, []) == f"others to end: {one}, {two}"
-    assert told(either, waits, []) == f"one of these to complete: {one}, {two}"
-    assert told(key, await database.waits_for(key.id), []) == "a place among those with the key shop"
+    assert in_words(both, waits, []) == f"others to end: {one}, {two}"
+    assert in_words(either, waits, []) == f"one of these to complete: {one}, {two}"
+    assert in_words(key, await database.waits_for(key.id), []) == "a place among those with the key shop"
     await database.cancel(one)
     await database.cancel(two)
-    assert told(both, await database.waits_for(both.id), []) == (
+    assert in_words(both, await database.waits_for(both.id), []) == (
         "a worker to see that it need wait for no other any more"
     )
     await tell_story(database, both)
@@ -77,6 +81,25 @@ async def test_what_it_waits_by_is_told(capsys: pytest.CaptureFixture[str]) -> N
         "Worker tags</dt><dd>eu, gpu",
     ):
         assert line in shown
+
+
+async def test_who_follows_a_task_is_told_as_well(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = MemoryDatabase()
+    await database.report(WorkerReport("one", "host", 1, "0", 4, 0, "fake"))
+    await database.set_limit(Limit(Scope.QUEUE, "", paused=True))
+    task = await record(database, NewTask(code="hello"))
+    free = await record(database, NewTask(code="hello", concurrency_key="shop"))
+    await database.admit_page()
+    with trio.move_on_after(2 * UNTAKEN):
+        await follow_task(Memory(database), task.id)
+    await database.set_limit(Limit(Scope.QUEUE, "", paused=False))
+    with trio.move_on_after(2 * UNTAKEN):
+        await follow_task(Memory(database), free.id)
+    paused, unclaimed = capsys.readouterr().err.splitlines()
+    assert paused == f"continuum: task {task.id} waits for the queue, which is paused"
+    assert unclaimed.startswith(f"continuum: task {free.id} waits for a worker to claim it; does MIN_PRIORITY")
 
 
 async def test_the_page_of_a_task_says_so_until_it_has_begun() -> None:

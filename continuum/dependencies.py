@@ -64,9 +64,9 @@ def _culprit(others: Mapping[int | None, str | None], batch: Standing | None) ->
     failed = min((each for each, status in others.items() if status in FAILED and each is not None), default=None)
     if failed is not None:
         return f"task {failed}, which it depends on, {_ENDS[others[failed] or '']}"
-    if batch is not None and (member := min((batch.one_of[each] for each in FAILED & {*batch.one_of}), default=None)):
-        ends = next(_ENDS[status] for status, task_id in batch.one_of.items() if task_id == member)
-        return f"task {member} of the batch {batch.name}, which it depends on, {ends}"
+    if batch is not None and (members := [(each, status) for status, each in batch.one_of.items() if status in FAILED]):
+        member, status = min(members)
+        return f"task {member} of the batch {batch.name}, which it depends on, {_ENDS[status]}"
     absent = min((each for each, status in others.items() if status is None and each is not None), default=None)
     if absent is None and None not in others and batch is not None:
         return f"the batch {batch.name}, which it depends on, has no tasks"

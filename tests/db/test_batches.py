@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,12 +17,12 @@ from tests.db.test_dependencies import claimable, finish, record_of, submitted
 from tests.support.listener import listening
 
 
-def of(batch: str, **values: object) -> NewTask:
-    return NewTask(code="pass", batch=batch, **values)  # type: ignore[arg-type]
+def of(batch: str, **values: Any) -> NewTask:
+    return NewTask(code="pass", batch=batch, **values)
 
 
-def behind(batch: str, **values: object) -> NewTask:
-    return NewTask(code="pass", depends_batch=batch, **values)  # type: ignore[arg-type]
+def behind(batch: str, **values: Any) -> NewTask:
+    return NewTask(code="pass", depends_batch=batch, **values)
 
 
 async def look(database: Database) -> list[int]:

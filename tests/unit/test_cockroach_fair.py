@@ -409,24 +409,28 @@ async def test_who_finds_all_that_it_knew_taken_by_others_claims_no_more_often_f
     assert Counter(index.asked)["claim_keys"] <= 60 * 1.3, Counter(index.asked)
 
 
-async def test_others_being_quicker_lets_nothing_that_is_less_urgent_go_first(autojump_clock: MockClock) -> None:
+async def test_others_being_quicker_lets_nothing_that_is_less_urgent_go_first(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = Index({entry(n % SHARDS, n // 10, NOW + n) for n in range(40)})
     claims = FairClaims(index.run, index.run)
-    real = index.claim_keys
 
     def robbed(where: Mapping[str, Any]) -> Rows:
-        index.claim_keys = real  # type: ignore[method-assign]
+        monkeypatch.undo()
         index.pending = {each for each in index.pending if each.id not in where["ids"]}
-        return real(where)
+        return index.claim_keys(where)
 
-    index.claim_keys = robbed  # type: ignore[method-assign]
+    monkeypatch.setattr(index, "claim_keys", robbed)
     assert {row[8] for row in await take(claims, parameters(4))} == {0}
 
 
 @pytest.mark.parametrize("limited", [False, True])
-async def test_a_claim_ends_where_somebody_holds_what_waits_locked(autojump_clock: MockClock, limited: bool) -> None:
+async def test_a_claim_ends_where_somebody_holds_what_waits_locked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
     index = Index({entry(3, 0, NOW, "a")}, limits={"a": 1000} if limited else {})
-    index.claim_keys = index.claim_limited = lambda where: []  # type: ignore[method-assign]
+    for name in ("claim_keys", "claim_limited"):
+        monkeypatch.setattr(index, name, lambda where: [])
     claims = FairClaims(index.run, index.run)
     began = trio.current_time()
     assert await take(claims, parameters(4)) == []

@@ -147,7 +147,12 @@ def _reason(task_id: int, following: Mapping[Node, Node]) -> str:
 
 def is_suspect(task: Waiting) -> bool:
     """Whether a task that waits may be in a circle: in each somebody waits for a batch, or for a task that is no older."""
-    return task.waits_for is not None or any(each is not None and each >= task.id for each in task.depends_on)
+    return task.waits_for is not None or depends_on_later(task)
+
+
+def depends_on_later(task: Waiting) -> bool:
+    """Whether a task depends on one that is no older, which takes somebody who writes its id by hand."""
+    return any(each is not None and each >= task.id for each in task.depends_on)
 
 
 def circles(graph: Mapping[Node, Needs], starts: Iterable[int]) -> list[list[Node]]:
@@ -198,9 +203,7 @@ async def in_circles(run: Run, page: Sequence[Waiting]) -> dict[int, str]:
     standings = await standings_of(run, batches)
     idle = [key for key, batch in standings.items() if Status.PROCESSING not in batch.one_of and batch.unfinished]
     blocked = {(tenant, name) for tenant, name in await by_key(run, BLOCKED_MEMBER, idle)}
-    starts = [
-        each.id for each in suspects if each.waits_for in blocked or is_suspect(each._replace(depends_batch=None))
-    ]
+    starts = [each.id for each in suspects if each.waits_for in blocked or depends_on_later(each)]
     return (await _ahead(run, starts)).refused(starts) if starts else {}
 
 

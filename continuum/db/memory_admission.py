@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from continuum.db.admission import AT_ONCE, PAGE, Key, Waiting, choose, decidable, limit_of
-from continuum.db.circles import Ahead, is_suspect
+from continuum.db.circles import Ahead, depends_on_later
 from continuum.dependencies import Standing, Verdict
 from continuum.model import OTHERS_NAMED, TERMINAL, Limit, Scope, Status, TaskRecord
 
@@ -119,8 +119,7 @@ class MemoryAdmission:
         return ahead.refused(
             each
             for each in page
-            if each in blocked
-            and (is_suspect(blocked[each]._replace(depends_batch=None)) or self._may_be_in_circle(blocked[each], ahead))
+            if each in blocked and (depends_on_later(blocked[each]) or self._may_be_in_circle(blocked[each], ahead))
         )
 
     def _may_be_in_circle(self, task: Waiting, ahead: Ahead) -> bool:
